@@ -1,0 +1,249 @@
+"""The agent's values: what the gateway asks for, and what Linux can be asked to hold.
+
+Frozen, checked on birth, no I/O. `wanted` and `found` are made of the same types, so "is it right?" is `==`;
+fields that Linux cannot hold (whose object it is) take no part in the comparison.
+
+Product values (desired): Server, Account.
+Kernel values (wanted and found): Link, Qdisc, Class, Forwarding, Mark, Peer.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Generic, TypeVar
+
+from agent.errors import InvalidValue
+
+MAX_RATE = 10_000  # Mbit/s; the v1 API's own bound
+DEFAULT_MTU = 1420  # WireGuard's own: 1500 - 80 (IPv6 outer header and WireGuard's own 40)
+INTERFACE_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # IFNAMSIZ is 16 with the final zero
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Secret:
+    """A text that is never shown. `reveal()` is the only way to it, so that every use can be found."""
+
+    _text: str
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(...)" if self._text else "Secret('')"
+
+    __str__ = __repr__
+
+
+def checked_key(name: str, text: str) -> str:
+    """A WireGuard key: base64 of 32 bytes, in the one canonical spelling. Raises InvalidValue."""
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != 32 or base64.b64encode(raw).decode() != text:
+        raise InvalidValue(name, "must be a WireGuard key: base64 of 32 bytes")
+    return text
+
+
+def minor(mark: int) -> int:
+    """Class minor of a mark: the decimal digits read as hex up to 9999, the number itself from 40960 on.
+
+    Source: spec of the v1 API, "class id"; `tc` shows minors in hex, so mark 109 is class 1:109.
+    """
+    return int(str(mark), 16) if mark <= 9999 else mark
+
+
+def is_mark(mark: int) -> bool:
+    return 100 <= mark <= 9999 or 40960 <= mark <= 65534
+
+
+# -- what the gateway asks for ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A WireGuard server as the product knows it; the kernel knows it as a Link."""
+
+    name: str
+    interface: str
+    private_key: Secret
+    listen_port: int
+    address: IPv4Interface  # its own address, with the network its accounts live in
+    mtu: int = 0  # bytes; 0 = DEFAULT_MTU
+    internal_traffic: bool = False  # may its accounts reach one another
+    external_ip: IPv4Address | None = None  # source address on the uplink; None = the uplink's own
+
+    def __post_init__(self) -> None:
+        if not NAME_PATTERN.fullmatch(self.name):
+            raise InvalidValue("server.name", f"{self.name!r} must be 1-64 letters, digits, '_' or '-'")
+        if not INTERFACE_PATTERN.fullmatch(self.interface):
+            raise InvalidValue("server.interface", f"{self.interface!r} must be 1-15 letters, digits, '_', '-' or '.'")
+        checked_key("server.private_key", self.private_key.reveal())
+        if not 1 <= self.listen_port <= 65535:
+            raise InvalidValue("server.listen_port", f"{self.listen_port} must be within 1-65535")
+        if self.mtu and not 576 <= self.mtu <= 9100:
+            raise InvalidValue("server.mtu", f"{self.mtu} must be 0 (default) or within 576-9100")
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A customer's access. `id` is never used again for another account."""
+
+    id: int
+    name: str
+    server: str
+    address: IPv4Address
+    public_key: str
+    mark: int
+    download: int = 0  # Mbit/s seen from the client; 0 = unlimited
+    upload: int = 0
+    enabled: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.id < 1 << 63:
+            raise InvalidValue("account.id", f"{self.id} must be within 1-2^63-1")
+        if not NAME_PATTERN.fullmatch(self.name):
+            raise InvalidValue("account.name", f"{self.name!r} must be 1-64 letters, digits, '_' or '-'")
+        checked_key(f"account {self.name}: public_key", self.public_key)
+        if not is_mark(self.mark):
+            raise InvalidValue(f"account {self.name}: mark", f"{self.mark} must be within 100-9999 or 40960-65534")
+        for name, rate in (("download", self.download), ("upload", self.upload)):
+            if not 0 <= rate <= MAX_RATE:
+                raise InvalidValue(f"account {self.name}: {name}", f"{rate} must be within 0-{MAX_RATE} Mbit/s")
+
+
+# -- what Linux holds ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A WireGuard interface, up and addressed. Key: interface."""
+
+    interface: str
+    private_key: Secret
+    listen_port: int
+    address: IPv4Interface
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Qdisc:
+    """Our HTB root `1:` with its classifier, on a link or the uplink. Key: device."""
+
+    device: str
+
+
+ClassKey = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Class:
+    """An HTB class with its leaf. Key: (device, minor)."""
+
+    device: str
+    minor: int
+    rate: int  # Mbit/s, never 0
+    owner: int = field(default=0, compare=False)  # account id; Linux does not know it
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarding:
+    """What lets a server's traffic through: NAT, forward and input rules, MSS clamp. Key: interface."""
+
+    interface: str
+    network: IPv4Network
+    uplink: str
+    listen_port: int
+    internal_traffic: bool
+    external_ip: IPv4Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What the two mark rules of an address have counted; inner IP bytes."""
+
+    download_packets: int = 0
+    download_bytes: int = 0
+    upload_packets: int = 0
+    upload_bytes: int = 0
+
+
+NO_COUNTERS = Counters()
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The two MARK rules of an address: towards it and from it. Key: address.
+
+    `counters`: what the rules shall start from when they have to be made; a rule that exists keeps its own.
+    `restart`: replace rules that exist too, with `counters` (the address has a new owner).
+    """
+
+    address: IPv4Address
+    mark: int
+    owner: int = field(default=0, compare=False)
+    counters: Counters = field(default=NO_COUNTERS, compare=False)
+    restart: bool = field(default=False, compare=False)
+
+
+PeerKey = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """An account as WireGuard knows it. Key: (interface, public key)."""
+
+    interface: str
+    public_key: str
+    address: IPv4Address | None  # None = found with other allowed IPs than exactly one /32
+    owner: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerState:
+    """What WireGuard tells about a peer."""
+
+    public_key: str
+    address: IPv4Address | None
+    endpoint: str  # "192.0.2.1:51820", "" = none yet
+    keepalive: int  # seconds, 0 = off
+    latest_handshake: int  # Unix seconds, 0 = never
+    rx_bytes: int
+    tx_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where to look: the links that are wanted or ours, and the uplink."""
+
+    interfaces: frozenset[str]
+    uplink: str
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return (*sorted(self.interfaces), self.uplink)
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Diff(Generic[K, V]):
+    """How to get from found to wanted. `remove` holds what was found."""
+
+    add: Mapping[K, V] = field(default_factory=dict)
+    change: Mapping[K, V] = field(default_factory=dict)
+    remove: Mapping[K, V] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.add or self.change or self.remove)
+
+    def __len__(self) -> int:
+        return len(self.add) + len(self.change) + len(self.remove)

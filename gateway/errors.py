@@ -1,0 +1,65 @@
+"""Everything the gateway raises on purpose, with the exact text that v1 clients see. No HTTP in here.
+
+GatewayError
+├── ConfigError          gateway.toml or the command line; every problem at once
+├── ApiError             shown to a REST client as it is (`text`)
+│   ├── NotAuthorized
+│   ├── NotFound         no such account, server, page
+│   ├── InvalidValue     a value that cannot be right
+│   ├── Conflict         a value that is right, but taken
+│   └── NodeUnavailable  a live read while the agent is away; names the node
+└── AgentUnreachable     raised by the gRPC door; sync and collect try again, live reads become NodeUnavailable
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class GatewayError(Exception):
+    """Base of all; its text is for people."""
+
+
+class ConfigError(GatewayError):
+    """The configuration cannot be used. `problems`: one sentence each, all of them."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+class ApiError(GatewayError):
+    """`text` goes into the envelope's `error`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+class NotAuthorized(ApiError):
+    def __init__(self) -> None:
+        super().__init__("Not authorized")
+
+
+class NotFound(ApiError):
+    """`Account not found`, `Wireguard server not found`, `Not found`."""
+
+
+class InvalidValue(ApiError):
+    """A value that cannot be right; the text says what is."""
+
+
+class Conflict(ApiError):
+    """`The name is already in use` and its kin."""
+
+
+class NodeUnavailable(ApiError):
+    """A live read while the agent is away."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__(f"Node {node} is not available")
+        self.node = node
+
+
+class AgentUnreachable(GatewayError):
+    """The agent did not answer in time, or said that it cannot just now."""

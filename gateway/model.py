@@ -1,0 +1,280 @@
+"""The product's values: nodes, servers, accounts, usage. Frozen, no I/O, no SQL, no HTTP.
+
+Rates are Mbit/s, 0 = unlimited. Text from outside is parsed into these by gateway/fields.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Generic, TypeVar
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Secret:
+    """A text that is never shown. `reveal()` is the only way to it, so that every use can be found."""
+
+    _text: str = ""
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __repr__(self) -> str:
+        return "Secret(...)" if self._text else "Secret('')"
+
+    __str__ = __repr__
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A host with one agent. `revision`: what it should hold; `acknowledged`: what it said it holds (of `epoch`)."""
+
+    id: int
+    name: str
+    target: str  # gRPC address: "unix:/run/wirelane/agent.sock"
+    revision: int = 0
+    epoch: str = ""  # "" = unknown: a snapshot is due
+    acknowledged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A WireGuard server. v1 calls its name `wg_name`."""
+
+    id: int
+    node: str  # name of its node
+    name: str
+    interface: str
+    private_key: Secret
+    public_key: str
+    listen_port: int
+    address: IPv4Interface
+    external_ip: IPv4Address | None = None  # SNAT source; None = the uplink's own address
+    endpoint: str = ""  # what clients connect to, IP or domain; "" = external_ip, else the node's public address
+    dns_1: IPv4Address | None = None
+    dns_2: IPv4Address | None = None
+    mtu: int = 0
+    keep_alive: int = 0  # seconds, for the clients' configuration; 0 = off
+    allowed_ips: str = ""  # CIDR list for the clients' configuration; "" = 0.0.0.0/0
+    internal_traffic: bool = False
+    download: int = 0  # defaults for its accounts
+    upload: int = 0
+    ikev2: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A customer's access. `id` is random, 63 bits, never used again; the agent knows accounts by it."""
+
+    id: int
+    name: str
+    username: str
+    password: Secret
+    server: str  # name of its server
+    node: str  # name of that server's node
+    address: IPv4Address
+    private_key: Secret  # empty: the client kept it
+    public_key: str
+    mark: int
+    download: int
+    upload: int
+    enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewAccount:
+    """What a create names. None = generate it (or take the server's default)."""
+
+    server: str
+    address: IPv4Address | None = None
+    download: int | None = None
+    upload: int | None = None
+    name: str | None = None
+    username: str | None = None
+    password: Secret | None = None
+    private_key: Secret | None = None
+    public_key: str | None = None
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AccountEdit:
+    """What an edit names. None = unchanged."""
+
+    address: IPv4Address | None = None
+    download: int | None = None
+    upload: int | None = None
+    password: Secret | None = None
+    enabled: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerValues:
+    """What a server create or edit names. None = generate it, or unchanged. `dns_*`, `external_ip`, `endpoint`,
+    `allowed_ips`: an explicit empty text clears (Cleared.YES is spelled as the field's own empty value "")."""
+
+    node: str | None = None  # create only
+    name: str | None = None  # create only
+    interface: str | None = None  # create only
+    private_key: Secret | None = None
+    public_key: str | None = None
+    listen_port: int | None = None
+    address: IPv4Interface | None = None
+    external_ip: IPv4Address | str | None = None
+    endpoint: str | None = None
+    dns_1: IPv4Address | str | None = None
+    dns_2: IPv4Address | str | None = None
+    mtu: int | None = None
+    keep_alive: int | None = None
+    allowed_ips: str | None = None
+    internal_traffic: bool | None = None
+    download: int | None = None
+    upload: int | None = None
+    ikev2: bool | None = None
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Settled(Generic[T]):
+    """The result of a change. `pending`: the node that has not applied it yet; "" = it has."""
+
+    value: T
+    pending: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DayUsage:
+    """Inner IP bytes of one account on one day of the configured time zone."""
+
+    day: date
+    download: int = 0
+    upload: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DayTotal:
+    """What an agent says of one account and one day: a total that only grows within `epoch`."""
+
+    account_id: int
+    day: date
+    download: int
+    upload: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerState:
+    """A peer as WireGuard has it now."""
+
+    account_id: int  # 0 = not an account of ours
+    public_key: str
+    address: str
+    endpoint: str = ""  # "" = none yet
+    keepalive: int = 0
+    latest_handshake: int = 0  # Unix seconds, 0 = never
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MarkCounters:
+    mark: int
+    download_packets: int
+    download_bytes: int
+    upload_packets: int
+    upload_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LiveAccount:
+    """One account as the kernel of its node has it now. None = it is not there."""
+
+    peer: PeerState | None
+    marks: MarkCounters | None
+    uplink: str
+    interface: str
+    upload_class: str | None  # three lines of `tc -s class show`; None = unlimited
+    download_class: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Something the kernel of a node refused."""
+
+    account_id: int
+    subject: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStatus:
+    epoch: str
+    revision: int
+    applied_revision: int
+    needs_snapshot: bool
+    failures: tuple[Failure, ...] = ()
+    drift_count: int = 0
+    last_sample_time: int = 0
+    last_resync_time: int = 0
+    version: str = ""
+    wireguard: str = ""
+    uplink: str = ""
+    problem: str = ""
+    marks: str = ""
+    time_zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """An agent's answer to a patch or snapshot."""
+
+    outcome: str  # "applied" | "pending" | "failed"
+    epoch: str
+    revision: int
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Everything that changed on a node after `base`, up to and including `revision`."""
+
+    epoch: str
+    base: int
+    revision: int
+    put_servers: tuple[Server, ...] = ()
+    remove_servers: tuple[str, ...] = ()
+    put_accounts: tuple[Account, ...] = ()
+    remove_accounts: tuple[int, ...] = ()
+    time_zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything a node should hold."""
+
+    revision: int
+    servers: tuple[Server, ...] = ()
+    accounts: tuple[Account, ...] = ()
+    time_zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessKey:
+    """Who may call. Only a digest of the hash is kept."""
+
+    name: str
+    networks: tuple[str, ...]  # CIDR
+    created: datetime = field(default_factory=lambda: datetime.min)
+
+
+@dataclass(frozen=True, slots=True)
+class OneTimeLink:
+    key: str  # 80 hex characters; only its digest is stored
+    account: str
+    created: datetime
+    expires: datetime
