@@ -39,6 +39,7 @@ class Node:
     revision: int = 0
     epoch: str = ""  # "" = unknown: a snapshot is due
     acknowledged: int = 0
+    endpoint: str = ""  # where clients reach it, IP or domain; the default for its servers
 
 
 @dataclass(frozen=True, slots=True)
