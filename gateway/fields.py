@@ -1,0 +1,278 @@
+"""Text from outside becomes values here: form fields, and the year and month of a path. Pure.
+
+Owns which spellings are right and the v1 text for those that are not. Never looks at what exists: whether a name is
+taken or an address free is the store's promise. Called by gateway/http and by whatever else takes text from people.
+
+Every function raises InvalidValue and nothing else, whatever the text. A field that is absent or empty is None
+("generate it", "leave it"); a field that nobody knows is ignored, because v1 clients send extras. Everything but a
+password is trimmed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from ipaddress import AddressValueError, IPv4Address, IPv4Interface, NetmaskValueError, ip_network
+
+from gateway.errors import InvalidValue
+from gateway.model import AccountEdit, NewAccount, Secret, ServerValues
+
+MAX_RATE = 10_000  # Mbit/s; v1
+MAX_NAME = 64
+MAX_PASSWORD = 128
+MIN_PORT, MAX_PORT = 51820, 65535  # v1
+MIN_MTU, MAX_MTU = 576, 9100  # bytes; 576: what every IPv4 host must take (RFC 791), 9100: v1
+MAX_KEEP_ALIVE = 65535  # seconds; WireGuard's own bound
+MIN_PREFIX, MAX_PREFIX = 16, 30  # /16 holds more accounts than a node has marks; below /30 no account fits
+MAX_ALLOWED_IPS = 1500  # characters; the whole configuration must fit a QR code (2331 bytes at level M)
+FIRST_YEAR, LAST_YEAR = 1970, 2999
+RESERVED_SERVER_NAMES = frozenset({"online", "info"})  # /wireguard/online and /wireguard/info are v1's own pages
+
+NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_NAME}}}")
+INTERFACE = re.compile(r"wg[0-9]{1,10}")
+NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
+LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+DOMAIN = re.compile(rf"(?=.{{1,253}}\Z)(?:{LABEL}\.)*(?=[^.]*[A-Za-z]){LABEL}")
+
+WRONG_SERVER = "Wireguard server not valid"
+WRONG_IP = "Wrong IP format"
+WRONG_KEYS = "Keys are invalid"
+NO_IPV6 = "IPv6 is not supported yet"
+BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
+
+
+def is_name(text: str) -> bool:
+    """Could this be the name of an account or a server?"""
+    return NAME.fullmatch(text) is not None
+
+
+def new_account(form: Mapping[str, str]) -> NewAccount:
+    """The fields of POST /account."""
+    server = _text(form, "wg_name")
+    if server is None or not is_name(server):
+        raise InvalidValue(WRONG_SERVER)
+    _refuse_ipv6(form)
+    return NewAccount(
+        server=server,
+        name=_name(form, "name", "name"),
+        username=_name(form, "username", "Username"),
+        address=_account_address(form, WRONG_IP),
+        private_key=_private_key(form),
+        public_key=_key(form, "public_key"),
+        download=_number(form, "b_download", 0, MAX_RATE),
+        upload=_number(form, "b_upload", 0, MAX_RATE),
+        password=_password(form),
+        enabled=_status(form) is not False,
+    )
+
+
+def account_edit(form: Mapping[str, str]) -> AccountEdit:
+    """The fields of PUT /account/<name>. A wrong address has another text than on create: v1 lists it so."""
+    _refuse_ipv6(form)
+    return AccountEdit(
+        address=_account_address(form, "Wrong external IP format"),
+        download=_number(form, "b_download", 0, MAX_RATE),
+        upload=_number(form, "b_upload", 0, MAX_RATE),
+        password=_password(form),
+        enabled=_status(form),
+    )
+
+
+def server_values(form: Mapping[str, str]) -> ServerValues:
+    """The fields of POST /wireguard and PUT /wireguard/<name>. An explicit empty text clears what can be empty."""
+    _refuse_ipv6(form)
+    name = _name(form, "name", "name")
+    if name in RESERVED_SERVER_NAMES:
+        raise InvalidValue("Wrong name ('online' and 'info' are reserved)")
+    return ServerValues(
+        node=_name(form, "node", "node"),
+        name=name,
+        interface=_interface(form),
+        private_key=_private_key(form),
+        public_key=_key(form, "public_key"),
+        listen_port=_number(form, "listen_port", MIN_PORT, MAX_PORT, "Wrong Port format"),
+        address=_server_address(form),
+        external_ip=_address_or_empty(form, "external_ip", "Wrong external IP format"),
+        endpoint=_endpoint(form),
+        dns_1=_address_or_empty(form, "dns_1", "Wrong DNS1 IP format"),
+        dns_2=_address_or_empty(form, "dns_2", "Wrong DNS2 IP format"),
+        mtu=_mtu(form),
+        keep_alive=_number(form, "keep_alive", 0, MAX_KEEP_ALIVE),
+        allowed_ips=_allowed_ips(form),
+        internal_traffic=_boolean(form, "internal_traffic"),
+        download=_number(form, "b_download", 0, MAX_RATE),
+        upload=_number(form, "b_upload", 0, MAX_RATE),
+        ikev2=_boolean(form, "ikev2"),
+    )
+
+
+def month(year: str, month: str) -> tuple[int, int]:
+    """Year and month of a path; the month with or without a leading zero."""
+    if not re.fullmatch(r"0?[1-9]|1[0-2]", month):
+        raise InvalidValue("Wrong month setting")
+    if not re.fullmatch(r"[0-9]{4}", year) or not FIRST_YEAR <= int(year) <= LAST_YEAR:
+        raise InvalidValue("Wrong year setting")
+    return int(year), int(month)
+
+
+# -- one kind of field each -----------------------------------------------------------------------------------------
+
+
+def _text(form: Mapping[str, str], key: str) -> str | None:
+    return form.get(key, "").strip() or None
+
+
+def _name(form: Mapping[str, str], key: str, shown: str) -> str | None:
+    text = _text(form, key)
+    if text is not None and not is_name(text):
+        raise InvalidValue(f"Wrong {shown} (only letters, numbers and '_', '-')")
+    return text
+
+
+def _number(form: Mapping[str, str], key: str, low: int, high: int, problem: str = "") -> int | None:
+    text = _text(form, key)
+    if text is None:
+        return None
+    if not NUMBER.fullmatch(text) or not low <= int(text) <= high:
+        raise InvalidValue(problem or f"Wrong {key} (only {low}-{high})")
+    return int(text)
+
+
+def _boolean(form: Mapping[str, str], key: str) -> bool | None:
+    text = _text(form, key)
+    if text is None:
+        return None
+    if text.lower() not in BOOLEANS:
+        raise InvalidValue(f"Wrong {key} (only 1, 0, true or false)")
+    return BOOLEANS[text.lower()]
+
+
+def _status(form: Mapping[str, str]) -> bool | None:
+    text = _text(form, "status")
+    if text not in (None, "enable", "disable"):
+        raise InvalidValue("Wrong status (only enable or disable)")
+    return None if text is None else text == "enable"
+
+
+def _password(form: Mapping[str, str]) -> Secret | None:
+    text = form.get("password", "")
+    if not text:
+        return None
+    if len(text) > MAX_PASSWORD or not text.isprintable():
+        raise InvalidValue(f"Wrong password (only 1-{MAX_PASSWORD} printable characters)")
+    return Secret(text)
+
+
+def _key(form: Mapping[str, str], key: str) -> str | None:
+    """A WireGuard key in its one canonical spelling; all zero is WireGuard's way to say "no key"."""
+    text = _text(form, key)
+    if text is None:
+        return None
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != 32 or not any(raw) or base64.b64encode(raw).decode() != text:
+        raise InvalidValue(WRONG_KEYS)
+    return text
+
+
+def _private_key(form: Mapping[str, str]) -> Secret | None:
+    text = _key(form, "private_key")
+    return None if text is None else Secret(text)
+
+
+def _interface(form: Mapping[str, str]) -> str | None:
+    text = _text(form, "interface_name")
+    if text is not None and not INTERFACE.fullmatch(text):
+        raise InvalidValue("Wrong network interface name (wgXXX)")
+    return text
+
+
+def _mtu(form: Mapping[str, str]) -> int | None:
+    problem = f"Wrong mtu (only 0 or {MIN_MTU}-{MAX_MTU})"
+    number = _number(form, "mtu", 0, MAX_MTU, problem)
+    if number is not None and 0 < number < MIN_MTU:
+        raise InvalidValue(problem)
+    return number
+
+
+def _address(text: str, problem: str) -> IPv4Address:
+    try:
+        return IPv4Address(text)
+    except AddressValueError:
+        raise InvalidValue(problem) from None
+
+
+def _account_address(form: Mapping[str, str], problem: str) -> IPv4Address | None:
+    """`a.b.c.d` or `a.b.c.d/32`: the documents say CIDR and show bare addresses."""
+    text = _text(form, "allowed_IPs")
+    return None if text is None else _address(text.removesuffix("/32"), problem)
+
+
+def _address_or_empty(form: Mapping[str, str], key: str, problem: str) -> IPv4Address | str | None:
+    if key not in form:
+        return None
+    text = _text(form, key)
+    return "" if text is None else _address(text, problem)
+
+
+def _server_address(form: Mapping[str, str]) -> IPv4Interface | None:
+    """`a.b.c.d/nn`: the server's own address, with the network its accounts live in."""
+    text = _text(form, "address")
+    if text is None:
+        return None
+    problem = f"Wrong IP format (only a.b.c.d/{MIN_PREFIX}-{MAX_PREFIX})"
+    try:
+        host, prefix = text.split("/")
+        if not NUMBER.fullmatch(prefix) or not MIN_PREFIX <= int(prefix) <= MAX_PREFIX:
+            raise InvalidValue(problem)
+        address = IPv4Interface((host, int(prefix)))
+    except (AddressValueError, NetmaskValueError, ValueError):
+        raise InvalidValue(problem) from None
+    network = address.network
+    if address.ip in (network.network_address, network.broadcast_address) or not _can_be_a_host(address.ip):
+        raise InvalidValue(problem)
+    return address
+
+
+def _can_be_a_host(address: IPv4Address) -> bool:
+    return not (address.is_loopback or address.is_multicast or address.is_reserved or int(address) >> 24 == 0)
+
+
+def _endpoint(form: Mapping[str, str]) -> str | None:
+    if "endpoint" not in form:
+        return None
+    text = _text(form, "endpoint")
+    if text is None:
+        return ""
+    if DOMAIN.fullmatch(text):
+        return text.lower()
+    return str(_address(text, "Wrong endpoint (only an IP address or a domain)"))
+
+
+def _allowed_ips(form: Mapping[str, str]) -> str | None:
+    """What clients send into the tunnel: networks of either family, since this is their routing table and not ours."""
+    if "allowed_ips" not in form:
+        return None
+    text = _text(form, "allowed_ips")
+    if text is None:
+        return ""
+    try:
+        networks = ",".join(str(ip_network(part.strip(), strict=False)) for part in text.split(","))
+    except ValueError:
+        networks = ""
+    if not networks or len(networks) > MAX_ALLOWED_IPS or "%" in networks:
+        raise InvalidValue("Wrong allowed_ips format (only a list of networks: 10.0.0.0/8,192.168.0.0/16)")
+    return networks
+
+
+def _refuse_ipv6(form: Mapping[str, str]) -> None:
+    """Tunnels are IPv4 for now. Better an error than an account whose IPv6 silently goes past the tunnel."""
+    for key in ("allowed_IPs_ipv6", "address_ipv6", "dns_1_ipv6", "dns_2_ipv6"):
+        if _text(form, key) is not None:
+            raise InvalidValue(NO_IPV6)
+    if _text(form, "ipv6") is not None and _boolean(form, "ipv6"):
+        raise InvalidValue(NO_IPV6)
