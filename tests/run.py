@@ -1,0 +1,144 @@
+"""Runs the rungs of the test ladder in order and sums up: the engine of scripts/test.
+
+A rung is `scripts/check` or one folder of tests under pytest. All of them run, whatever fails on the way. The
+summary shows every skip with its reason; where CI=true a skip is a failure unless ACCEPTED_SKIPS knows it.
+Called by scripts/test only, from the root of the checkout.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RUNG_SECONDS = 15 * 60  # no rung takes half of it; one that hangs is ended
+END_SECONDS = 30  # for fixtures to clean up after an interrupt
+
+RUNGS = {  # name: folder; "" = scripts/check
+    "check": "",
+    "unit": "tests/unit",
+    "contract": "tests/contract",
+    "netns": "tests/netns",
+    "system": "tests/system",
+    "architecture": "tests/architecture",
+}
+
+ACCEPTED_SKIPS = (  # (test, reason of the skip, why that is no loss), the first two as regular expressions
+    (r"tests[./]netns[./]", r"no WireGuard", "kernel WireGuard is proved on Debian's kernel by tests/system"),
+    (r"tests[./]contract[./]", r"no WireGuard", "kernel WireGuard is proved on Debian's kernel by tests/system"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    test: str
+    reason: str
+
+    def accepted(self) -> str:
+        """Why this skip is no loss; "" = it is one."""
+        for test, reason, why in ACCEPTED_SKIPS:
+            if re.search(test, self.test) and re.search(reason, self.reason):
+                return why
+        return ""
+
+
+@dataclass(slots=True)
+class Outcome:
+    rung: str
+    status: int = 0
+    seconds: float = 0.0
+    passed: int = 0
+    failed: int = 0
+    skips: list[Skip] = field(default_factory=list)
+
+    def read(self, report: Path) -> None:
+        """Counts from pytest's own report."""
+        for case in ElementTree.parse(report).iter("testcase"):
+            skipped = case.find("skipped")
+            if skipped is not None:
+                self.skips.append(Skip(f"{case.get('classname')}::{case.get('name')}", skipped.get("message") or ""))
+            elif case.find("failure") is not None or case.find("error") is not None:
+                self.failed += 1
+            else:
+                self.passed += 1
+
+
+def run(command: Sequence[str]) -> int:
+    """The command's status; it is interrupted, later killed, when it exceeds RUNG_SECONDS."""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+        try:
+            return process.wait(RUNG_SECONDS)
+        except subprocess.TimeoutExpired:
+            print(f"the time limit of {RUNG_SECONDS} s is over", flush=True)
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            return 124
+
+
+def run_rung(name: str, extra: Sequence[str], reports: Path) -> Outcome:
+    print(f"\n== {name}", flush=True)
+    outcome = Outcome(name)
+    started = time.monotonic()
+    if folder := RUNGS[name]:
+        report = reports / f"{name}.xml"
+        outcome.status = run([sys.executable, "-m", "pytest", folder, f"--junitxml={report}", *extra])
+        if report.exists():
+            outcome.read(report)
+        if outcome.status == 5 and extra:  # nothing collected: a selection may leave a rung empty
+            outcome.status = 0
+    else:
+        outcome.status = run(["scripts/check"])
+    if outcome.status and not outcome.failed:
+        outcome.failed = 1  # a check, or pytest itself could not do its work
+    elif not folder:
+        outcome.passed = 1
+    outcome.seconds = time.monotonic() - started
+    return outcome
+
+
+def sum_up(outcomes: Sequence[Outcome], strict: bool) -> int:
+    print("\n== summary")
+    for outcome in outcomes:
+        losses = sum(1 for skip in outcome.skips if strict and not skip.accepted())
+        verdict = "FAILED" if outcome.status or losses else "ok"
+        print(
+            f"{outcome.rung:<14}{verdict:<8}{outcome.seconds:6.0f} s"
+            f"{outcome.passed:6} passed{outcome.failed:5} failed{len(outcome.skips):5} skipped"
+        )
+    skips = [skip for outcome in outcomes for skip in outcome.skips]
+    lost = [skip for skip in skips if strict and not skip.accepted()]
+    for skip in skips:
+        note = f" ({skip.accepted()})" if skip.accepted() else " (not accepted in CI)" if strict else ""
+        print(f"skipped: {skip.test}: {skip.reason}{note}")
+    failed = sum(outcome.failed for outcome in outcomes) + len(lost)
+    passed = sum(outcome.passed for outcome in outcomes)
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    print(f"{passed} passed, {failed} failed, {len(skips) - len(lost)} skipped in {seconds:.0f} s")
+    return 1 if failed else 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    names, extra = arguments[:cut] or list(RUNGS), arguments[cut + 1 :]
+    unknown = [name for name in names if name not in RUNGS]
+    if unknown:
+        print(f"no such rung: {' '.join(unknown)}; there are: {' '.join(RUNGS)}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as reports:
+        outcomes = [run_rung(name, extra, Path(reports)) for name in names]
+    return sum_up(outcomes, strict=os.environ.get("CI", "") in ("1", "true"))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
