@@ -1,0 +1,258 @@
+"""A small rtnetlink sender that batches: ten thousand changes cost what the kernel itself needs for them.
+
+Owns the framing: chunks, acknowledgements, dumps, deadlines. Knows nothing of what a message means, keeps no state
+and no socket between calls. Called by the parts of this room that speak of many objects (rtnetlink(7), netlink(7));
+for single links and addresses pyroute2 is the tool.
+
+A socket belongs to the network namespace of the thread that makes it, so `Netlink` is made where it is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from agent.errors import KernelError
+
+# linux/netlink.h
+NLM_F_REQUEST = 0x1
+NLM_F_ACK = 0x4
+NLM_F_ECHO = 0x8
+NLM_F_DUMP_INTR = 0x10
+NLM_F_DUMP = 0x300
+NLM_F_REPLACE = 0x100
+NLM_F_EXCL = 0x200
+NLM_F_CREATE = 0x400
+NLM_F_CAPPED = 0x100  # in an error message: the refused request is not repeated in it
+NLM_F_ACK_TLVS = 0x200  # in an error message: attributes follow
+NLMSG_ERROR = 2
+NLMSG_DONE = 3
+NLMSGERR_ATTR_MSG = 1
+NLA_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+SOL_NETLINK = 270
+NETLINK_CAP_ACK = 10
+NETLINK_EXT_ACK = 11
+SO_SNDBUFFORCE = 32  # asm-generic/socket.h
+SO_RCVBUFFORCE = 33
+
+CHUNK = 200  # messages for one send(): the kernel works through all of them before send() returns
+BUFFER_BYTES = 4 << 20  # an error takes about 1.3 kB of the receive buffer: a chunk of nothing but errors must fit
+RECEIVE_BYTES = 1 << 17
+DEADLINE = 30.0  # seconds for one chunk or one piece of a dump; 200 classes beside 30,000 others take 0.5 s
+DUMP_TRIES = 5
+
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
+_ATTRIBUTE = struct.Struct("=HH")  # length with these four bytes, type
+_PATCH = struct.Struct("=HI")  # flags and sequence number, at offset 6
+HEADER_BYTES = _HEADER.size
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Linux said no to one message of a batch."""
+
+    index: int  # of the message in the batch
+    errno: int
+    text: str  # the kernel's own words where it has any, else those of strerror(3)
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    return _ATTRIBUTE.pack(4 + len(payload), kind) + payload + b"\0" * (-len(payload) % 4)
+
+
+def attributes(data: bytes, start: int = 0) -> dict[int, bytes]:
+    """The attributes from offset `start` to the end, by type; of a repeated one the last."""
+    found = {}
+    end = len(data)
+    while start + 4 <= end:
+        length, kind = _ATTRIBUTE.unpack_from(data, start)
+        if length < 4:
+            break
+        found[kind & NLA_TYPE_MASK] = data[start + 4 : start + length]
+        start += length + 3 & ~3
+    return found
+
+
+def message(kind: int, flags: int, body: bytes) -> bytes:
+    """A request; `Netlink` fills in the sequence number."""
+    return _HEADER.pack(HEADER_BYTES + len(body), kind, NLM_F_REQUEST | flags, 0, 0) + body
+
+
+class Netlink:
+    """A NETLINK_ROUTE socket with a deadline. Use it in a `with`; raises KernelError when the socket itself fails."""
+
+    def __init__(self) -> None:
+        self._socket = _open()
+        self._sequence = 0
+
+    def __enter__(self) -> Netlink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+
+    def send(self, messages: Sequence[bytes]) -> list[Refusal]:
+        """Sends all; what was refused, in order. The rest is done: one bad message spoils only itself."""
+        refusals: list[Refusal] = []
+        for start in range(0, len(messages), CHUNK):
+            refusals += self._send_chunk(messages[start : start + CHUNK], start)
+        return refusals
+
+    def ask(self, request: bytes) -> bytes | Refusal | None:
+        """One object by its name: its message, the refusal, or None where Linux has nothing to show.
+
+        ECHO, because older kernels (6.1) answer a get of a qdisc or class only to who asks for the echo.
+        """
+        first = self._transmit([request], NLM_F_ACK | NLM_F_ECHO)
+        answer: bytes | None = None
+        while True:
+            for kind, flags, sequence, data in self._receive():
+                if sequence != first:
+                    continue
+                if kind == NLMSG_ERROR:
+                    return _refusal(data, flags, 0) or answer
+                answer = answer or data
+
+    def dump(self, request: bytes) -> list[bytes]:
+        """All objects that the request selects, each as its whole message (header too).
+
+        Started again when Linux says that they changed meanwhile. Raises KernelError.
+        """
+        for _ in range(DUMP_TRIES):
+            found = self._dump_once(request)
+            if found is not None:
+                return found
+        raise KernelError("netlink: the objects change faster than they can be listed")
+
+    def _dump_once(self, request: bytes) -> list[bytes] | None:
+        first = self._transmit([request], NLM_F_DUMP)
+        found: list[bytes] = []
+        torn = False
+        while True:
+            try:
+                answers = self._receive()
+            except _Overrun:
+                self._socket.close()  # with it the rest of this dump, which would refuse another one (EBUSY)
+                self._socket = _open()
+                return None
+            for kind, flags, sequence, data in answers:
+                if sequence != first:
+                    continue
+                torn = torn or bool(flags & NLM_F_DUMP_INTR)
+                if kind in (NLMSG_DONE, NLMSG_ERROR):
+                    refusal = _refusal(data, flags, 0)
+                    if refusal:
+                        raise KernelError(f"netlink: listing failed: {refusal.text}")
+                    return None if torn else found
+                found.append(data)
+
+    def _send_chunk(self, chunk: Sequence[bytes], start: int) -> list[Refusal]:
+        first = self._transmit(chunk, 0)
+        last = first + len(chunk) - 1
+        refusals: list[Refusal] = []
+        while True:
+            try:
+                answers = self._receive()
+            except _Overrun:
+                return self._send_singly(chunk, start)
+            for kind, flags, sequence, data in answers:
+                if kind != NLMSG_ERROR or not first <= sequence <= last:
+                    continue
+                refusal = _refusal(data, flags, start + sequence - first)
+                if refusal:
+                    refusals.append(refusal)
+                if sequence == last:
+                    return refusals
+
+    def _send_singly(self, chunk: Sequence[bytes], start: int) -> list[Refusal]:
+        """Errors were lost: ask again for each message. Every message of ours may be sent twice."""
+        refusals: list[Refusal] = []
+        for index, request in enumerate(chunk):
+            refusals += self._send_chunk([request], start + index)
+        return refusals
+
+    def _transmit(self, chunk: Sequence[bytes], flags: int) -> int:
+        """Sends as one datagram; `flags` for each, ACK for the last (errors come without asking). First sequence."""
+        first = self._sequence + 1
+        self._sequence += len(chunk)
+        datagram = bytearray(b"".join(chunk))
+        offset = 0
+        for sequence, request in enumerate(chunk, first):
+            wanted = struct.unpack_from("=H", request, 6)[0] | flags
+            if sequence == self._sequence and flags & NLM_F_DUMP != NLM_F_DUMP:
+                wanted |= NLM_F_ACK
+            _PATCH.pack_into(datagram, offset + 6, wanted, sequence)
+            offset += len(request)
+        try:
+            self._socket.send(datagram)
+        except OSError as error:
+            raise KernelError(f"netlink: sending failed: {error}") from error
+        return first
+
+    def _receive(self) -> list[tuple[int, int, int, bytes]]:
+        """What one recv brings, as (type, flags, sequence, whole message)."""
+        try:
+            data = self._socket.recv(RECEIVE_BYTES)
+        except TimeoutError as error:
+            raise KernelError(f"netlink: no answer within {DEADLINE:.0f} s") from error
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                raise _Overrun("netlink: answers were lost: the receive buffer was full") from error
+            raise KernelError(f"netlink: receiving failed: {error}") from error
+        found = []
+        offset, end = 0, len(data)
+        while offset + HEADER_BYTES <= end:
+            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+            if length < HEADER_BYTES:
+                break
+            found.append((kind, flags, sequence, data[offset : offset + length]))
+            offset += length + 3 & ~3
+        return found
+
+
+class _Overrun(KernelError):
+    """The receive buffer was full and answers are lost (ENOBUFS)."""
+
+
+def _open() -> socket.socket:
+    opened = None
+    try:
+        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        opened.settimeout(DEADLINE)
+        opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
+        opened.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER_BYTES)
+        opened.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+        opened.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+        opened.bind((0, 0))
+    except OSError as error:
+        if opened is not None:
+            opened.close()
+        raise KernelError(f"netlink: {error.strerror} (the agent needs CAP_NET_ADMIN)", retry=False) from error
+    return opened
+
+
+def _refusal(data: bytes, flags: int, index: int) -> Refusal | None:
+    """Reads an NLMSG_ERROR or NLMSG_DONE; None when it says that all went well."""
+    if len(data) < HEADER_BYTES + 4:
+        return None
+    code = -struct.unpack_from("=i", data, HEADER_BYTES)[0]
+    if code <= 0:
+        return None
+    text = os.strerror(code)
+    kind = _HEADER.unpack_from(data)[1]
+    if flags & NLM_F_ACK_TLVS:
+        start = HEADER_BYTES + 4
+        if kind == NLMSG_ERROR:  # the refused request's header follows the code, and its body if not capped
+            refused = struct.unpack_from("=I", data, start)[0]
+            start += HEADER_BYTES if flags & NLM_F_CAPPED else refused + 3 & ~3
+        spoken = attributes(data, start).get(NLMSGERR_ATTR_MSG)
+        if spoken:
+            text = spoken.rstrip(b"\0").decode(errors="replace")
+    return Refusal(index, code, text)
