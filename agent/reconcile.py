@@ -1,65 +1,268 @@
-"""(work in progress: the protocols that the doors in agent/kernel fit)"""
+"""THE ONE WRITER: the loop that makes Linux equal to the desired state, and keeps it so.
+
+Model. There is one desired state, one revision, one loop. RPC handlers, timers and the link watcher never touch the
+kernel; they change the desired state or ask for a resync, and wake the loop. A pass looks either at the accounts that
+changed (when the last reading can be trusted and no server changed) or at everything.
+
+Order. The order inside a pass is writer.py's. Between passes: whatever was asked for while one ran is taken together
+by the next (a thousand changes cost a few passes). A revision is *applied* when a pass that started after it was
+accepted has ended.
+
+Failure. A pass that could not read, or in which Linux refused something, is followed by a full one: after one second
+at first, then at doubling intervals up to the resync interval. What was refused is in the status until a pass succeeds.
+While there is no desired state at all (a new or a broken file) the kernel is left exactly as it is until a snapshot
+arrives. A bug (any other exception) ends the process: it is started again, and the first pass repairs.
+
+Drift. A difference that a full pass finds, once the kernel was right, in something that nobody asked to change. It is
+repaired, counted and logged in one line a pass.
+
+Concurrency. Everything here runs on one event loop, except what is handed to the writer thread: passes and samples,
+one at a time. Accepting a change needs the store only, so it is durable while a long pass still runs. Every wait of a
+caller has a deadline; running out of it means "pending", never "lost".
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from ipaddress import IPv4Address
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from agent.errors import KernelError
-from agent.model import (
-    Class,
-    ClassKey,
-    Counters,
-    Diff,
-    Forwarding,
-    Link,
-    Mark,
-    Peer,
-    PeerKey,
-    PeerState,
-    Qdisc,
-    Scope,
-)
+from agent.desired import Desired, Patch, Snapshot
+from agent.errors import BrokenStore, KernelError, StaleRevision, StoreError
+from agent.status import Failure, Outcome, Settled, Status, of_accounts
+from agent.writer import Report, Writer
 
-K = TypeVar("K")
-V = TypeVar("V")
+T = TypeVar("T")
+
+log = logging.getLogger("agent.reconcile")
+
+FIRST_RETRY_SECONDS = 1.0
+LOGGED_OBJECTS = 20  # more changes than this in one pass are only counted
 
 
-class Part(Protocol[K, V]):
-    """One kind of kernel object.
+class DesiredKeeper(Protocol):
+    """The durable side, in agent/store.py. Each call is one transaction, durable when it returns."""
 
-    All calls block and come from one thread at a time. Each is bounded in time.
-    """
-
-    def read(self, scope: Scope) -> dict[K, V]:
-        """What is there and ours, whole, normalised so that what `apply` wrote reads back equal. Raises KernelError."""
-
-    def apply(self, diff: Diff[K, V]) -> Mapping[K, KernelError]:
-        """Make it so. Idempotent: what exists is changed in place, what is absent is removed already.
-
-        One bad key spoils only itself: its error is returned, the others are done. Raises KernelError only where
-        nothing could be done at all.
-        """
+    def save_snapshot(self, desired: Desired) -> None: ...
+    def save_patch(self, desired: Desired, patch: Patch) -> None: ...
 
 
-class Marks(Part[IPv4Address, Mark], Protocol):
-    def counters(self) -> dict[IPv4Address, Counters]: ...
+class Reconciler:
+    """`desired`: what the store held, None = nothing. `resync_seconds`: the longest time that drift can last."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        keeper: DesiredKeeper,
+        writer_thread: Executor,
+        *,
+        epoch: str,
+        desired: Desired | None,
+        resync_seconds: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._writer = writer
+        self._keeper = keeper
+        self._thread = writer_thread
+        self._epoch = epoch
+        self._desired = desired
+        self._resync_seconds = resync_seconds
+        self._clock = clock
+        self._accepting = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._passed = asyncio.Condition()
+        self._touched: set[int] = set()  # accounts changed since the last pass began
+        self._touched_servers = False
+        self._full_due = True
+        self._retry_seconds = 0.0
+        self._failures: dict[tuple[int, str], Failure] = {}
+        self._generation, self._applied_generation = 1, 0  # counts what was accepted; revisions may go back
+        self._said: set[Failure] = set()  # refusals that are in the log already
+        self._was_right = False  # has a full pass succeeded yet; before that, differences are no drift
+        self._status = Status(epoch)
+
+    # -- what others may ask --
+
+    @property
+    def desired(self) -> Desired | None:
+        return self._desired
+
+    def status(self) -> Status:
+        desired = self._desired
+        return replace(
+            self._status,
+            revision=desired.revision if desired else 0,
+            needs_snapshot=desired is None,
+            failures=tuple(self._failures.values()),
+            accounts=len(desired.accounts) if desired else 0,
+            servers=len(desired.servers) if desired else 0,
+            time_zone=desired.time_zone if desired else "",
+        )
+
+    async def accept_patch(self, patch: Patch, settle_seconds: float) -> Settled:
+        """Makes a patch durable, then waits for the kernel. Raises StaleRevision, InvalidValue, StoreError."""
+        async with self._accepting:
+            if self._desired is None:
+                raise StaleRevision("this agent holds no desired state yet")
+            desired = self._desired.patched(patch)
+            if desired is not self._desired:
+                await asyncio.to_thread(self._keeper.save_patch, desired, patch)
+                self._take(desired, set(patch.account_ids), bool(patch.server_names))
+            generation = self._generation
+        return await self._settled(generation, settle_seconds, patch.account_ids, patch.server_names)
+
+    async def accept_snapshot(self, snapshot: Snapshot, settle_seconds: float) -> Settled:
+        """Makes a snapshot durable in place of what was there, then waits for the kernel. Raises like accept_patch."""
+        async with self._accepting:
+            desired = Desired.taken(self._epoch, snapshot)
+            await asyncio.to_thread(self._keeper.save_snapshot, desired)
+            before = self._desired
+            changed = {
+                i
+                for i in desired.accounts.keys() | (before.accounts.keys() if before else set())
+                if before is None or before.accounts.get(i) != desired.accounts.get(i)
+            }
+            self._take(desired, changed, True)
+            generation = self._generation
+        return await self._settled(generation, settle_seconds, frozenset(desired.accounts), frozenset(desired.servers))
+
+    def request_resync(self) -> None:
+        """A full pass as soon as possible."""
+        self._full_due = True
+        self._wake.set()
+
+    async def sample(self) -> None:
+        """Takes the kernel's counters into the totals. Raises KernelError, StoreError."""
+        if self._desired is not None:
+            await self._on_writer_thread(lambda: self._writer.sample(self._current()))
+            self._status = replace(self._status, last_sample_time=int(self._clock()))
+
+    # -- the loop --
+
+    async def run(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._retry_seconds or None):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._full_due = True
+            self._wake.clear()
+            if self._desired is not None:
+                await self._pass(self._desired)
+
+    async def first_pass(self, seconds: float) -> None:
+        """Waits until a first pass has ended, well or not, or the time is over, or there is nothing to do."""
+        self._wake.set()
+        async with self._passed:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._passed.wait_for(lambda: self._desired is None or self._status.last_resync_time > 0)
+            except TimeoutError:
+                log.warning("first-pass slow seconds=%g", seconds)
+
+    async def _pass(self, desired: Desired) -> None:
+        generation = self._generation
+        touched, servers, full = self._touched, self._touched_servers, self._full_due
+        self._touched, self._touched_servers, self._full_due = set(), False, False
+        known = self._writer.knows_kernel(desired)
+        try:
+            if touched and known:
+                uplink = self._status.uplink
+                report = await self._on_writer_thread(lambda: self._writer.touched(desired, touched, uplink))
+                self._failures = {key: value for key, value in self._failures.items() if key[0] not in touched}
+                self._ended(report, drift=0)
+            if full or servers or not known:
+                report = await self._on_writer_thread(lambda: self._writer.full(desired))
+                asked = servers or (touched and not known) or not self._was_right
+                self._failures = {}
+                self._was_right = self._was_right or not report.failures
+                self._ended(report, drift=0 if asked else len(report.changes))
+                now = int(self._clock())
+                self._status = replace(self._status, last_resync_time=now, last_sample_time=now)
+        except BrokenStore:
+            raise  # the next start puts the file aside
+        except (KernelError, StoreError) as error:
+            self._failed(str(error), touched, servers)
+        else:
+            self._applied_generation = generation
+            self._status = replace(self._status, applied_revision=desired.revision, problem="")
+            self._retry_seconds = self._backed_off() if self._failures else 0.0
+        async with self._passed:
+            self._passed.notify_all()
+
+    def _failed(self, problem: str, touched: set[int], servers: bool) -> None:
+        """Nothing could be done: everything is still to do."""
+        self._touched |= touched
+        self._touched_servers |= servers
+        self._full_due = True
+        if problem != self._status.problem:
+            log.error("pass failed problem=%r", problem)
+        self._status = replace(self._status, problem=problem, last_resync_time=int(self._clock()))
+        self._retry_seconds = self._backed_off()
+
+    def _backed_off(self) -> float:
+        return min(self._retry_seconds * 2 or FIRST_RETRY_SECONDS, self._resync_seconds)
+
+    def _ended(self, report: Report, drift: int) -> None:
+        self._failures.update(report.failures)
+        self._log(report)
+        if drift:
+            log.warning("drift repaired objects=%d", drift)
+            self._status = replace(
+                self._status,
+                drift_count=self._status.drift_count + drift,
+                drift_last_time=int(self._clock()),
+            )
+        self._status = replace(self._status, uplink=report.uplink)
+
+    def _log(self, report: Report) -> None:
+        for failure in report.failures.values():
+            if failure not in self._said:
+                log.error(
+                    "refused account=%d subject=%s reason=%r", failure.account_id, failure.subject, failure.reason
+                )
+        self._said = self._said & set(self._failures.values()) | set(report.failures.values())
+        if len(report.changes) <= LOGGED_OBJECTS:
+            for change in report.changes:
+                log.info("%s part=%s key=%s account=%d", change.verb, change.part, _shown(change.key), change.owner)
+        if report.changes:
+            counts = Counter(f"{change.part}-{change.verb}" for change in report.changes)
+            total = " ".join(f"{name}={count}" for name, count in sorted(counts.items()))
+            log.info("pass failures=%d %s", len(report.failures), total)
+
+    # -- details --
+
+    def _take(self, desired: Desired, touched: set[int], servers: bool) -> None:
+        self._desired = desired
+        self._generation += 1
+        self._touched |= touched
+        self._touched_servers |= servers
+        self._wake.set()
+
+    async def _settled(
+        self, generation: int, seconds: float, account_ids: frozenset[int], names: frozenset[str]
+    ) -> Settled:
+        async with self._passed:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._passed.wait_for(lambda: self._applied_generation >= generation)
+            except TimeoutError:
+                return Settled(Outcome.PENDING, self._epoch, self._current().revision)
+        failures = of_accounts(self._failures.values(), account_ids, names)
+        outcome = Outcome.FAILED if failures else Outcome.APPLIED
+        return Settled(outcome, self._epoch, self._current().revision, failures)
+
+    def _current(self) -> Desired:
+        assert self._desired is not None
+        return self._desired
+
+    async def _on_writer_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
-class Kernel(Protocol):
-    """Linux, as the one writer needs it."""
-
-    links: Part[str, Link]
-    qdiscs: Part[str, Qdisc]
-    classes: Part[ClassKey, Class]
-    forwarding: Part[str, Forwarding]
-    marks: Marks
-    peers: Part[PeerKey, Peer]
-
-    def uplink(self) -> str:
-        """The interface to the internet. Raises KernelError when there is none."""
-
-    def peer_states(self, interface: str) -> dict[str, PeerState]: ...
-
-    def class_text(self, device: str, minor: int) -> str | None: ...
+def _shown(key: object) -> str:
+    return ":".join(map(str, key)) if isinstance(key, tuple) else str(key)

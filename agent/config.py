@@ -1,0 +1,108 @@
+"""agent.toml -> Config. Every key has a type, a unit, a default and a sentence; an unknown key is an error.
+
+All problems are reported together. `wirelane-agent check` prints what is in force.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from agent.errors import ConfigError
+from agent.model import INTERFACE_PATTERN
+
+DEFAULT_PATH = Path("/etc/wirelane/agent.toml")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+WIREGUARD_MODES = ("auto", "kernel", "userspace")
+
+
+def _key(default: Any, sentence: str) -> Any:
+    return field(default=default, metadata={"sentence": sentence})
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    state: Path = _key(
+        Path("/var/lib/wirelane-agent/agent.db"),
+        "The agent's own file: what it was asked for, and what was counted. It holds private keys.",
+    )
+    listen: str = _key(
+        "unix:/run/wirelane-agent/agent.sock",
+        "Where the gateway calls: a unix socket. TCP with mutual TLS comes with the fleet and is refused until then.",
+    )
+    socket_group: str = _key("", "The group that may use the socket (mode 0660); empty: only root.")
+    uplink: str = _key("auto", "The interface to the internet; auto: the one of the default route.")
+    wireguard: str = _key("auto", "kernel, userspace (wireguard-go), or auto: kernel where Linux has it.")
+    sample_seconds: int = _key(10, "How often the traffic counters are read, in seconds, 1-3600.")
+    resync_seconds: int = _key(60, "How often everything is read back and repaired, in seconds, 1-3600.")
+    log_level: str = _key("info", "debug, info, warning or error.")
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.state.is_absolute():
+            problems.append(f"state: {str(self.state)!r} must be an absolute path")
+        if not self.listen.startswith("unix:/") or len(self.listen) - len("unix:") > 107:
+            problems.append(f"listen: {self.listen!r} must be unix:/absolute/path of at most 107 bytes")
+        if not INTERFACE_PATTERN.fullmatch(self.uplink):
+            problems.append(f"uplink: {self.uplink!r} must be auto or the name of an interface")
+        if self.wireguard not in WIREGUARD_MODES:
+            problems.append(f"wireguard: {self.wireguard!r} must be one of {', '.join(WIREGUARD_MODES)}")
+        for name in ("sample_seconds", "resync_seconds"):
+            if not 1 <= getattr(self, name) <= 3600:
+                problems.append(f"{name}: {getattr(self, name)} must be within 1-3600")
+        if self.log_level not in LOG_LEVELS:
+            problems.append(f"log_level: {self.log_level!r} must be one of {', '.join(LOG_LEVELS)}")
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def socket_path(self) -> Path:
+        return Path(self.listen.removeprefix("unix:"))
+
+
+def load_config(path: Path | None) -> Config:
+    """Reads a file; None = the default one, which may be absent. Raises ConfigError with every problem."""
+    if path is None and not DEFAULT_PATH.exists():
+        return Config()
+    path = path or DEFAULT_PATH
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError([f"{path}: {reason}"]) from error
+    return parse_config(table)
+
+
+def parse_config(table: dict[str, Any]) -> Config:
+    """A TOML table -> Config. Raises ConfigError with every problem."""
+    problems, values = [], {}
+    known = {f.name: type(f.default) for f in fields(Config)}
+    for name, value in table.items():
+        kind = known.get(name)
+        if kind is None:
+            problems.append(f"{name}: there is no such key; there are {', '.join(known)}")
+        elif kind is int and (not isinstance(value, int) or isinstance(value, bool)):
+            problems.append(f"{name}: must be a whole number")
+        elif kind is not int and not isinstance(value, str):
+            problems.append(f"{name}: must be a text in quotes")
+        else:
+            values[name] = kind(value)
+    try:
+        config = Config(**values)
+    except ConfigError as error:
+        problems.extend(error.problems)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def shown(config: Config) -> str:
+    """The configuration in force, as TOML with its sentences."""
+    lines = []
+    for f in fields(Config):
+        value = getattr(config, f.name)
+        lines.append(f"# {f.metadata['sentence']}")
+        lines.append(f"{f.name} = {value}" if isinstance(value, int) else f'{f.name} = "{value}"')
+    return "\n".join(lines)

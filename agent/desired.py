@@ -1,0 +1,146 @@
+"""Desired state: the servers and accounts that the gateway asked for, at a revision of this agent's epoch.
+
+A frozen value: a patch or a snapshot makes a new one and leaves the old one whole, so that what was applied and what
+shall be applied can be compared. No I/O. reconcile.py holds the current one, store.py keeps it.
+
+What two accounts of a node may not share (address, mark, a server's public key) is checked here too, although the
+gateway's database promises it: two peers with one address would send one customer's packets to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from agent.errors import InvalidValue, StaleRevision
+from agent.model import Account, Server
+
+K = TypeVar("K")
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Everything that changed after `base`, up to and including `revision`."""
+
+    epoch: str
+    base: int
+    revision: int
+    put_servers: tuple[Server, ...] = ()
+    remove_servers: tuple[str, ...] = ()
+    put_accounts: tuple[Account, ...] = ()
+    remove_accounts: tuple[int, ...] = ()
+    time_zone: str = ""
+
+    @property
+    def account_ids(self) -> frozenset[int]:
+        return frozenset(a.id for a in self.put_accounts) | frozenset(self.remove_accounts)
+
+    @property
+    def server_names(self) -> frozenset[str]:
+        return frozenset(s.name for s in self.put_servers) | frozenset(self.remove_servers)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All of it."""
+
+    revision: int
+    servers: tuple[Server, ...] = ()
+    accounts: tuple[Account, ...] = ()
+    time_zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """Build with `taken` or `patched`; both check. The three indexes say who holds what."""
+
+    epoch: str
+    revision: int = 0
+    time_zone: str = "UTC"
+    servers: Mapping[str, Server] = field(default_factory=dict)
+    accounts: Mapping[int, Account] = field(default_factory=dict)
+    by_address: Mapping[IPv4Address, int] = field(default_factory=dict)
+    by_mark: Mapping[int, int] = field(default_factory=dict)
+    by_key: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    @classmethod
+    def taken(cls, epoch: str, snapshot: Snapshot) -> Desired:
+        """The state that a snapshot describes. Raises InvalidValue."""
+        return cls(epoch)._with(snapshot.revision, snapshot.time_zone, (), snapshot.servers, (), snapshot.accounts)
+
+    def patched(self, patch: Patch) -> Desired:
+        """The state after a patch; itself when the patch brings nothing new.
+
+        Raises StaleRevision when the patch does not start here, InvalidValue when it cannot be right.
+        """
+        if patch.epoch != self.epoch:
+            raise StaleRevision(f"this agent's epoch is {self.epoch}, the patch is for {patch.epoch}")
+        if patch.base > self.revision:
+            raise StaleRevision(f"this agent holds revision {self.revision}, the patch starts at {patch.base}")
+        if patch.revision <= self.revision:
+            return self
+        return self._with(
+            patch.revision,
+            patch.time_zone,
+            patch.remove_servers,
+            patch.put_servers,
+            patch.remove_accounts,
+            patch.put_accounts,
+        )
+
+    def _with(
+        self,
+        revision: int,
+        time_zone: str,
+        remove_servers: Iterable[str],
+        put_servers: Iterable[Server],
+        remove_accounts: Iterable[int],
+        put_accounts: Iterable[Account],
+    ) -> Desired:
+        servers = dict(self.servers)
+        for name in remove_servers:
+            servers.pop(name, None)
+        servers.update((server.name, server) for server in put_servers)
+        accounts, put_accounts = dict(self.accounts), tuple(put_accounts)
+        by_address, by_mark, by_key = dict(self.by_address), dict(self.by_mark), dict(self.by_key)
+        # Everything touched lets go first, so that two accounts may swap addresses in one patch.
+        for account_id in (*remove_accounts, *(account.id for account in put_accounts)):
+            if old := accounts.pop(account_id, None):
+                del by_address[old.address], by_mark[old.mark], by_key[old.server, old.public_key]
+        for account in put_accounts:
+            _claim(by_address, account.address, account, "address")
+            _claim(by_mark, account.mark, account, "mark")
+            _claim(by_key, (account.server, account.public_key), account, "public_key")
+            accounts[account.id] = account
+        _check_servers(servers)
+        removed = self.servers.keys() - servers.keys()
+        for account in accounts.values() if removed else put_accounts:
+            if account.server not in servers:
+                raise InvalidValue(f"account {account.name}: server", f"there is no server {account.server!r} here")
+        zone = checked_zone(time_zone) if time_zone else self.time_zone
+        return Desired(self.epoch, revision, zone, servers, accounts, by_address, by_mark, by_key)
+
+
+def _claim(index: dict[K, int], key: K, account: Account, what: str) -> None:
+    if index.setdefault(key, account.id) != account.id:
+        raise InvalidValue(f"account {account.name}: {what}", f"account id {index[key]} has it already")
+
+
+def _check_servers(servers: Mapping[str, Server]) -> None:
+    seen: dict[tuple[str, object], str] = {}
+    for server in servers.values():
+        for what, value in (("interface", server.interface), ("listen_port", server.listen_port)):
+            other = seen.setdefault((what, value), server.name)
+            if other != server.name:
+                raise InvalidValue(f"server {server.name}: {what}", f"{value} is server {other}'s already")
+
+
+def checked_zone(name: str) -> str:
+    """The name of a time zone that this host knows. Raises InvalidValue."""
+    try:
+        return ZoneInfo(name).key
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise InvalidValue("time_zone", f"{name!r} is not an IANA time zone such as Europe/Warsaw") from None

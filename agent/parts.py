@@ -1,0 +1,73 @@
+"""What the one writer needs of Linux: the parts of the kernel, and the order in which they are touched.
+
+Only protocols; the doors in agent/kernel fit them without knowing this file, and so does the fake in tests/fakes.
+All calls block, are bounded in time and come from one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Address
+from typing import Protocol, TypeVar
+
+from agent.errors import KernelError
+from agent.model import Class, ClassKey, Counters, Diff, Forwarding, Link, Mark, Peer, PeerKey, PeerState, Qdisc, Scope
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+# Built from left to right, removed from right to left: a peer never exists without what shapes and counts it.
+PARTS = ("links", "qdiscs", "classes", "forwarding", "marks", "peers")
+
+
+class Part(Protocol[K, V]):
+    """One kind of kernel object."""
+
+    def read(self, scope: Scope) -> dict[K, V]:
+        """What is there and ours, whole, normalised so that what `apply` wrote reads back equal. Raises KernelError."""
+
+    def apply(self, diff: Diff[K, V]) -> Mapping[K, KernelError]:
+        """Make it so. Idempotent: what exists is changed in place, what is absent is removed already.
+
+        One bad key spoils only itself: its error is returned, the others are done. Raises KernelError only where
+        nothing could be done at all.
+        """
+
+
+class MarksPart(Part[IPv4Address, Mark], Protocol):
+    def counters(self) -> dict[IPv4Address, Counters]:
+        """What every address has counted; never fewer bytes than really passed before the call."""
+
+
+class Kernel(Protocol):
+    """Linux, as the one writer needs it."""
+
+    @property
+    def links(self) -> Part[str, Link]: ...
+    @property
+    def qdiscs(self) -> Part[str, Qdisc]: ...
+    @property
+    def classes(self) -> Part[ClassKey, Class]: ...
+    @property
+    def forwarding(self) -> Part[str, Forwarding]: ...
+    @property
+    def marks(self) -> MarksPart: ...
+    @property
+    def peers(self) -> Part[PeerKey, Peer]: ...
+
+    def uplink(self) -> str:
+        """The interface to the internet. Raises KernelError when there is none."""
+
+
+class LiveKernel(Protocol):
+    """Linux, as the live reads need it: from another thread, never writing."""
+
+    @property
+    def marks(self) -> MarksPart: ...
+    def uplink(self) -> str: ...
+
+    def peer_states(self, interface: str) -> dict[str, PeerState]:
+        """The peers of a link by public key. Raises KernelError."""
+
+    def class_text(self, device: str, minor: int) -> str | None:
+        """What `tc -s class show` prints for a class, first three lines; None = no such class."""

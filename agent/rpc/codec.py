@@ -1,0 +1,162 @@
+"""Door, gRPC: the only place in the agent where a protobuf message becomes a value of ours, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from ipaddress import AddressValueError, IPv4Address, IPv4Interface, NetmaskValueError
+
+from agent.desired import Patch, Snapshot
+from agent.errors import InvalidValue
+from agent.model import Account, Counters, PeerState, Secret, Server
+from agent.status import Failure, Outcome, Settled, Status
+from agent.store import DayTotal
+from protos.agent.v1 import agent_pb2 as pb
+
+OUTCOMES = {
+    Outcome.APPLIED: pb.ApplyReply.APPLIED,
+    Outcome.PENDING: pb.ApplyReply.PENDING,
+    Outcome.FAILED: pb.ApplyReply.FAILED,
+}
+
+
+def server_in(message: pb.Server) -> Server:
+    """Raises InvalidValue."""
+    try:
+        address = IPv4Interface(message.address)
+    except (AddressValueError, NetmaskValueError, ValueError):
+        raise InvalidValue(f"server {message.name}: address", f"{message.address!r} is not like 10.0.0.1/24") from None
+    external = _address(f"server {message.name}: external_ip", message.external_ip) if message.external_ip else None
+    return Server(
+        message.name,
+        message.interface,
+        Secret(message.private_key),
+        message.listen_port,
+        address,
+        message.mtu,
+        message.internal_traffic,
+        external,
+    )
+
+
+def account_in(message: pb.Account) -> Account:
+    """Raises InvalidValue."""
+    return Account(
+        message.id,
+        message.name,
+        message.server,
+        _address(f"account {message.name}: address", message.address),
+        message.public_key,
+        message.mark,
+        message.download,
+        message.upload,
+        message.enabled,
+    )
+
+
+def _address(field: str, text: str) -> IPv4Address:
+    try:
+        return IPv4Address(text)
+    except AddressValueError:
+        raise InvalidValue(field, f"{text!r} is not an IPv4 address") from None
+
+
+def patch_in(message: pb.PatchRequest) -> Patch:
+    """Raises InvalidValue."""
+    return Patch(
+        message.epoch,
+        message.base_revision,
+        message.revision,
+        tuple(map(server_in, message.put_servers)),
+        tuple(message.remove_servers),
+        tuple(map(account_in, message.put_accounts)),
+        tuple(message.remove_accounts),
+        message.time_zone,
+    )
+
+
+def snapshot_in(
+    header: pb.SnapshotHeader, servers: Iterable[Server], accounts: Iterable[Account]
+) -> Snapshot:
+    """Raises InvalidValue where something is missing, so that half a snapshot is never taken for all of it."""
+    snapshot = Snapshot(header.revision, tuple(servers), tuple(accounts), header.time_zone)
+    for field, got, said in (
+        ("server_count", len(snapshot.servers), header.server_count),
+        ("account_count", len(snapshot.accounts), header.account_count),
+    ):
+        if got != said:
+            raise InvalidValue(field, f"the header announces {said}, {got} came")
+    return snapshot
+
+
+def failure_out(failure: Failure) -> pb.Failure:
+    return pb.Failure(account_id=failure.account_id, subject=failure.subject, reason=failure.reason)
+
+
+def settled_out(settled: Settled) -> pb.ApplyReply:
+    return pb.ApplyReply(
+        outcome=OUTCOMES[settled.outcome],
+        epoch=settled.epoch,
+        revision=settled.revision,
+        failures=map(failure_out, settled.failures),
+    )
+
+
+def status_out(status: Status, version: str) -> pb.StatusReply:
+    return pb.StatusReply(
+        epoch=status.epoch,
+        revision=status.revision,
+        applied_revision=status.applied_revision,
+        needs_snapshot=status.needs_snapshot,
+        failures=map(failure_out, status.failures),
+        drift_count=status.drift_count,
+        drift_last_time=status.drift_last_time,
+        last_sample_time=status.last_sample_time,
+        last_resync_time=status.last_resync_time,
+        version=version,
+        wireguard=status.wireguard,
+        uplink=status.uplink,
+        accounts=status.accounts,
+        servers=status.servers,
+        problem=status.problem,
+        marks=status.marks,
+        time_zone=status.time_zone,
+    )
+
+
+def totals_out(epoch: str, cursor: int, totals: list[DayTotal], chunk: int) -> Iterator[pb.TotalsChunk]:
+    """At least one chunk; the cursor is in the last."""
+    starts = range(0, len(totals), chunk) or (0,)
+    for start in starts:
+        yield pb.TotalsChunk(
+            epoch=epoch,
+            cursor=cursor if start + chunk >= len(totals) else 0,
+            totals=(
+                pb.DayTotal(
+                    account_id=t.account_id, day=t.day, download_bytes=t.used.download, upload_bytes=t.used.upload
+                )
+                for t in totals[start : start + chunk]
+            ),
+        )
+
+
+def peer_out(state: PeerState, account_id: int) -> pb.Peer:
+    return pb.Peer(
+        public_key=state.public_key,
+        endpoint=state.endpoint,
+        keepalive=state.keepalive,
+        latest_handshake=state.latest_handshake,
+        rx_bytes=state.rx_bytes,
+        tx_bytes=state.tx_bytes,
+        address=str(state.address) if state.address else "",
+        account_id=account_id,
+    )
+
+
+def counters_out(mark: int, counters: Counters) -> pb.MarkCounters:
+    return pb.MarkCounters(
+        mark=mark,
+        download_packets=counters.download_packets,
+        download_bytes=counters.download_bytes,
+        upload_packets=counters.upload_packets,
+        upload_bytes=counters.upload_bytes,
+    )

@@ -1,0 +1,61 @@
+"""What the agent says of itself. Values only; reconcile.py keeps the current one, rpc and the command line show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Outcome(Enum):
+    """How far a change has come. It is durable in every case."""
+
+    APPLIED = "applied"  # the kernel shows it
+    PENDING = "pending"  # the kernel follows
+    FAILED = "failed"  # the kernel refused some of it
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Something the kernel refused. It is tried again at every resync."""
+
+    account_id: int  # 0 = a server's or the node's
+    subject: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The answer to a patch or snapshot."""
+
+    outcome: Outcome
+    epoch: str
+    revision: int
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    epoch: str
+    revision: int = 0
+    applied_revision: int = 0
+    needs_snapshot: bool = True
+    failures: tuple[Failure, ...] = ()
+    drift_count: int = 0
+    drift_last_time: int = 0  # Unix seconds, 0 = never
+    last_sample_time: int = 0
+    last_resync_time: int = 0
+    wireguard: str = ""
+    marks: str = ""
+    uplink: str = ""
+    accounts: int = 0
+    servers: int = 0
+    problem: str = ""
+    time_zone: str = ""
+
+
+def of_accounts(
+    failures: Iterable[Failure], account_ids: frozenset[int], subjects: frozenset[str]
+) -> tuple[Failure, ...]:
+    """The failures that concern these accounts or servers, or the node as a whole (no subject)."""
+    return tuple(f for f in failures if f.account_id in account_ids or f.subject in subjects or not f.subject)

@@ -1,0 +1,279 @@
+"""Door: the agent's own SQLite file. Desired state, baselines of the counters, usage by day.
+
+What is in it outlives everything: a change is acknowledged only when it is on the disk (WAL, synchronous=FULL). One
+connection, one lock; every public method is one transaction and may be called from any thread. The file is 0600 and
+holds the servers' private keys, so its folder should be root's alone.
+
+A file that is damaged is put aside whole (`*.broken-<time>`), never repaired: a new one has a new epoch, by which the
+gateway knows that it must send a snapshot, and until that arrives the kernel is left as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+
+from agent.desired import Desired, Patch, Snapshot
+from agent.errors import BrokenStore, InvalidValue, StoreError
+from agent.model import Account, Counters, Secret, Server
+from agent.usage import Baseline, Used
+
+SCHEMA_VERSION = 1
+KEPT_DAYS = 100  # of usage; a gateway that is away for longer than this loses the oldest days
+
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE servers (
+    name TEXT PRIMARY KEY, interface TEXT NOT NULL, private_key TEXT NOT NULL, listen_port INTEGER NOT NULL,
+    address TEXT NOT NULL, mtu INTEGER NOT NULL, internal_traffic INTEGER NOT NULL, external_ip TEXT
+) WITHOUT ROWID;
+CREATE TABLE accounts (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, server TEXT NOT NULL, address INTEGER NOT NULL,
+    public_key TEXT NOT NULL, mark INTEGER NOT NULL, download INTEGER NOT NULL, upload INTEGER NOT NULL,
+    enabled INTEGER NOT NULL
+);
+-- how far the mark rules of an address have been counted, and for whom
+CREATE TABLE baselines (
+    address INTEGER PRIMARY KEY, owner INTEGER NOT NULL, download_packets INTEGER NOT NULL,
+    download_bytes INTEGER NOT NULL, upload_packets INTEGER NOT NULL, upload_bytes INTEGER NOT NULL
+);
+-- totals that only grow; seq says in which sample a row changed last
+CREATE TABLE usage (
+    account_id INTEGER NOT NULL, day INTEGER NOT NULL, download INTEGER NOT NULL, upload INTEGER NOT NULL,
+    seq INTEGER NOT NULL, PRIMARY KEY (account_id, day)
+) WITHOUT ROWID;
+CREATE INDEX usage_seq ON usage (seq);
+CREATE INDEX usage_day ON usage (day);
+"""
+
+PUT_ACCOUNT = "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+PUT_SERVER = "INSERT OR REPLACE INTO servers VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+PUT_BASELINE = "INSERT OR REPLACE INTO baselines VALUES (?, ?, ?, ?, ?, ?)"
+PUT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
+ADD_USAGE = """
+INSERT INTO usage VALUES (?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET download = download + excluded.download, upload = upload + excluded.upload, seq = excluded.seq
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class DayTotal:
+    """What one account used on one day, since the start of this epoch."""
+
+    account_id: int
+    day: int  # 20260131
+    used: Used
+
+
+class Store:
+    """An open file. Make it with `open_store`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+        self._lock = threading.Lock()
+        self.epoch = self._meta()["epoch"]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, _translated(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield self._db
+
+    def _meta(self) -> dict[str, str]:
+        with self._lock, _translated():
+            return dict(self._db.execute("SELECT key, value FROM meta"))
+
+    # -- desired --
+
+    def load(self) -> Desired | None:
+        """What was last accepted; None = nothing yet. Raises BrokenStore where it makes no sense."""
+        meta = self._meta()
+        if "revision" not in meta:
+            return None
+        with self._lock, _translated():
+            servers = self._db.execute("SELECT * FROM servers").fetchall()
+            accounts = self._db.execute("SELECT * FROM accounts").fetchall()
+        try:
+            snapshot = Snapshot(
+                int(meta["revision"]),
+                tuple(_server(row) for row in servers),
+                tuple(
+                    Account(r[0], r[1], r[2], IPv4Address(r[3]), r[4], r[5], r[6], r[7], bool(r[8])) for r in accounts
+                ),
+                meta["time_zone"],
+            )
+            return Desired.taken(self.epoch, snapshot)
+        except (InvalidValue, ValueError, KeyError) as error:
+            raise BrokenStore(f"the state file holds a value that cannot be right: {error}") from error
+
+    def save_snapshot(self, desired: Desired) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM servers")
+            db.execute("DELETE FROM accounts")
+            self._put(db, desired, desired.servers.values(), desired.accounts.values())
+
+    def save_patch(self, desired: Desired, patch: Patch) -> None:
+        with self._transaction() as db:
+            db.executemany("DELETE FROM servers WHERE name = ?", ((name,) for name in patch.remove_servers))
+            db.executemany("DELETE FROM accounts WHERE id = ?", ((i,) for i in patch.remove_accounts))
+            self._put(db, desired, patch.put_servers, patch.put_accounts)
+
+    @staticmethod
+    def _put(db: sqlite3.Connection, desired: Desired, servers: Iterable[Server], accounts: Iterable[Account]) -> None:
+        db.executemany(PUT_SERVER, map(_server_row, servers))
+        db.executemany(
+            PUT_ACCOUNT,
+            (
+                (a.id, a.name, a.server, int(a.address), a.public_key, a.mark, a.download, a.upload, a.enabled)
+                for a in accounts
+            ),
+        )
+        db.executemany(PUT_META, (("revision", str(desired.revision)), ("time_zone", desired.time_zone)))
+
+    # -- usage: what agent/usage.py needs --
+
+    def load_baselines(self) -> dict[IPv4Address, Baseline]:
+        with self._lock, _translated():
+            rows = self._db.execute("SELECT * FROM baselines").fetchall()
+        return {IPv4Address(row[0]): Baseline(row[1], Counters(*row[2:])) for row in rows}
+
+    def load_sampled_at(self) -> float | None:
+        at = self._meta().get("sampled_at")
+        return float(at) if at else None
+
+    def save_sample(
+        self, baselines: Mapping[IPv4Address, Baseline], used: Mapping[int, Used], day: int, at: float
+    ) -> None:
+        with self._transaction() as db:
+            db.executemany(PUT_BASELINE, _baseline_rows(baselines))
+            seq = _seq(db) + 1
+            db.executemany(
+                ADD_USAGE, ((i, day, u.download, u.upload, seq) for i, u in used.items() if u.download or u.upload)
+            )
+            db.executemany(PUT_META, (("sampled_at", repr(at)), ("seq", str(seq))))
+            db.execute("DELETE FROM usage WHERE day < ?", (_days_before(at, KEPT_DAYS),))
+
+    def save_baselines(self, baselines: Mapping[IPv4Address, Baseline]) -> None:
+        with self._transaction() as db:
+            db.executemany(PUT_BASELINE, _baseline_rows(baselines))
+
+    def forget_baselines(self, addresses: Iterable[IPv4Address]) -> None:
+        with self._transaction() as db:
+            db.executemany("DELETE FROM baselines WHERE address = ?", ((int(a),) for a in addresses))
+
+    # -- usage: what the gateway asks --
+
+    def totals(self, after: int, account_ids: Iterable[int] = ()) -> tuple[int, list[DayTotal]]:
+        """The rows that changed after a cursor, only these accounts' if any are named; and the new cursor."""
+        ids = tuple(account_ids)
+        with self._lock, _translated(), self._db:
+            self._db.execute("BEGIN")
+            cursor = _seq(self._db)
+            query = "SELECT account_id, day, download, upload FROM usage WHERE seq > ?"
+            if ids:
+                query += f" AND account_id IN ({','.join('?' * len(ids))})"
+            rows = self._db.execute(query, (after, *ids)).fetchall()
+        return cursor, [DayTotal(row[0], row[1], Used(row[2], row[3])) for row in rows]
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+
+def open_store(path: Path) -> Store:
+    """Opens the file, makes it if there is none. Raises BrokenStore if it is damaged, StoreError otherwise."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from error
+    with _translated():
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            _check(db, path)
+            if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                _make(db)
+            return Store(db)
+        except BaseException:
+            db.close()
+            raise
+
+
+def open_store_or_new(path: Path) -> tuple[Store, Path | None]:
+    """Like `open_store`, but a damaged file is put aside; the second value says where."""
+    try:
+        store = open_store(path)
+        store.load()
+        return store, None
+    except BrokenStore:
+        aside = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
+        for suffix in ("", "-wal", "-shm"):
+            part = path.with_name(path.name + suffix)
+            if part.exists():
+                part.rename(aside.with_name(aside.name + suffix))
+        return open_store(path), aside
+
+
+def _check(db: sqlite3.Connection, path: Path) -> None:
+    (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise BrokenStore(f"{path}: {verdict}")
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise StoreError(f"{path} was written by a newer wirelane-agent (schema {version}); install that one again")
+
+
+def _make(db: sqlite3.Connection) -> None:
+    db.executescript(
+        f"BEGIN IMMEDIATE; {SCHEMA} INSERT INTO meta VALUES ('epoch', '{uuid.uuid4().hex}');"
+        f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+    )
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:  # locked, disk full, read-only: not the file's own fault
+        raise StoreError(f"the state file cannot be used: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise BrokenStore(f"the state file is damaged: {error}") from error
+
+
+def _seq(db: sqlite3.Connection) -> int:
+    """The number of the last sample."""
+    row = db.execute("SELECT value FROM meta WHERE key = 'seq'").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _days_before(at: float, days: int) -> int:
+    day = time.gmtime(max(0.0, at - days * 86_400))
+    return day.tm_year * 10_000 + day.tm_mon * 100 + day.tm_mday
+
+
+def _baseline_rows(baselines: Mapping[IPv4Address, Baseline]) -> Iterator[tuple[int, ...]]:
+    for address, base in baselines.items():
+        c = base.counters
+        yield int(address), base.owner, c.download_packets, c.download_bytes, c.upload_packets, c.upload_bytes
+
+
+def _server_row(s: Server) -> tuple[object, ...]:
+    external = str(s.external_ip) if s.external_ip else None
+    key = s.private_key.reveal()
+    return s.name, s.interface, key, s.listen_port, str(s.address), s.mtu, s.internal_traffic, external
+
+
+def _server(row: tuple[str, str, str, int, str, int, int, str | None]) -> Server:
+    name, interface, key, port, address, mtu, internal, external = row
+    external_ip = IPv4Address(external) if external else None
+    return Server(name, interface, Secret(key), port, IPv4Interface(address), mtu, bool(internal), external_ip)

@@ -1,0 +1,150 @@
+"""Usage: from counters that may fall to totals that only grow.
+
+The kernel counts bytes in the two mark rules of an address. For each address we keep a *baseline*: whose traffic it
+counts, and how far we have counted it. A sample is compared with the baselines; what is new belongs to the baseline's
+owner (not to whoever has the address by now) and is added to that account's day in one transaction with the new
+baselines, so that no crash can lose or double it. A counter below its baseline was reset: all of it is new.
+
+Counters are read, never zeroed. Rules that have to be made again start from their baseline (`start_of`), so that the
+numbers people see go on. Called by writer.py on the writer thread only; the file is behind `Keeper`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from ipaddress import IPv4Address
+from typing import Protocol
+from zoneinfo import ZoneInfo
+
+from agent.model import NO_COUNTERS, Counters
+
+DAY_SECONDS = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Whose traffic an address counts, and how far it has been counted."""
+
+    owner: int
+    counters: Counters
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Inner IP bytes; what a sample brought for one account, or its total of a day."""
+
+    download: int = 0
+    upload: int = 0
+
+    def __add__(self, other: Used) -> Used:
+        return Used(self.download + other.download, self.upload + other.upload)
+
+
+class Keeper(Protocol):
+    """The durable side, in agent/store.py. Each call is one transaction."""
+
+    def load_baselines(self) -> dict[IPv4Address, Baseline]: ...
+    def load_sampled_at(self) -> float | None: ...
+    def save_sample(
+        self, baselines: Mapping[IPv4Address, Baseline], used: Mapping[int, Used], day: int, at: float
+    ) -> None: ...
+    def save_baselines(self, baselines: Mapping[IPv4Address, Baseline]) -> None: ...
+    def forget_baselines(self, addresses: Iterable[IPv4Address]) -> None: ...
+
+
+def advance(
+    baselines: Mapping[IPv4Address, Baseline], sample: Mapping[IPv4Address, Counters], owners: Mapping[IPv4Address, int]
+) -> tuple[dict[IPv4Address, Baseline], dict[int, Used]]:
+    """What a sample brings: the baselines that moved, and the bytes by account. PURE.
+
+    An address without a baseline is a rule that we made and never sampled: it started from zero.
+    """
+    moved: dict[IPv4Address, Baseline] = {}
+    used: dict[int, Used] = {}
+    for address, now in sample.items():
+        base = baselines.get(address)
+        if base is None:
+            if address not in owners or now == NO_COUNTERS:
+                continue
+            base = Baseline(owners[address], NO_COUNTERS)
+        elif base.counters == now:
+            continue
+        moved[address] = Baseline(base.owner, now)
+        new = Used(
+            _grown(base.counters.download_bytes, now.download_bytes),
+            _grown(base.counters.upload_bytes, now.upload_bytes),
+        )
+        used[base.owner] = used.get(base.owner, Used()) + new
+    return moved, used
+
+
+def _grown(before: int, now: int) -> int:
+    return now - before if now >= before else now
+
+
+def day_of(at: float, zone: str) -> int:
+    """The day as a number, 20260131, on which a Unix time falls in a time zone."""
+    day = datetime.fromtimestamp(at, ZoneInfo(zone))
+    return day.year * 10_000 + day.month * 100 + day.day
+
+
+class Usage:
+    """The baselines in memory, and the rules for moving them."""
+
+    def __init__(self, keeper: Keeper, clock: Callable[[], float]) -> None:
+        self._keeper = keeper
+        self._clock = clock
+        self._baselines = keeper.load_baselines()
+        self.sampled_at = keeper.load_sampled_at()  # Unix seconds; None = this file has never seen a sample
+
+    def observe(self, sample: Mapping[IPv4Address, Counters], owners: Mapping[IPv4Address, int], zone: str) -> None:
+        """Takes a full sample in. `owners`: who has which address now."""
+        now = self._clock()
+        if self.sampled_at is None:
+            # A new file and rules that are older: what they show was counted under another epoch, or by nobody.
+            moved = {a: Baseline(owners[a], counters) for a, counters in sample.items() if a in owners}
+            used: dict[int, Used] = {}
+        else:
+            moved, used = advance(self._baselines, sample, owners)
+        self._keeper.save_sample(moved, used, day_of(self._began(now), zone), now)
+        self._baselines.update(moved)
+        self.sampled_at = now
+
+    def _began(self, now: float) -> float:
+        """When the bytes of a sample began to flow: at the last one. So a sample at midnight belongs to the old day.
+
+        After a clock step (or a very long stop) the last sample's time says nothing, and now is the best guess.
+        """
+        if self.sampled_at is None or not 0 <= now - self.sampled_at < DAY_SECONDS:
+            return now
+        return self.sampled_at
+
+    def owner_of(self, address: IPv4Address) -> int | None:
+        base = self._baselines.get(address)
+        return base.owner if base else None
+
+    def start_of(self, address: IPv4Address, owner: int) -> Counters:
+        """What rules made for this account shall start from."""
+        base = self._baselines.get(address)
+        return base.counters if base and base.owner == owner else NO_COUNTERS
+
+    def hand_over(self, owners: Mapping[IPv4Address, int]) -> None:
+        """These addresses count for new owners from where they stand. Call before their rules start from zero."""
+        self._save({a: Baseline(owner, self._baselines[a].counters) for a, owner in owners.items()})
+
+    def restarted(self, owners: Mapping[IPv4Address, int]) -> None:
+        """The rules of these addresses have started from zero."""
+        self._save({a: Baseline(owner, NO_COUNTERS) for a, owner in owners.items()})
+
+    def forget(self, addresses: Iterable[IPv4Address]) -> None:
+        """The rules of these addresses are gone, and their last sample was taken."""
+        gone = [address for address in addresses if self._baselines.pop(address, None)]
+        if gone:
+            self._keeper.forget_baselines(gone)
+
+    def _save(self, baselines: dict[IPv4Address, Baseline]) -> None:
+        if baselines:
+            self._keeper.save_baselines(baselines)
+            self._baselines.update(baselines)

@@ -1,0 +1,91 @@
+"""From what was asked for to what Linux shall hold. PURE: no I/O, no clock, no configuration.
+
+One server is one link, one qdisc on it, one set of forwarding rules. One account is two classes (none where its rate
+is unlimited), one pair of mark rules and one peer (none while it is disabled). Together the servers need one more
+qdisc, on the uplink.
+
+A disabled account keeps its marks and classes: without a peer no packet reaches them, and switching it on again is a
+matter of one peer, its counters untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+
+from agent.desired import Desired
+from agent.model import (
+    DEFAULT_MTU,
+    Account,
+    Class,
+    ClassKey,
+    Forwarding,
+    Link,
+    Mark,
+    Peer,
+    PeerKey,
+    Qdisc,
+    Server,
+    minor,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Kernel objects by key, one map for each part of the kernel. `found` has the same shape."""
+
+    links: dict[str, Link] = field(default_factory=dict)
+    qdiscs: dict[str, Qdisc] = field(default_factory=dict)
+    classes: dict[ClassKey, Class] = field(default_factory=dict)
+    forwarding: dict[str, Forwarding] = field(default_factory=dict)
+    marks: dict[IPv4Address, Mark] = field(default_factory=dict)
+    peers: dict[PeerKey, Peer] = field(default_factory=dict)
+
+
+def wanted(desired: Desired, uplink: str) -> Wanted:
+    """Everything."""
+    result = wanted_accounts(desired, desired.accounts, uplink)
+    for server in desired.servers.values():
+        result.links[server.interface] = _link(server)
+        result.qdiscs[server.interface] = Qdisc(server.interface)
+        result.forwarding[server.interface] = _forwarding(server, uplink)
+    if desired.servers:
+        result.qdiscs[uplink] = Qdisc(uplink)
+    return result
+
+
+def wanted_accounts(desired: Desired, account_ids: Iterable[int], uplink: str) -> Wanted:
+    """Only the objects of these accounts; ids that are not (or no longer) there have none."""
+    result = Wanted()
+    for account_id in account_ids:
+        account = desired.accounts.get(account_id)
+        if account is not None:
+            _add(result, account, desired.servers[account.server].interface, uplink)
+    return result
+
+
+def _add(result: Wanted, account: Account, interface: str, uplink: str) -> None:
+    # The link's egress is the client's download, the uplink's egress its upload.
+    for device, rate in ((interface, account.download), (uplink, account.upload)):
+        if rate:
+            key = (device, minor(account.mark))
+            result.classes[key] = Class(*key, rate, account.id)
+    result.marks[account.address] = Mark(account.address, account.mark, account.id)
+    if account.enabled:
+        result.peers[interface, account.public_key] = Peer(interface, account.public_key, account.address, account.id)
+
+
+def _link(server: Server) -> Link:
+    return Link(server.interface, server.private_key, server.listen_port, server.address, server.mtu or DEFAULT_MTU)
+
+
+def _forwarding(server: Server, uplink: str) -> Forwarding:
+    return Forwarding(
+        server.interface,
+        server.address.network,
+        uplink,
+        server.listen_port,
+        server.internal_traffic,
+        server.external_ip,
+    )

@@ -1,0 +1,237 @@
+"""One pass: reads what Linux holds, compares it with what is wanted, and makes the difference, in the one right order.
+
+The blocking half of the one writer. reconcile.py owns it and calls it on the writer thread; nobody else may. It keeps
+the last full reading (`found`) up to date with what it did, so that a change of k accounts costs k, and forgets it when
+a pass breaks off: the kernel is read, not remembered.
+
+The order of a pass, and what each step is for:
+
+1. peers that go, go first: from here on their accounts pass no packet;
+2. a sample, where rules are about to be replaced or removed: the last byte is counted;
+3. rules whose address has a new owner start from zero;
+4. add and change, PARTS from left to right: whatever shapes and counts an account stands before its peer;
+5. another sample if rules go, because a peer may have moved away from their address only in step 4;
+6. remove, PARTS from right to left.
+
+What fails spoils only its account (or its server, if that is what failed): the later parts of that account are not
+added. What is there already stays: a customer is not cut off because a repair failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+from typing import Any
+
+from agent.desired import Desired
+from agent.diff import diff, diff_of
+from agent.errors import KernelError
+from agent.model import Diff, Mark, Scope
+from agent.parts import PARTS, Kernel
+from agent.status import Failure
+from agent.usage import Usage
+from agent.wanted import Wanted, wanted, wanted_accounts
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One kernel object that a pass wrote. `owner`: account id, 0 = not an account's or unknown."""
+
+    part: str
+    verb: str  # "add", "change", "remove"
+    key: Any
+    owner: int
+
+
+@dataclass(slots=True)
+class Report:
+    """What a pass did."""
+
+    uplink: str = ""
+    changes: list[Change] = field(default_factory=list)
+    failures: dict[tuple[int, str], Failure] = field(default_factory=dict)
+
+    def fail(self, account_id: int, subject: str, error: KernelError) -> None:
+        self.failures.setdefault((account_id, subject), Failure(account_id, subject, str(error)))
+
+
+class Writer:
+    """Call every method on one thread."""
+
+    def __init__(self, kernel: Kernel, usage: Usage) -> None:
+        self._kernel = kernel
+        self._usage = usage
+        self._found: Wanted | None = None  # None = not to be trusted
+        self._shown: Desired | None = None  # what `found` was made equal to
+
+    def knows_kernel(self, desired: Desired) -> bool:
+        """Can `touched` be used, or is a full pass due?"""
+        return self._found is not None and self._shown is not None and self._shown.servers == desired.servers
+
+    def full(self, desired: Desired) -> Report:
+        """Reads everything and repairs it. Raises KernelError if something cannot even be read."""
+        self._found = None
+        uplink = self._kernel.uplink()
+        want = wanted(desired, uplink)
+        found = self.read(want, uplink)
+        self._usage.observe(
+            {address: mark.counters for address, mark in found.marks.items()}, desired.by_address, desired.time_zone
+        )
+        diffs = {part: diff(getattr(want, part), getattr(found, part)) for part in PARTS}
+        return self._finish(desired, _Pass(self._kernel, self._usage, desired, uplink, found, diffs, want.marks))
+
+    def touched(self, desired: Desired, account_ids: Iterable[int], uplink: str) -> Report:
+        """Makes only these accounts right, at their cost alone. Only where `knows_kernel`."""
+        assert self._found is not None and self._shown is not None
+        ids, found = tuple(account_ids), self._found
+        self._found = None  # until the pass has ended well
+        want, old = wanted_accounts(desired, ids, uplink), wanted_accounts(self._shown, ids, uplink)
+        diffs = {
+            part: diff_of({*getattr(want, part), *getattr(old, part)}, getattr(want, part), getattr(found, part))
+            for part in PARTS
+        }
+        return self._finish(desired, _Pass(self._kernel, self._usage, desired, uplink, found, diffs, want.marks))
+
+    def _finish(self, desired: Desired, one: _Pass) -> Report:
+        report = one.run()
+        self._found, self._shown = one.found, desired  # what was refused is left to the full pass that follows
+        return report
+
+    def read(self, want: Wanted, uplink: str) -> Wanted:
+        """Everything of ours that Linux holds."""
+        links = self._kernel.links.read(Scope(frozenset(want.links), uplink))
+        scope = Scope(frozenset({*want.links, *links}), uplink)
+        parts = {part: getattr(self._kernel, part).read(scope) for part in PARTS if part != "links"}
+        return Wanted(links=links, **parts)
+
+    def plan(self, desired: Desired) -> dict[str, Diff[Any, Any]]:
+        """What a full pass would change. Changes nothing."""
+        uplink = self._kernel.uplink()
+        want = wanted(desired, uplink)
+        found = self.read(want, uplink)
+        return {part: diff(getattr(want, part), getattr(found, part)) for part in PARTS}
+
+    def sample(self, desired: Desired) -> None:
+        """Takes the kernel's counters into the totals."""
+        self._usage.observe(self._kernel.marks.counters(), desired.by_address, desired.time_zone)
+
+
+class _Pass:
+    """The steps of one pass. `found` is brought up to date with what was done."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        usage: Usage,
+        desired: Desired,
+        uplink: str,
+        found: Wanted,
+        diffs: Mapping[str, Diff[Any, Any]],
+        addresses: Iterable[IPv4Address],
+    ) -> None:
+        self._kernel = kernel
+        self._usage = usage
+        self._desired = desired
+        self.found = found
+        self._diffs = dict(diffs)
+        self._addresses = tuple(addresses)  # whose owner is to be checked
+        self._report = Report(uplink)
+        self._failed_devices: set[str] = set()
+        self._failed_owners: set[int] = set()
+
+    def run(self) -> Report:
+        peers, marks = self._diffs["peers"], self._diffs["marks"]
+        self._write("peers", Diff(remove=peers.remove))
+        stuck = {peer.address for key, peer in peers.remove.items() if key in self.found.peers}
+        self._start_new_owners()
+        for part in PARTS:
+            self._write(part, self._allowed(self._diffs[part]))
+        removed_marks = {a: mark for a, mark in marks.remove.items() if a not in stuck}
+        if removed_marks:
+            self._sample()
+        self._write("marks", Diff(remove=removed_marks))
+        self._usage.forget(a for a in removed_marks if a not in self.found.marks)
+        for part in reversed(PARTS[: PARTS.index("marks")]):
+            self._write(part, Diff(remove=self._diffs[part].remove))
+        return self._report
+
+    # -- whose bytes --
+
+    def _start_new_owners(self) -> None:
+        """Steps 2 and 3: addresses that count for somebody else by now, whether their rules differ or not."""
+        marks, owners = self._diffs["marks"], self._desired.by_address
+        known = ((a, self._usage.owner_of(a)) for a in self._addresses if a in owners)
+        new = {address: owners[address] for address, owner in known if owner not in (None, owners[address])}
+        if new:
+            self._sample()
+            standing = {address: owner for address, owner in new.items() if address in self.found.marks}
+            self._usage.restarted({a: o for a, o in new.items() if a not in standing})
+            self._usage.hand_over(standing)
+            restarts = {a: replace(self._wanted_mark(a), restart=True) for a in standing}
+            self._write("marks", Diff(change=restarts))
+            self._usage.restarted({a: o for a, o in standing.items() if o not in self._failed_owners})
+        self._diffs["marks"] = Diff(
+            self._started(marks.add.items()), self._started(a_m for a_m in marks.change.items() if a_m[0] not in new)
+        )
+
+    def _started(self, marks: Iterable[tuple[IPv4Address, Mark]]) -> dict[IPv4Address, Mark]:
+        return {a: replace(mark, counters=self._usage.start_of(a, mark.owner)) for a, mark in marks}
+
+    def _wanted_mark(self, address: IPv4Address) -> Mark:
+        account = self._desired.accounts[self._desired.by_address[address]]
+        return Mark(address, account.mark, account.id)
+
+    def _sample(self) -> None:
+        self._usage.observe(self._kernel.marks.counters(), self._desired.by_address, self._desired.time_zone)
+
+    # -- writing --
+
+    def _allowed(self, difference: Diff[Any, Any]) -> Diff[Any, Any]:
+        """Add and change, without what must not be added because something it needs has failed."""
+        if not (self._failed_devices or self._failed_owners):
+            return Diff(difference.add, difference.change)
+        add = {}
+        for key, value in difference.add.items():
+            owner = getattr(value, "owner", 0)
+            device = key[0] if isinstance(key, tuple) else key
+            if device in self._failed_devices or owner in self._failed_owners:
+                self._failed_owners.update({owner} - {0})
+            else:
+                add[key] = value
+        return Diff(add, difference.change)
+
+    def _write(self, part: str, difference: Diff[Any, Any]) -> None:
+        if not difference:
+            return
+        try:
+            errors: Mapping[Any, KernelError] = getattr(self._kernel, part).apply(difference)
+        except KernelError as error:
+            errors = dict.fromkeys((*difference.add, *difference.change, *difference.remove), error)
+            self._report.fail(0, "", KernelError(f"{part}: {error}"))
+        found = getattr(self.found, part)
+        for verb, values in (("add", difference.add), ("change", difference.change), ("remove", difference.remove)):
+            for key, value in values.items():
+                if key in errors:
+                    self._note(part, key, value, errors[key])
+                    continue
+                self._report.changes.append(Change(part, verb, key, getattr(value, "owner", 0)))
+                if verb == "remove":
+                    found.pop(key, None)
+                else:
+                    found[key] = value
+
+    def _note(self, part: str, key: Any, value: Any, error: KernelError) -> None:
+        owner = getattr(value, "owner", 0)
+        if owner:
+            self._failed_owners.add(owner)
+            account = self._desired.accounts.get(owner)
+            self._report.fail(owner, account.name if account else str(owner), error)
+        elif part in ("links", "qdiscs", "forwarding"):
+            self._failed_devices.add(key)
+            self._report.fail(0, self._server_on(key) or key, error)
+        else:
+            self._report.fail(0, f"{part} {key}", error)
+
+    def _server_on(self, interface: str) -> str | None:
+        return next((s.name for s in self._desired.servers.values() if s.interface == interface), None)
