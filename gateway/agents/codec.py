@@ -1,0 +1,156 @@
+"""The wire's messages to and from our values. The only place in the gateway that knows both; no I/O.
+
+What the wire cannot say (a day 20260230, a chunk of a snapshot without its header) raises ValueError; the client
+turns that into "the agent answered nonsense".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+
+from gateway.model import (
+    Account,
+    AgentStatus,
+    Applied,
+    DayTotal,
+    Failure,
+    LiveAccount,
+    MarkCounters,
+    Patch,
+    PeerState,
+    Server,
+    Snapshot,
+)
+from protos.agent.v1 import agent_pb2 as pb
+
+CHUNK = 500  # objects in one message: at most ~250 bytes each, far below gRPC's default limit of 4 MB
+
+OUTCOMES = {pb.ApplyReply.APPLIED: "applied", pb.ApplyReply.PENDING: "pending", pb.ApplyReply.FAILED: "failed"}
+
+
+def _server(server: Server) -> pb.Server:
+    return pb.Server(
+        name=server.name,
+        interface=server.interface,
+        private_key=server.private_key.reveal(),
+        listen_port=server.listen_port,
+        address=str(server.address),
+        mtu=server.mtu,
+        internal_traffic=server.internal_traffic,
+        external_ip=str(server.external_ip) if server.external_ip else "",
+    )
+
+
+def _account(account: Account) -> pb.Account:
+    return pb.Account(
+        id=account.id,
+        name=account.name,
+        server=account.server,
+        address=str(account.address),
+        public_key=account.public_key,
+        mark=account.mark,
+        download=account.download,
+        upload=account.upload,
+        enabled=account.enabled,
+    )
+
+
+def patch_request(patch: Patch, settle_ms: int) -> pb.PatchRequest:
+    return pb.PatchRequest(
+        epoch=patch.epoch,
+        base_revision=patch.base,
+        revision=patch.revision,
+        put_servers=[_server(server) for server in patch.put_servers],
+        remove_servers=patch.remove_servers,
+        put_accounts=[_account(account) for account in patch.put_accounts],
+        remove_accounts=patch.remove_accounts,
+        settle_ms=settle_ms,
+        time_zone=patch.time_zone,
+    )
+
+
+def snapshot_chunks(snapshot: Snapshot, settle_ms: int) -> Iterator[pb.SnapshotChunk]:
+    """The header, then servers, then accounts, CHUNK at a time."""
+    yield pb.SnapshotChunk(
+        header=pb.SnapshotHeader(
+            revision=snapshot.revision,
+            server_count=len(snapshot.servers),
+            account_count=len(snapshot.accounts),
+            settle_ms=settle_ms,
+            time_zone=snapshot.time_zone,
+        )
+    )
+    for start in range(0, len(snapshot.servers), CHUNK):
+        yield pb.SnapshotChunk(servers=[_server(server) for server in snapshot.servers[start : start + CHUNK]])
+    for start in range(0, len(snapshot.accounts), CHUNK):
+        yield pb.SnapshotChunk(accounts=[_account(account) for account in snapshot.accounts[start : start + CHUNK]])
+
+
+def _failure(failure: pb.Failure) -> Failure:
+    return Failure(failure.account_id, failure.subject, failure.reason)
+
+
+def agent_status(reply: pb.StatusReply) -> AgentStatus:
+    return AgentStatus(
+        epoch=reply.epoch,
+        revision=reply.revision,
+        applied_revision=reply.applied_revision,
+        needs_snapshot=reply.needs_snapshot,
+        failures=tuple(_failure(failure) for failure in reply.failures),
+        drift_count=reply.drift_count,
+        last_sample_time=reply.last_sample_time,
+        last_resync_time=reply.last_resync_time,
+        version=reply.version,
+        wireguard=reply.wireguard,
+        uplink=reply.uplink,
+        problem=reply.problem,
+        marks=reply.marks,
+        time_zone=reply.time_zone,
+    )
+
+
+def applied(reply: pb.ApplyReply) -> Applied:
+    if reply.outcome not in OUTCOMES:
+        raise ValueError(f"unknown outcome {reply.outcome}")
+    failures = tuple(_failure(failure) for failure in reply.failures)
+    return Applied(OUTCOMES[reply.outcome], reply.epoch, reply.revision, failures)
+
+
+def day_total(total: pb.DayTotal) -> DayTotal:
+    day = date(total.day // 10000, total.day // 100 % 100, total.day % 100)
+    return DayTotal(total.account_id, day, total.download_bytes, total.upload_bytes)
+
+
+def peer_state(peer: pb.Peer) -> PeerState:
+    return PeerState(
+        account_id=peer.account_id,
+        public_key=peer.public_key,
+        address=peer.address,
+        endpoint=peer.endpoint,
+        keepalive=peer.keepalive,
+        latest_handshake=peer.latest_handshake,
+        rx_bytes=peer.rx_bytes,
+        tx_bytes=peer.tx_bytes,
+    )
+
+
+def _marks(marks: pb.MarkCounters) -> MarkCounters:
+    return MarkCounters(
+        mark=marks.mark,
+        download_packets=marks.download_packets,
+        download_bytes=marks.download_bytes,
+        upload_packets=marks.upload_packets,
+        upload_bytes=marks.upload_bytes,
+    )
+
+
+def live_account(reply: pb.InspectReply) -> LiveAccount:
+    return LiveAccount(
+        peer=peer_state(reply.peer) if reply.HasField("peer") else None,
+        marks=_marks(reply.marks) if reply.HasField("marks") else None,
+        uplink=reply.uplink,
+        interface=reply.interface,
+        upload_class=reply.upload_class.text if reply.HasField("upload_class") else None,
+        download_class=reply.download_class.text if reply.HasField("download_class") else None,
+    )

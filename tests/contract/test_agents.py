@@ -1,0 +1,357 @@
+"""What every agent promises its gateway: the same suite for the fake, and for the client over a real gRPC socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import date
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.agents import AgentLacks, AgentRefused, Agents, StaleAgent, checked_target
+from gateway.errors import AgentUnreachable, ConfigError
+from gateway.model import Account, DayTotal, Node, Patch, Secret, Server, Snapshot
+from tests.fakes.agent_server import serving
+from tests.fakes.agents import FakeAgent, FakeAgents
+
+SERVER_KEY = "YAnz5TF+lXXJte14tji3zlMNftft3pbcpK+3rJ0FR2Q="
+
+
+@dataclass(frozen=True)
+class Rig:
+    """An agent, seen from the gateway; `agent` is the fake at the far end."""
+
+    agents: Any
+    node: Node
+    agent: FakeAgent
+
+
+Story = Callable[[Rig], Awaitable[None]]
+
+
+@asynccontextmanager
+async def rig(kind: str, folder: Path) -> AsyncIterator[Rig]:
+    node = Node(id=1, name="fra", target=f"unix:{folder}/agent.sock")
+    if kind == "fake":
+        fakes = FakeAgents()
+        yield Rig(fakes, node, fakes["fra"])
+        return
+    agent, agents = FakeAgent(), Agents()
+    async with serving(agent, node.target):
+        try:
+            yield Rig(agents, node, agent)
+        finally:
+            await agents.close()
+
+
+@pytest.fixture(params=["fake", "grpc"])
+def told(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Story], None]:
+    """Runs a story against one kind of agent."""
+
+    def run(story: Story) -> None:
+        async def inside() -> None:
+            async with rig(request.param, tmp_path) as it, asyncio.timeout(30):
+                await story(it)
+
+        asyncio.run(inside())
+
+    return run
+
+
+def a_server(name: str = "fra1", number: int = 1) -> Server:
+    return Server(
+        id=number,
+        node="fra",
+        name=name,
+        interface=f"wg{number}",
+        private_key=Secret(SERVER_KEY),
+        public_key="",
+        listen_port=51820 + number,
+        address=IPv4Interface(f"10.{number}.0.1/16"),
+    )
+
+
+def an_account(number: int, **values: Any) -> Account:
+    account = Account(
+        id=(1 << 62) + number,
+        name=f"peer_{number}",
+        username=f"user_{number}",
+        password=Secret("x"),
+        server="fra1",
+        node="fra",
+        address=IPv4Address("10.1.0.1") + number,
+        private_key=Secret(),
+        public_key=f"{number:042d}A=",
+        mark=99 + number,
+        download=20,
+        upload=10,
+        enabled=True,
+    )
+    return replace(account, **values)
+
+
+async def with_snapshot(it: Rig, accounts: int = 1, revision: int = 5) -> str:
+    """Brings an agent to a revision; answers its epoch."""
+    snapshot = Snapshot(revision, (a_server(),), tuple(an_account(n) for n in range(1, accounts + 1)), "Europe/Warsaw")
+    applied = await it.agents.snapshot(it.node, snapshot, 2000)
+    assert applied.outcome == "applied"
+    epoch: str = applied.epoch
+    return epoch
+
+
+def test_a_new_agent_holds_nothing_and_says_so(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        status = await it.agents.status(it.node)
+        assert status.needs_snapshot
+        assert status.epoch
+        assert (status.revision, status.applied_revision) == (0, 0)
+        with pytest.raises(StaleAgent):
+            await it.agents.patch(it.node, Patch(status.epoch, 0, 1), 0)
+
+    told(story)
+
+
+def test_a_snapshot_of_thousands_of_accounts_arrives_whole(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        await with_snapshot(it, accounts=1201)
+        status = await it.agents.status(it.node)
+        assert not status.needs_snapshot
+        assert (status.revision, status.applied_revision, status.time_zone) == (5, 5, "Europe/Warsaw")
+        assert len(await it.agents.peers(it.node, "fra1")) == 1201
+
+    told(story)
+
+
+def test_every_value_of_an_account_crosses_the_wire(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        await with_snapshot(it)
+        (there,) = it.agent.accounts.values()
+        secret = Secret()
+        sent = replace(an_account(1), username="", password=secret, private_key=secret, node="")
+        assert replace(there, username="", password=secret, private_key=secret, node="") == sent
+        (server,) = it.agent.servers.values()
+        assert replace(server, id=0, node="", public_key="") == replace(a_server(), id=0, node="", public_key="")
+
+    told(story)
+
+
+def test_a_patch_puts_and_removes(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        epoch = await with_snapshot(it, accounts=2)
+        patch = Patch(
+            epoch, 5, 8, put_accounts=(an_account(3), an_account(2, download=0)), remove_accounts=(an_account(1).id,)
+        )
+        applied = await it.agents.patch(it.node, patch, 2000)
+        assert (applied.outcome, applied.epoch, applied.revision) == ("applied", epoch, 8)
+        peers = await it.agents.peers(it.node, "fra1")
+        assert {peer.account_id for peer in peers} == {an_account(2).id, an_account(3).id}
+        assert {peer.address for peer in peers} == {"10.1.0.3", "10.1.0.4"}
+
+    told(story)
+
+
+def test_repeating_a_patch_is_harmless(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        epoch = await with_snapshot(it)
+        patch = Patch(epoch, 5, 6, put_accounts=(an_account(2),))
+        first = await it.agents.patch(it.node, patch, 2000)
+        assert await it.agents.patch(it.node, patch, 2000) == first
+        late = await it.agents.patch(it.node, Patch(epoch, 3, 4, remove_accounts=(an_account(2).id,)), 2000)
+        assert (late.outcome, late.revision) == ("applied", 6)
+        assert len(await it.agents.peers(it.node, "fra1")) == 2
+
+    told(story)
+
+
+def test_a_patch_may_begin_before_the_agents_revision(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        epoch = await with_snapshot(it)
+        applied = await it.agents.patch(it.node, Patch(epoch, 2, 7, put_accounts=(an_account(2),)), 2000)
+        assert (applied.outcome, applied.revision) == ("applied", 7)
+
+    told(story)
+
+
+def test_a_patch_with_a_gap_or_another_epoch_is_stale(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        epoch = await with_snapshot(it)
+        with pytest.raises(StaleAgent):
+            await it.agents.patch(it.node, Patch(epoch, 6, 7), 0)
+        with pytest.raises(StaleAgent):
+            await it.agents.patch(it.node, Patch("another", 5, 6), 0)
+        assert (await it.agents.status(it.node)).revision == 5
+
+    told(story)
+
+
+def test_a_value_that_cannot_be_right_is_refused_and_changes_nothing(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        epoch = await with_snapshot(it)
+        with pytest.raises(AgentRefused, match="nowhere"):
+            await it.agents.patch(it.node, Patch(epoch, 5, 6, put_accounts=(an_account(2, server="nowhere"),)), 0)
+        assert (await it.agents.status(it.node)).revision == 5
+
+    told(story)
+
+
+def test_a_snapshot_replaces_everything_even_backwards(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        epoch = await with_snapshot(it, accounts=3, revision=9)
+        assert await with_snapshot(it, accounts=1, revision=4) == epoch
+        assert (await it.agents.status(it.node)).revision == 4
+        assert len(await it.agents.peers(it.node, "fra1")) == 1
+
+    told(story)
+
+
+def test_a_live_read_shows_peer_marks_and_classes(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        accounts = (an_account(1), an_account(2, download=0, upload=0), an_account(3, enabled=False))
+        await it.agents.snapshot(it.node, Snapshot(1, (a_server(),), accounts), 2000)
+        live = await it.agents.inspect(it.node, accounts[0].id)
+        assert live.peer is not None
+        assert (live.peer.public_key, live.peer.address) == (accounts[0].public_key, "10.1.0.2")
+        assert live.marks is not None
+        assert live.marks.mark == 100
+        assert live.interface == "wg1"
+        assert live.upload_class is not None and "rate 10Mbit" in live.upload_class
+        assert live.download_class is not None and "rate 20Mbit" in live.download_class
+        unlimited = await it.agents.inspect(it.node, accounts[1].id)
+        assert (unlimited.upload_class, unlimited.download_class) == (None, None)
+        disabled = await it.agents.inspect(it.node, accounts[2].id)
+        assert disabled.peer is None
+        assert disabled.marks is not None
+        with pytest.raises(AgentLacks):
+            await it.agents.inspect(it.node, 7)
+        with pytest.raises(AgentLacks):
+            await it.agents.peers(it.node, "nowhere")
+
+    told(story)
+
+
+def test_totals_only_bring_what_changed_after_the_cursor(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        one, two, day = an_account(1).id, an_account(2).id, date(2024, 2, 29)
+        it.agent.use(one, day, 1 << 40, 5)
+        it.agent.use(two, day, 7, 8)
+        epoch, cursor, totals = await it.agents.totals(it.node, "", 0)
+        assert sorted(totals, key=lambda t: t.account_id) == [DayTotal(one, day, 1 << 40, 5), DayTotal(two, day, 7, 8)]
+        assert await it.agents.totals(it.node, epoch, cursor) == (epoch, cursor, [])
+        it.agent.use(two, day, 1, 1)
+        again = await it.agents.totals(it.node, epoch, cursor)
+        assert again[2] == [DayTotal(two, day, 8, 9)]
+        assert again[1] > cursor
+        assert (await it.agents.totals(it.node, epoch, 0, [one], fresh=True))[2] == [DayTotal(one, day, 1 << 40, 5)]
+        assert len((await it.agents.totals(it.node, "another", again[1]))[2]) == 2
+
+    told(story)
+
+
+def test_an_agent_that_is_away_is_one_error_everywhere_and_comes_back(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        epoch = await with_snapshot(it)
+        it.agent.away = True
+        calls = (
+            it.agents.status(it.node),
+            it.agents.patch(it.node, Patch(epoch, 5, 6), 0),
+            it.agents.snapshot(it.node, Snapshot(6), 0),
+            it.agents.totals(it.node, epoch, 0),
+            it.agents.inspect(it.node, an_account(1).id),
+            it.agents.peers(it.node, "fra1"),
+        )
+        for call in calls:
+            with pytest.raises(AgentUnreachable) as caught:
+                await call
+            assert type(caught.value) is AgentUnreachable
+        it.agent.away = False
+        assert (await it.agents.status(it.node)).revision == 5
+
+    told(story)
+
+
+def test_a_slow_kernel_is_pending_then_applied(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        epoch = await with_snapshot(it)
+        it.agent.slow = 0.3
+        applied = await it.agents.patch(it.node, Patch(epoch, 5, 6, put_accounts=(an_account(2),)), 10)
+        assert (applied.outcome, applied.revision) == ("pending", 6)
+        assert (await it.agents.status(it.node)).applied_revision == 5
+        await asyncio.sleep(0.35)
+        assert (await it.agents.status(it.node)).applied_revision == 6
+
+    told(story)
+
+
+def test_one_refused_account_spoils_only_its_own_patch(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        epoch = await with_snapshot(it)
+        bad = an_account(2)
+        it.agent.refuse[bad.id] = "no room"
+        applied = await it.agents.patch(it.node, Patch(epoch, 5, 6, put_accounts=(bad,)), 2000)
+        assert applied.outcome == "failed"
+        assert [(f.account_id, f.subject, f.reason) for f in applied.failures] == [(bad.id, "peer_2", "no room")]
+        other = await it.agents.patch(it.node, Patch(epoch, 6, 7, put_accounts=(an_account(3),)), 2000)
+        assert other.outcome == "applied"
+        assert len((await it.agents.status(it.node)).failures) == 1
+
+    told(story)
+
+
+# -- only the socket --------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_that_restarts_is_found_again_at_once(tmp_path: Path) -> None:
+    node = Node(id=1, name="fra", target=f"unix:{tmp_path}/agent.sock")
+
+    async def story() -> None:
+        agents, agent = Agents(), FakeAgent()
+        with pytest.raises(AgentUnreachable, match="fra"):
+            await agents.status(node)
+        for _ in range(2):
+            async with serving(agent, node.target):
+                started = asyncio.get_running_loop().time()
+                while True:
+                    try:
+                        await agents.status(node)
+                        break
+                    except AgentUnreachable:
+                        await asyncio.sleep(0.02)
+                assert asyncio.get_running_loop().time() - started < 1.5
+            with pytest.raises(AgentUnreachable):
+                await agents.status(node)
+        await agents.close()
+
+    asyncio.run(story())
+
+
+def test_an_agent_that_never_answers_costs_a_deadline_and_no_more(tmp_path: Path) -> None:
+    """A socket that accepts and says nothing, like a process that was stopped."""
+    node = Node(id=1, name="fra", target=f"unix:{tmp_path}/agent.sock")
+
+    async def story() -> None:
+        agents = Agents()
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.bind(str(tmp_path / "agent.sock"))
+            silent.listen(8)
+            started = asyncio.get_running_loop().time()
+            with pytest.raises(AgentUnreachable):
+                await agents.status(node)
+            assert asyncio.get_running_loop().time() - started < 4
+            await agents.close()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    "target", ["127.0.0.1:9000", "dns:agent.example:9000", "unix:agent.sock", "unix:", "unix:/", "unix:/" + "x" * 107]
+)
+def test_a_target_that_cannot_be_reached_is_refused_with_the_cure(target: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        checked_target(target)
+    assert "unix:/" in str(caught.value) or "too long" in str(caught.value)
