@@ -18,26 +18,36 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 WIREGUARD_MODES = ("auto", "kernel", "userspace")
 
 
-def _key(default: Any, sentence: str) -> Any:
-    return field(default=default, metadata={"sentence": sentence})
+def _says(sentence: str) -> dict[str, str]:
+    return {"sentence": sentence}
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    state: Path = _key(
-        Path("/var/lib/wirelane-agent/agent.db"),
-        "The agent's own file: what it was asked for, and what was counted. It holds private keys.",
+    state: Path = field(
+        default=Path("/var/lib/wirelane-agent/agent.db"),
+        metadata=_says("The agent's own file: what it was asked for, and what was counted. It holds private keys."),
     )
-    listen: str = _key(
-        "unix:/run/wirelane-agent/agent.sock",
-        "Where the gateway calls: a unix socket. TCP with mutual TLS comes with the fleet and is refused until then.",
+    listen: str = field(
+        default="unix:/run/wirelane-agent/agent.sock",
+        metadata=_says("Where the gateway calls: a unix socket. TCP with mutual TLS comes with the fleet."),
     )
-    socket_group: str = _key("", "The group that may use the socket (mode 0660); empty: only root.")
-    uplink: str = _key("auto", "The interface to the internet; auto: the one of the default route.")
-    wireguard: str = _key("auto", "kernel, userspace (wireguard-go), or auto: kernel where Linux has it.")
-    sample_seconds: int = _key(10, "How often the traffic counters are read, in seconds, 1-3600.")
-    resync_seconds: int = _key(60, "How often everything is read back and repaired, in seconds, 1-3600.")
-    log_level: str = _key("info", "debug, info, warning or error.")
+    socket_group: str = field(
+        default="", metadata=_says("The group that may use the socket (mode 0660); empty: only root.")
+    )
+    uplink: str = field(
+        default="auto", metadata=_says("The interface to the internet; auto: the one of the default route.")
+    )
+    wireguard: str = field(
+        default="auto", metadata=_says("kernel, userspace (wireguard-go), or auto: kernel where Linux has it.")
+    )
+    sample_seconds: int = field(
+        default=10, metadata=_says("How often the traffic counters are read, in seconds, 1-3600.")
+    )
+    resync_seconds: int = field(
+        default=60, metadata=_says("How often everything is read back and repaired, in seconds, 1-3600.")
+    )
+    log_level: str = field(default="info", metadata=_says("debug, info, warning or error."))
 
     def __post_init__(self) -> None:
         problems = []
@@ -77,8 +87,9 @@ def load_config(path: Path | None) -> Config:
 
 def parse_config(table: dict[str, Any]) -> Config:
     """A TOML table -> Config. Raises ConfigError with every problem."""
-    problems, values = [], {}
-    known = {f.name: type(f.default) for f in fields(Config)}
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    known: dict[str, Any] = {f.name: type(f.default) for f in fields(Config)}
     for name, value in table.items():
         kind = known.get(name)
         if kind is None:
@@ -88,7 +99,7 @@ def parse_config(table: dict[str, Any]) -> Config:
         elif kind is not int and not isinstance(value, str):
             problems.append(f"{name}: must be a text in quotes")
         else:
-            values[name] = kind(value)
+            values[name] = value if kind is not type(DEFAULT_PATH) else Path(value)
     try:
         config = Config(**values)
     except ConfigError as error:

@@ -52,5 +52,3 @@ def read_peers(kernel: LiveKernel, desired: Desired | None, server: str) -> list
         raise NotFound(f"there is no server {server!r} on this node")
     states = kernel.peer_states(found.interface)
     return [(state, desired.by_key.get((server, key), 0)) for key, state in states.items()]
-
-

@@ -52,7 +52,8 @@ class DesiredKeeper(Protocol):
 
 
 class Reconciler:
-    """`desired`: what the store held, None = nothing. `resync_seconds`: the longest time that drift can last."""
+    """`desired`: what the store held, None = nothing. `resync_seconds`: the longest time that drift can last.
+    `about`: what of the status never changes (epoch, which WireGuard, which marks)."""
 
     def __init__(
         self,
@@ -60,20 +61,22 @@ class Reconciler:
         keeper: DesiredKeeper,
         writer_thread: Executor,
         *,
-        epoch: str,
         desired: Desired | None,
         resync_seconds: float,
         clock: Callable[[], float],
+        about: Status,
     ) -> None:
         self._writer = writer
         self._keeper = keeper
         self._thread = writer_thread
-        self._epoch = epoch
+        self._epoch = about.epoch
         self._desired = desired
         self._resync_seconds = resync_seconds
         self._clock = clock
         self._accepting = asyncio.Lock()
         self._wake = asyncio.Event()
+        self._sampling = asyncio.Lock()
+        self._next_sample: asyncio.Task[None] | None = None
         self._passed = asyncio.Condition()
         self._touched: set[int] = set()  # accounts changed since the last pass began
         self._touched_servers = False
@@ -83,7 +86,7 @@ class Reconciler:
         self._generation, self._applied_generation = 1, 0  # counts what was accepted; revisions may go back
         self._said: set[Failure] = set()  # refusals that are in the log already
         self._was_right = False  # has a full pass succeeded yet; before that, differences are no drift
-        self._status = Status(epoch)
+        self._status = about
 
     # -- what others may ask --
 
@@ -136,10 +139,20 @@ class Reconciler:
         self._wake.set()
 
     async def sample(self) -> None:
-        """Takes the kernel's counters into the totals. Raises KernelError, StoreError."""
-        if self._desired is not None:
-            await self._on_writer_thread(lambda: self._writer.sample(self._current()))
-            self._status = replace(self._status, last_sample_time=int(self._clock()))
+        """Takes the kernel's counters into the totals, as they are after the call. Raises KernelError, StoreError.
+
+        Callers that come while a sample waits for its turn share it; one that has begun may have read too early.
+        """
+        if self._next_sample is None:
+            self._next_sample = asyncio.create_task(self._sample_in_turn())
+        await asyncio.shield(self._next_sample)
+
+    async def _sample_in_turn(self) -> None:
+        async with self._sampling:
+            self._next_sample = None
+            if self._desired is not None:
+                await self._on_writer_thread(lambda: self._writer.sample(self._current()))
+                self._status = replace(self._status, last_sample_time=int(self._clock()))
 
     # -- the loop --
 

@@ -17,14 +17,13 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import BrokenStore, InvalidValue, StoreError
 from agent.model import Account, Counters, Secret, Server
-from agent.usage import Baseline, Used
+from agent.usage import Baseline, DayTotal, Used
 
 SCHEMA_VERSION = 1
 KEPT_DAYS = 100  # of usage; a gateway that is away for longer than this loses the oldest days
@@ -62,15 +61,6 @@ ADD_USAGE = """
 INSERT INTO usage VALUES (?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET download = download + excluded.download, upload = upload + excluded.upload, seq = excluded.seq
 """
-
-
-@dataclass(frozen=True, slots=True)
-class DayTotal:
-    """What one account used on one day, since the start of this epoch."""
-
-    account_id: int
-    day: int  # 20260131
-    used: Used
 
 
 class Store:

@@ -42,6 +42,15 @@ class Used:
         return Used(self.download + other.download, self.upload + other.upload)
 
 
+@dataclass(frozen=True, slots=True)
+class DayTotal:
+    """What one account used on one day, since the start of this epoch."""
+
+    account_id: int
+    day: int  # 20260131
+    used: Used
+
+
 class Keeper(Protocol):
     """The durable side, in agent/store.py. Each call is one transaction."""
 

@@ -9,7 +9,7 @@ from agent.desired import Patch, Snapshot
 from agent.errors import InvalidValue
 from agent.model import Account, Counters, PeerState, Secret, Server
 from agent.status import Failure, Outcome, Settled, Status
-from agent.store import DayTotal
+from agent.usage import DayTotal
 from protos.agent.v1 import agent_pb2 as pb
 
 OUTCOMES = {
@@ -74,9 +74,7 @@ def patch_in(message: pb.PatchRequest) -> Patch:
     )
 
 
-def snapshot_in(
-    header: pb.SnapshotHeader, servers: Iterable[Server], accounts: Iterable[Account]
-) -> Snapshot:
+def snapshot_in(header: pb.SnapshotHeader, servers: Iterable[Server], accounts: Iterable[Account]) -> Snapshot:
     """Raises InvalidValue where something is missing, so that half a snapshot is never taken for all of it."""
     snapshot = Snapshot(header.revision, tuple(servers), tuple(accounts), header.time_zone)
     for field, got, said in (

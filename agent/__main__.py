@@ -1,0 +1,131 @@
+"""Command line of the agent: run, check, plan, status, doctor.
+
+Exit status: 0 well; 1 something is wrong (and said on standard error); 2 the command line or configuration is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from agent.config import DEFAULT_PATH, Config, load_config, shown
+from agent.errors import AgentError, ConfigError
+
+
+def run(config: Config, options: argparse.Namespace) -> int:
+    from agent.wiring import serve, set_up_logging
+
+    set_up_logging(config.log_level)
+    asyncio.run(serve(config))
+    return 0
+
+
+def check(config: Config, options: argparse.Namespace) -> int:
+    print(shown(config))
+    return 0
+
+
+def plan(config: Config, options: argparse.Namespace) -> int:
+    from agent.offline import read_plan
+
+    lines = read_plan(config)
+    print("\n".join(lines) if lines else "nothing: the kernel shows what was asked for")
+    return 0
+
+
+def status(config: Config, options: argparse.Namespace) -> int:
+    from agent.rpc.client import read_status
+
+    answer = read_status(config.listen)
+    print(json.dumps(answer, indent=2) if options.json else _table(answer))
+    return 1 if answer["problem"] or answer["failures"] else 0
+
+
+def doctor(config: Config, options: argparse.Namespace) -> int:
+    from agent.offline import diagnose
+
+    findings, choices, able = diagnose(config)
+    if options.json:
+        print(json.dumps({"findings": [asdict(f) for f in findings], "choices": choices, "able": able}, indent=2))
+        return 0 if able else 1
+    width = max(len(f.name) for f in findings)
+    for finding in findings:
+        print(f"{'yes' if finding.works else 'no ':3}  {finding.name:{width}}  {finding.detail}")
+    print()
+    for choice in choices:
+        print(choice)
+    return 0 if able else 1
+
+
+def _table(answer: dict[str, object]) -> str:
+    rows = [(name, value) for name, value in answer.items() if name != "failures"]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name.replace('_', ' '):{width}}  {'-' if value in ('', None) else value}" for name, value in rows]
+    failures = answer["failures"]
+    assert isinstance(failures, list)
+    lines.append(f"{'failures':{width}}  {len(failures)}")
+    lines += [f"  {failure['subject']}: {failure['reason']}" for failure in failures]
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wirelane-agent", description="Applies accounts to this node: WireGuard peers, marks, traffic classes."
+    )
+    parser.add_argument("--config", type=Path, help=f"default {DEFAULT_PATH}; if that is absent, the defaults")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(
+        name: str, call: Callable[[Config, argparse.Namespace], int], sentence: str, json_too: bool = False
+    ) -> None:
+        command = commands.add_parser(name, help=sentence, description=sentence)
+        command.set_defaults(call=call)
+        if json_too:
+            command.add_argument("--json", action="store_true", help="print JSON")
+
+    add("run", run, "Run the agent until it is told to stop.")
+    add("check", check, "Print the configuration in force, or every error in it.")
+    add("plan", plan, "Print what a resync would change. Changes nothing.")
+    add("status", status, "Print how the running agent does.", json_too=True)
+    add("doctor", doctor, "Try what this kernel and host can do, and say what is chosen and why.", json_too=True)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.call(load_config(options.config), options))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"wirelane-agent: {problem}", file=sys.stderr)
+        return 2
+    except AgentError as error:
+        print(f"wirelane-agent: {error}", file=sys.stderr)
+        return 1
+    except BaseExceptionGroup as group:
+        expected, bugs = group.split(AgentError)
+        if bugs:
+            raise
+        for line in _messages(expected):
+            print(f"wirelane-agent: {line}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        logging.shutdown()
+
+
+def _messages(group: BaseExceptionGroup[AgentError] | None) -> list[str]:
+    if group is None:
+        return []
+    return [m for e in group.exceptions for m in (_messages(e) if isinstance(e, BaseExceptionGroup) else [str(e)])]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Door, gRPC: each handler decodes, makes one call into the core, and encodes. The edge where errors become statuses.
+
+Called by the gateway (gateway/agents). Writes go to reconcile.py; live reads run on the reader thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor
+from typing import Any, Protocol, TypeVar
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from agent.errors import AgentError, InvalidValue, KernelError, NotFound, StaleRevision, StoreError
+from agent.live import LiveAccount, read_account, read_peers
+from agent.model import Account, Server
+from agent.parts import LiveKernel
+from agent.reconcile import Reconciler
+from agent.rpc import codec
+from agent.usage import DayTotal
+from protos.agent.v1 import agent_pb2 as pb
+from protos.agent.v1 import agent_pb2_grpc
+
+T = TypeVar("T")
+log = logging.getLogger("agent.rpc")
+
+SERVICE = "wirelane.agent.v1.Agent"
+CHUNK = 2_000  # rows in one streamed message: well under the default limit of 4 MB
+MAX_SETTLE_SECONDS = 300.0
+READ_SECONDS = 10.0
+SAMPLE_SECONDS = 10.0
+
+# Most specific first.
+STATUS_CODES: tuple[tuple[type[AgentError], grpc.StatusCode, str], ...] = (
+    (StaleRevision, grpc.StatusCode.FAILED_PRECONDITION, "stale: "),
+    (InvalidValue, grpc.StatusCode.INVALID_ARGUMENT, ""),
+    (NotFound, grpc.StatusCode.NOT_FOUND, ""),
+    (KernelError, grpc.StatusCode.UNAVAILABLE, ""),
+    (StoreError, grpc.StatusCode.UNAVAILABLE, ""),
+)
+
+
+class TotalsStore(Protocol):
+    epoch: str
+
+    def totals(self, after: int, account_ids: tuple[int, ...] = ()) -> tuple[int, list[DayTotal]]: ...
+
+
+class AgentServicer(agent_pb2_grpc.AgentServicer):
+    def __init__(
+        self, reconciler: Reconciler, store: TotalsStore, kernel: LiveKernel, reader_thread: Executor, version: str
+    ) -> None:
+        self._reconciler = reconciler
+        self._store = store
+        self._kernel = kernel
+        self._thread = reader_thread
+        self._version = version
+
+    async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusReply:
+        return codec.status_out(self._reconciler.status(), self._version)
+
+    async def Patch(self, request: pb.PatchRequest, context: Any) -> pb.ApplyReply:
+        async def call() -> pb.ApplyReply:
+            patch = codec.patch_in(request)
+            return codec.settled_out(await self._reconciler.accept_patch(patch, _settle(request.settle_ms)))
+
+        return await _translated(context, call)
+
+    async def Snapshot(self, requests: AsyncIterator[pb.SnapshotChunk], context: Any) -> pb.ApplyReply:
+        async def call() -> pb.ApplyReply:
+            header: pb.SnapshotHeader | None = None
+            servers: list[Server] = []
+            accounts: list[Account] = []
+            async for chunk in requests:
+                if chunk.HasField("header"):
+                    header = chunk.header
+                servers.extend(map(codec.server_in, chunk.servers))
+                accounts.extend(map(codec.account_in, chunk.accounts))
+                await asyncio.sleep(0)  # decoding a chunk takes milliseconds; others have their turn in between
+            if header is None:
+                raise InvalidValue("header", "the first chunk of a snapshot must have it")
+            snapshot = codec.snapshot_in(header, servers, accounts)
+            return codec.settled_out(await self._reconciler.accept_snapshot(snapshot, _settle(header.settle_ms)))
+
+        return await _translated(context, call)
+
+    async def Totals(self, request: pb.TotalsRequest, context: Any) -> AsyncIterator[pb.TotalsChunk]:
+        async def call() -> tuple[int, list[DayTotal]]:
+            if request.fresh:
+                async with asyncio.timeout(SAMPLE_SECONDS):
+                    await self._reconciler.sample()
+            after = request.after if request.epoch == self._store.epoch else 0
+            return await asyncio.to_thread(self._store.totals, after, tuple(request.account_ids))
+
+        cursor, totals = await _translated(context, call)
+        for chunk in codec.totals_out(self._store.epoch, cursor, totals, CHUNK):
+            yield chunk
+
+    async def Inspect(self, request: pb.InspectRequest, context: Any) -> pb.InspectReply:
+        desired = self._reconciler.desired
+        live = await _translated(
+            context, lambda: self._read(lambda: read_account(self._kernel, desired, request.account_id))
+        )
+        return _inspect_out(live)
+
+    async def Peers(self, request: pb.PeersRequest, context: Any) -> AsyncIterator[pb.PeersChunk]:
+        desired = self._reconciler.desired
+        peers = await _translated(
+            context, lambda: self._read(lambda: read_peers(self._kernel, desired, request.server))
+        )
+        for start in range(0, len(peers), CHUNK):
+            yield pb.PeersChunk(peers=(codec.peer_out(*peer) for peer in peers[start : start + CHUNK]))
+
+    async def _read(self, call: Callable[[], T]) -> T:
+        async with asyncio.timeout(READ_SECONDS):
+            return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+def _settle(milliseconds: int) -> float:
+    return min(milliseconds / 1000, MAX_SETTLE_SECONDS)
+
+
+def _inspect_out(live: LiveAccount) -> pb.InspectReply:
+    def traffic_class(device: str, text: str | None) -> pb.TrafficClass | None:
+        return None if text is None else pb.TrafficClass(device=device, text=text)
+
+    return pb.InspectReply(
+        peer=codec.peer_out(live.peer, live.account.id) if live.peer else None,
+        marks=codec.counters_out(live.account.mark, live.counters) if live.counters else None,
+        upload_class=traffic_class(live.uplink, live.upload_class),
+        download_class=traffic_class(live.interface, live.download_class),
+        uplink=live.uplink,
+        interface=live.interface,
+    )
+
+
+async def _translated(context: Any, call: Callable[[], Awaitable[T]]) -> T:
+    """Runs a call; what it raises on purpose becomes a gRPC status. A bug is logged, and is INTERNAL without a text."""
+    try:
+        return await call()
+    except TimeoutError:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "the kernel did not answer in time; try again")
+    except AgentError as error:
+        code, prefix = next((c, p) for kind, c, p in STATUS_CODES if isinstance(error, kind))
+        await context.abort(code, f"{prefix}{error}")
+    except asyncio.CancelledError:
+        raise
+    except Exception:
+        log.exception("bug in an RPC")
+        await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the agent's log")
+    raise AssertionError("abort raises")
+
+
+class RpcServer:
+    """The gRPC server with the agent's service and the standard health service."""
+
+    def __init__(self, servicer: AgentServicer) -> None:
+        self.grpc = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._health = HealthServicer()
+        agent_pb2_grpc.add_AgentServicer_to_server(servicer, self.grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+
+    async def start(self) -> None:
+        """Answers from now on; health says NOT_SERVING until `ready`."""
+        await self.grpc.start()
+        await self._tell(health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    async def ready(self) -> None:
+        await self._tell(health_pb2.HealthCheckResponse.SERVING)
+
+    async def _tell(self, serving: int) -> None:
+        for service in ("", SERVICE):
+            await self._health.set(service, serving)
+
+    async def stop(self, grace_seconds: float) -> None:
+        await self._health.enter_graceful_shutdown()
+        await self.grpc.stop(grace_seconds)

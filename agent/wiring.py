@@ -1,0 +1,241 @@
+"""Builds the real objects and starts the tasks. The only file that knows all the others.
+
+One asyncio loop, one TaskGroup. Blocking kernel calls run on two threads: the writer's (passes and samples) and the
+reader's (live reads), each with doors of its own. A task that ends with an exception ends the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from agent.config import Config
+from agent.desired import Desired
+from agent.errors import AgentError, BrokenStore, StoreError
+from agent.kernel.forwarding import Forwardings
+from agent.kernel.interfaces import uplink
+from agent.kernel.link import Links, Mode, choose_mode
+from agent.kernel.marks import IptablesMarks
+from agent.kernel.peers import Peers
+from agent.kernel.shaper import Classes, Qdiscs, class_text
+from agent.kernel.watch import ANY, watch
+from agent.model import PeerState
+from agent.notify import tell_systemd, watchdog_seconds
+from agent.reconcile import Reconciler
+from agent.rpc.access import bind
+from agent.rpc.server import AgentServicer, RpcServer
+from agent.status import Status
+from agent.store import Store, open_store_or_new
+from agent.usage import Usage
+from agent.writer import Writer
+
+log = logging.getLogger("agent")
+
+VERSION = version("wirelane")
+MARKS_BACKEND = "iptables"
+FIRST_PASS_SECONDS = 60.0  # READY waits for the first pass at most so long; customers of a big box come back meanwhile
+STOP_SECONDS = 5.0
+GATHER_SECONDS = 0.2  # link events come in bursts
+CLOCK_LOOK_SECONDS = 1.0
+CLOCK_STEP_SECONDS = 2.0  # a wall clock that moves by more than this against the monotonic one was set
+
+
+@dataclass(frozen=True, slots=True)
+class LinuxKernel:
+    """The doors of one thread."""
+
+    mode: Mode
+    uplink_setting: str
+    links: Links = field(init=False)
+    qdiscs: Qdiscs = field(default_factory=Qdiscs)
+    classes: Classes = field(default_factory=Classes)
+    forwarding: Forwardings = field(default_factory=Forwardings)
+    marks: IptablesMarks = field(default_factory=IptablesMarks)
+    peers: Peers = field(default_factory=Peers)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "links", Links(self.mode))
+
+    def uplink(self) -> str:
+        return uplink(self.uplink_setting)
+
+    def peer_states(self, interface: str) -> dict[str, PeerState]:
+        return self.peers.peer_states(interface)
+
+    def class_text(self, device: str, minor: int) -> str | None:
+        return class_text(device, minor)
+
+
+def set_up_logging(level: str) -> None:
+    """key=value lines on standard error; systemd adds the time."""
+    logging.basicConfig(stream=sys.stderr, level=level.upper(), format="level=%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+
+
+@contextmanager
+def only_agent(state: Path) -> Iterator[None]:
+    """Holds the lock that keeps a second agent away from the same state. Raises StoreError."""
+    path = state.with_name(state.name + ".lock")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise StoreError(f"another wirelane-agent is running with {state}; stop it first") from None
+    finally:
+        os.close(handle)
+
+
+async def serve(config: Config) -> None:
+    """Runs the agent until SIGTERM or SIGINT. Raises AgentError where it cannot start."""
+    with only_agent(config.state):
+        store, aside = open_store_or_new(config.state)
+        if aside:
+            log.error(
+                "state file damaged aside=%s: the kernel is left as it is until the gateway sends a snapshot", aside
+            )
+        try:
+            await _serve(config, store)
+        finally:
+            store.close()
+
+
+async def _serve(config: Config, store: Store) -> None:
+    mode = choose_mode(config.wireguard)
+    desired = store.load()
+    about = Status(store.epoch, wireguard=mode, marks=MARKS_BACKEND)
+    with (
+        ThreadPoolExecutor(1, "writer") as writer_thread,
+        ThreadPoolExecutor(1, "reader") as reader_thread,
+    ):
+        reconciler = Reconciler(
+            Writer(LinuxKernel(mode, config.uplink), Usage(store, time.time)),
+            store,
+            writer_thread,
+            desired=desired,
+            resync_seconds=config.resync_seconds,
+            clock=time.time,
+            about=about,
+        )
+        live = LinuxKernel(mode, config.uplink)
+        rpc = RpcServer(AgentServicer(reconciler, store, live, reader_thread, VERSION))
+        bind(rpc.grpc, config.socket_path, config.socket_group)
+        log.info("start version=%s wireguard=%s epoch=%s %s", VERSION, mode, store.epoch, _summary(desired))
+        await _run(config, reconciler, rpc)
+
+
+def _summary(desired: Desired | None) -> str:
+    if desired is None:
+        return "desired=none"
+    return f"revision={desired.revision} servers={len(desired.servers)} accounts={len(desired.accounts)}"
+
+
+async def _run(config: Config, reconciler: Reconciler, rpc: RpcServer) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await rpc.start()
+    async with asyncio.TaskGroup() as tasks:
+        running = [
+            tasks.create_task(reconciler.run(), name="reconcile"),
+            tasks.create_task(_watch_links(reconciler), name="watch"),
+            tasks.create_task(_schedule(config, reconciler), name="schedule"),
+            tasks.create_task(_feed_watchdog(), name="watchdog"),
+        ]
+        try:
+            await reconciler.first_pass(FIRST_PASS_SECONDS)
+            await rpc.ready()
+            tell_systemd("READY=1")
+            await stop.wait()
+            tell_systemd("STOPPING=1")
+            log.info("stop: tunnels, rules and classes stay as they are")
+            await rpc.stop(STOP_SECONDS)
+            await _sample(reconciler)
+        finally:
+            for task in running:
+                task.cancel()
+
+
+async def _sample(reconciler: Reconciler) -> None:
+    try:
+        await reconciler.sample()
+    except BrokenStore:
+        raise
+    except AgentError as error:
+        log.error("sample failed reason=%r", str(error))
+
+
+async def _schedule(config: Config, reconciler: Reconciler) -> None:
+    """Samples and resyncs by the clock, and again from the start when the clock was set."""
+    while True:
+        scheduler = AsyncIOScheduler(timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None})
+        every = config.sample_seconds
+        first = datetime.fromtimestamp((time.time() // every + 1) * every, UTC)
+        scheduler.add_job(_sample, "interval", seconds=every, next_run_time=first, args=[reconciler])
+        # A day ends at a quarter of an hour in every time zone, and its last sample belongs there.
+        scheduler.add_job(_sample, "cron", minute="0,15,30,45", args=[reconciler])
+        scheduler.add_job(_resync, "interval", seconds=config.resync_seconds, args=[reconciler])
+        scheduler.start()
+        try:
+            await _clock_step()
+        finally:
+            scheduler.shutdown(wait=False)
+        log.warning("the clock was set: timers begin anew")
+
+
+async def _resync(reconciler: Reconciler) -> None:
+    reconciler.request_resync()
+
+
+async def _clock_step() -> None:
+    """Returns when the wall clock has moved against the monotonic one: jobs due "in an hour" would stall till then."""
+    offset = time.time() - time.monotonic()
+    while abs(time.time() - time.monotonic() - offset) < CLOCK_STEP_SECONDS:  # noqa: ASYNC110 - no event tells this
+        await asyncio.sleep(CLOCK_LOOK_SECONDS)
+
+
+async def _watch_links(reconciler: Reconciler) -> None:
+    """A link of ours or the uplink that changes is looked at now, not at the next resync."""
+    changed = asyncio.Event()
+
+    def told(device: str) -> None:
+        desired, status = reconciler.desired, reconciler.status()
+        ours = {s.interface for s in desired.servers.values()} if desired else set()
+        if device in (ANY, status.uplink) or device in ours or status.problem:
+            changed.set()
+
+    async def resync() -> None:
+        while True:
+            await changed.wait()
+            await asyncio.sleep(GATHER_SECONDS)
+            changed.clear()
+            reconciler.request_resync()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(watch(told))
+        tasks.create_task(resync())
+
+
+async def _feed_watchdog() -> None:
+    seconds = watchdog_seconds()
+    while seconds:
+        tell_systemd("WATCHDOG=1")
+        await asyncio.sleep(seconds / 3)
