@@ -1,0 +1,125 @@
+"""The command line of the lab: `scripts/lab`. Only JSON, and what `exec` runs, goes to stdout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from tests.lab.errors import LabError, NoHandshake
+from tests.lab.lab import Lab
+
+EXIT_FAILED = 1
+EXIT_NO_HANDSHAKE = 3
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print(lab: Lab) -> None:
+    print(json.dumps(lab.describe(), indent=2), flush=True)
+
+
+def _up(asked: argparse.Namespace) -> int:
+    _print(Lab.up(asked.name, asked.nodes, asked.clients, say=_say))
+    return 0
+
+
+def _status(asked: argparse.Namespace) -> int:
+    _print(Lab.open(asked.name))
+    return 0
+
+
+def _down(asked: argparse.Namespace) -> int:
+    _say(f"lab {asked.name!r}: removed" if Lab.down(asked.name) else f"lab {asked.name!r}: there is none")
+    return 0
+
+
+def _exec(asked: argparse.Namespace) -> int:
+    """Becomes the command, so that signals, terminal and exit status are its own."""
+    command = asked.command[1:] if asked.command[:1] == ["--"] else asked.command
+    if not command:
+        raise LabError("exec: no command; write `exec HOST -- COMMAND`")
+    # nsenter leaves us in /; go back to where the caller stands, which is the same folder in every lab host.
+    go_back = ["/bin/sh", "-c", 'cd "$0" 2>/dev/null; exec "$@"', os.getcwd()]
+    whole = Lab.open(asked.name).command(asked.host, *go_back, *command)
+    os.execvp(whole[0], whole)
+
+
+def _service(asked: argparse.Namespace) -> int:
+    lab = Lab.open(asked.name)
+    if asked.part == "gateway":
+        if asked.node is not None:
+            raise LabError("there is one gateway: name no node")
+        {"start": lab.start_gateway, "stop": lab.stop_gateway, "kill": lab.kill_gateway}[asked.verb]()
+        return 0
+    if asked.node is None:
+        raise LabError(f"which agent? {', '.join(node.name for node in lab.plan.nodes)}")
+    {"start": lab.start_agent, "stop": lab.stop_agent, "kill": lab.kill_agent}[asked.verb](asked.node)
+    return 0
+
+
+def _connect(asked: argparse.Namespace) -> int:
+    lab = Lab.open(asked.name)
+    try:
+        config = lab.connect(asked.client, asked.account)
+    except NoHandshake as silent:
+        _say(f"lab: {silent}")
+        return EXIT_NO_HANDSHAKE
+    _say(f"{asked.client} is connected as {asked.account}: {config.addresses[0]}, server {config.endpoint}")
+    return 0
+
+
+def _disconnect(asked: argparse.Namespace) -> int:
+    done = Lab.open(asked.name).disconnect(asked.client)
+    _say(f"{asked.client}: disconnected" if done else f"{asked.client}: was not connected")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="scripts/lab", description="A small internet on one machine.")
+    verbs = root.add_subparsers(required=True, metavar="COMMAND")
+
+    def verb(name: str, act: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text)
+        added.add_argument("--name", default="wl", help="which lab (default: wl)")
+        added.set_defaults(act=act, verb=name)
+        return added
+
+    up = verb("up", _up, "build a lab; print it as one JSON object when all of it answers")
+    up.add_argument("--nodes", type=int, default=1, help="VPN boxes n1, n2, ... (default: 1)")
+    up.add_argument("--clients", type=int, default=2, help="client hosts c1, c2, ... (default: 2)")
+    verb("status", _status, "print the JSON object again")
+    verb("down", _down, "remove everything, also after a crash")
+    run = verb("exec", _exec, "run a command in a host")
+    run.add_argument("host", help="a node's or client's name, or internet")
+    run.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND ...")
+    for name, text in (
+        ("stop", "SIGTERM, and wait until it is gone"),
+        ("kill", "SIGKILL"),
+        ("start", "start it; returns when it answers"),
+    ):
+        service = verb(name, _service, text)
+        service.add_argument("part", choices=("agent", "gateway"))
+        service.add_argument("node", nargs="?", help="whose agent")
+    connect = verb(
+        "connect", _connect, f"connect a client as an account (exit status {EXIT_NO_HANDSHAKE}: no handshake)"
+    )
+    connect.add_argument("client")
+    connect.add_argument("account")
+    verb("disconnect", _disconnect, "take a client's tunnel down").add_argument("client")
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    asked = parser().parse_args(argv)
+    try:
+        return int(asked.act(asked))
+    except (LabError, ValueError) as failed:
+        _say(f"lab: {failed}")
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,213 @@
+"""The programs of a lab: write their configuration, start them, see that they answer.
+
+Agents run as root inside their host. The gateway runs on the machine's loopback without any capability: as user
+`nobody` where that user can read the checkout, else as root with every capability dropped. Called by lab.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from tests.lab.errors import LabError
+from tests.lab.hosts import enter, run
+from tests.lab.processes import PATH, Process, spawn, wait_until
+from tests.lab.topology import INTERNET_ADDRESS, Host
+
+ROOT = Path(__file__).resolve().parents[2]
+WEB_PORT = 80
+IPERF_PORTS = (5201, 5202, 5203, 5204)  # an iperf3 server serves one test at a time
+START_SECONDS = 30.0
+SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse{status: SERVING}
+Settings = Mapping[str, str | int | float | bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whom the gateway runs as."""
+
+    user: str
+    group: str
+    uid: int
+    gid: int
+
+    @property
+    def command(self) -> list[str]:
+        """The start of a command line that gives up every privilege."""
+        drop = ["setpriv", "--no-new-privs", "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all"]
+        # Without the keep, root's own transitions would have nothing to give back anyway: the bounding set is empty.
+        return [*drop, f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups", "--"]
+
+
+NOBODY = Identity("nobody", "nogroup", 65534, 65534)
+BARE_ROOT = Identity("root", "root", 0, 0)
+
+
+def python(*arguments: str) -> list[str]:
+    return [sys.executable, *arguments]
+
+
+def environment() -> dict[str, str]:
+    """For programs of this checkout; writes nothing into it."""
+    return {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def gateway_identity() -> Identity:
+    """`nobody` if that user can import the gateway from this checkout."""
+    probe = [*NOBODY.command, *_with_environment(), *python("-c", "import gateway.__main__")]
+    return NOBODY if run(probe, check=False).returncode == 0 else BARE_ROOT
+
+
+def _with_environment() -> list[str]:
+    return ["env", "-i", "-C", "/", f"PATH={PATH}", *(f"{name}={value}" for name, value in environment().items())]
+
+
+def write_toml(path: Path, settings: Settings, identity: Identity = BARE_ROOT) -> None:
+    """Flat TOML; a JSON scalar is a TOML scalar."""
+    text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        os.fchown(descriptor, identity.uid, identity.gid)
+        file.write(text)
+
+
+def start_internet(host: Host, state: Path) -> dict[str, Process]:
+    """The web server and iperf3; part name to process."""
+    log, lab = state / "internet.log", host.lab
+    inside = enter(host, state)
+    web = [*inside, *python("-m", "tests.lab.internet", str(INTERNET_ADDRESS), str(WEB_PORT))]
+    started = {"web": spawn(lab, web, log, environment())}
+    for port in IPERF_PORTS:
+        # rcv-timeout: a server whose client fell silent is free again after 30 s.
+        command = ["iperf3", "--server", "--port", str(port), "--rcv-timeout", "30000"]
+        started[f"iperf3-{port}"] = spawn(lab, [*inside, *command], log)
+    return started
+
+
+def internet_answers(host: Host, state: Path) -> bool:
+    """All ports listen; read from the kernel, so that no connection disturbs iperf3."""
+    table = run([*enter(host, state), "cat", "/proc/net/tcp", "/proc/net/tcp6"], check=False).stdout
+    listening = {int(found, 16) for found in re.findall(r": [0-9A-F]+:([0-9A-F]{4}) [0-9A-F]+:0000 0A ", table)}
+    return listening >= {WEB_PORT, *IPERF_PORTS}
+
+
+# -- agents -------------------------------------------------------------------------------------------------------
+
+
+def agent_folder(node: Host, state: Path) -> Path:
+    return state / node.name
+
+
+def agent_target(node: Host, state: Path) -> str:
+    return f"unix:{agent_folder(node, state)}/agent.sock"
+
+
+def prepare_agent(node: Host, state: Path, identity: Identity, settings: Settings) -> None:
+    """Its folder is the one place that both the agent and the gateway see: the socket lies there."""
+    folder = agent_folder(node, state)
+    folder.mkdir(mode=0o710)
+    os.chown(folder, 0, identity.gid)
+    defaults: Settings = {
+        "state": str(folder / "agent.db"),
+        "runtime": "/run/wirelane-agent",
+        "listen": agent_target(node, state),
+        "socket_group": identity.group,
+    }
+    write_toml(folder / "agent.toml", {**defaults, **settings})
+
+
+def agent_command(node: Host, state: Path, *arguments: str) -> list[str]:
+    config = str(agent_folder(node, state) / "agent.toml")
+    return [*enter(node, state), *python("-m", "agent", "--config", config, *arguments)]
+
+
+def start_agent(node: Host, state: Path) -> Process:
+    return spawn(node.lab, agent_command(node, state, "run"), state / f"agent-{node.name}.log", environment())
+
+
+def wait_for_agent(node: Host, state: Path, running: Process) -> None:
+    """Until the agent's gRPC health service says SERVING."""
+    what = f"agent of {node.name}, see {state}/agent-{node.name}.log"
+    with grpc.insecure_channel(agent_target(node, state)) as channel:
+        # Raw bytes on purpose: the wire form of an empty request and of SERVING need no generated code.
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check", request_serializer=bytes, response_deserializer=bytes
+        )
+
+        def serving() -> bool:
+            with contextlib.suppress(grpc.RpcError):
+                return bool(check(b"", timeout=2.0, wait_for_ready=True) == SERVING)
+            return False
+
+        wait_until(serving, what, START_SECONDS, running)
+
+
+# -- the gateway --------------------------------------------------------------------------------------------------
+
+
+def gateway_folder(state: Path) -> Path:
+    return state / "gateway"
+
+
+def prepare_gateway(state: Path, identity: Identity, port: int, settings: Settings) -> None:
+    folder = gateway_folder(state)
+    folder.mkdir(mode=0o700)
+    os.chown(folder, identity.uid, identity.gid)
+    defaults: Settings = {
+        "database": f"sqlite:///{folder}/gateway.db",
+        "key_file": str(folder / "secret.key"),
+        "listen": f"127.0.0.1:{port}",
+        "public_url": f"http://127.0.0.1:{port}",
+    }
+    write_toml(folder / "gateway.toml", {**defaults, **settings}, identity)
+
+
+def gateway_command(state: Path, identity: Identity, *arguments: str) -> list[str]:
+    config = str(gateway_folder(state) / "gateway.toml")
+    return [*identity.command, *python("-m", "gateway", "--config", config, *arguments)]
+
+
+def call_gateway(state: Path, identity: Identity, *arguments: str) -> str:
+    """Run one of its subcommands to the end; returns what it printed."""
+    done = run(
+        [
+            "env",
+            "-C",
+            "/",
+            *(f"{k}={v}" for k, v in environment().items()),
+            *gateway_command(state, identity, *arguments),
+        ]
+    )
+    return done.stdout
+
+
+def add_access_key(state: Path, identity: Identity, name: str, network: str) -> str:
+    found = re.search(r"\b[0-9a-f]{80}\b", call_gateway(state, identity, "key", "add", name, "--ip", network))
+    if not found:
+        raise LabError("`wirelane-gateway key add` printed no access hash")
+    return found[0]
+
+
+def start_gateway(lab: str, state: Path, identity: Identity) -> Process:
+    command = ["env", "-C", "/", *gateway_command(state, identity, "serve")]
+    return spawn(lab, command, state / "gateway.log", environment())
+
+
+def wait_for_gateway(url: str, state: Path, running: Process) -> None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def healthy() -> bool:
+        with contextlib.suppress(OSError), opener.open(f"{url}/healthz", timeout=2.0) as response:
+            return bool(response.status == 200)
+        return False
+
+    wait_until(healthy, f"gateway, see {state}/gateway.log", START_SECONDS, running)

@@ -1,0 +1,100 @@
+"""Who is in a lab, under which address, and the `ip` commands that wire it up. Pure: runs nothing.
+
+Called by hosts.py and lab.py. The addresses live inside the lab's own network namespaces, so two labs may use the
+same ones; none lies in 10.0.0.0/8, which the product hands out to accounts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+INTERNET = "internet"
+UPLINK = "eth0"
+INTERNET_ADDRESS = IPv4Address("203.0.113.1")  # RFC 5737
+NODE_NETWORK = IPv4Network("198.51.100.0/24")  # RFC 5737; a /30 for each node
+CLIENT_NETWORK = IPv4Network("100.64.0.0/10")  # RFC 6598; a /24 for each client, of which a /30 is used
+MAX_NODES = 63
+MAX_CLIENTS = 500
+NAME_PATTERN = re.compile(r"[a-z][a-z0-9-]{0,30}")  # also a folder and the start of namespace names
+HOST_PATTERN = rf"(?:{INTERNET}|n[0-9]+|c[0-9]+)"  # what may follow "<lab>-" in a namespace of ours
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One host of a lab: a network namespace, and a mount namespace with a /run of its own."""
+
+    lab: str
+    name: str  # "internet", "n1", "c1"
+    address: IPv4Interface  # of its UPLINK; of `lo` for the internet host
+    router: IPv4Address | None = None  # its default gateway; None = it is the internet itself
+
+    @property
+    def namespace(self) -> str:
+        return f"{self.lab}-{self.name}"
+
+    @property
+    def sysctls(self) -> tuple[tuple[str, str], ...]:
+        """Paths below /proc/sys and their values. A node forwards nothing until its agent says so."""
+        forward = "1" if self.name == INTERNET else "0"
+        # A peer that vanished under a transfer must not keep a server process busy for the default quarter of an hour.
+        return (
+            ("net/ipv4/ip_forward", forward),
+            ("net/ipv4/tcp_retries2", "7"),
+            ("net/ipv6/conf/all/disable_ipv6", "1"),
+            ("net/ipv6/conf/default/disable_ipv6", "1"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    internet: Host
+    nodes: tuple[Host, ...]
+    clients: tuple[Host, ...]
+
+    @property
+    def hosts(self) -> tuple[Host, ...]:
+        return (self.internet, *self.nodes, *self.clients)
+
+    def host(self, name: str) -> Host | None:
+        return next((host for host in self.hosts if name in (host.name, host.namespace)), None)
+
+
+def topology(lab: str, nodes: int, clients: int) -> Topology:
+    """The lab of that name and size. Raises ValueError for a name or size that cannot be."""
+    if not NAME_PATTERN.fullmatch(lab):
+        raise ValueError(f"lab name {lab!r}: a lower-case letter, then at most 30 of a-z, 0-9 and '-'")
+    if not 1 <= nodes <= MAX_NODES:
+        raise ValueError(f"{nodes} nodes: a lab has 1-{MAX_NODES}")
+    if not 0 <= clients <= MAX_CLIENTS:
+        raise ValueError(f"{clients} clients: a lab has 0-{MAX_CLIENTS}")
+    return Topology(
+        internet=Host(lab, INTERNET, IPv4Interface(f"{INTERNET_ADDRESS}/32")),
+        nodes=tuple(_stub(lab, f"n{i + 1}", NODE_NETWORK.network_address + 4 * i) for i in range(nodes)),
+        clients=tuple(_stub(lab, f"c{i + 1}", CLIENT_NETWORK.network_address + 256 * i) for i in range(clients)),
+    )
+
+
+def _stub(lab: str, name: str, network: IPv4Address) -> Host:
+    return Host(lab, name, IPv4Interface(f"{network + 2}/30"), router=network + 1)
+
+
+def internet_commands(plan: Topology) -> Iterator[str]:
+    """For `ip -batch` in the internet's namespace; the other ends of the veth pairs appear in the stubs' ones."""
+    yield "link set lo up"
+    yield f"address add {plan.internet.address} dev lo"
+    for host in (*plan.nodes, *plan.clients):
+        port = f"to-{host.name}"
+        yield f"link add {port} type veth peer name {UPLINK} netns {host.namespace}"
+        yield f"address add {host.router}/30 dev {port}"
+        yield f"link set {port} up"
+
+
+def stub_commands(host: Host) -> Iterator[str]:
+    """For `ip -batch` in the namespace of a node or client."""
+    yield "link set lo up"
+    yield f"address add {host.address} dev {UPLINK}"
+    yield f"link set {UPLINK} up"
+    yield f"route add default via {host.router}"
