@@ -1,0 +1,289 @@
+"""WireGuard in the kernel, over generic netlink.
+
+Own packing instead of the netlink library's: that one sends one peer a message and takes 128 us to parse a peer; here
+hundreds of peers go in one message and a peer is parsed in a few. Layout: linux/wireguard.h, linux/genetlink.h.
+
+Traps: the length of a nested attribute is 16 bits, so a message holds some 500 peers. A dump comes in many messages,
+and a peer with many allowed IPs goes on in the next one under the same key. A changed interface interrupts a dump.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address
+
+from agent.errors import KernelError
+from agent.kernel import interfaces
+from agent.kernel.netlink import (
+    NETLINK_CAP_ACK,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    SOL_NETLINK,
+    attribute,
+    attributes,
+)
+from agent.kernel.wireguard import Absent, Device, HeldPeer, PeerChange, PortBusy, Refused, set_in_batches
+from agent.model import PeerState, Secret
+
+FAMILY_NAME = b"wireguard\0"
+ANSWER_SECONDS = 10.0
+PEERS_PER_MESSAGE = 500  # at most 124 bytes each, and all of them in one nested attribute: below 65,535
+DUMP_TRIES = 5
+
+NETLINK_GENERIC = 16  # linux/netlink.h; Python has no name for it
+NESTED = 0x8000  # NLA_F_NESTED
+# linux/genetlink.h
+GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME = 0x10, 3, 1, 2
+# linux/wireguard.h
+GET_DEVICE, SET_DEVICE, VERSION = 0, 1, 1
+DEVICE_IFNAME, DEVICE_PRIVATE_KEY, DEVICE_LISTEN_PORT, DEVICE_PEERS = 2, 3, 6, 8
+PEER_PUBLIC_KEY, PEER_PRESHARED_KEY, PEER_FLAGS, PEER_ENDPOINT, PEER_KEEPALIVE = 1, 2, 3, 4, 5
+PEER_HANDSHAKE, PEER_RX_BYTES, PEER_TX_BYTES, PEER_ALLOWED_IPS = 6, 7, 8, 9
+ALLOWED_FAMILY, ALLOWED_ADDRESS, ALLOWED_MASK = 1, 2, 3
+REMOVE_ME, REPLACE_ALLOWED_IPS = 0x1, 0x2
+NO_KEY = bytes(32)
+
+_MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+_GENERIC = struct.Struct("=BBH")  # genlmsghdr: command, version, reserved
+_U16, _U32, _U64, _S32, _S64 = (struct.Struct(f"={code}") for code in "HIQiq")
+
+
+class KernelWireGuard:
+    def available(self) -> str:
+        """ "" or why it cannot be used here. Asking for the family makes the kernel load its module."""
+        try:
+            with _Conversation():
+                return ""
+        except KernelError as error:
+            return str(error)
+
+    def create(self, interface: str) -> None:
+        interfaces.add_wireguard(interface)
+
+    def remove(self, interface: str) -> None:
+        interfaces.remove_interface(interface)
+
+    def read_device(self, interface: str) -> Device:
+        with _Conversation() as kernel:
+            return parse_device(next(kernel.dump(interface)))
+
+    def configure(self, interface: str, *, private_key: Secret | None = None, listen_port: int | None = None) -> None:
+        packed = b""
+        if private_key is not None:
+            packed += attribute(DEVICE_PRIVATE_KEY, base64.b64decode(private_key.reveal()))
+        if listen_port is not None:
+            packed += attribute(DEVICE_LISTEN_PORT, _U16.pack(listen_port))
+        with _Conversation() as kernel:
+            try:
+                kernel.set(interface, packed)
+            except Refused as error:
+                if listen_port and isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE:
+                    raise PortBusy(interface, listen_port) from error
+                raise
+
+    def read_peers(self, interface: str) -> list[HeldPeer]:
+        for _ in range(DUMP_TRIES):
+            with _Conversation() as kernel:
+                messages = list(kernel.dump(interface))
+                if not kernel.interrupted:
+                    return parse_peers(messages)
+        raise KernelError(f"the peers of {interface} change faster than they can be read")
+
+    def set_peers(self, interface: str, changes: Sequence[PeerChange]) -> dict[str, KernelError]:
+        with _Conversation() as kernel:
+            return set_in_batches(
+                changes, PEERS_PER_MESSAGE, lambda batch: kernel.set(interface, peers_attribute(batch))
+            )
+
+
+# -- packing ------------------------------------------------------------------------------------------------------
+
+
+def peers_attribute(changes: Sequence[PeerChange]) -> bytes:
+    """Allowed IPs are replaced peer by peer, which leaves the peer's session alone."""
+    return attribute(DEVICE_PEERS | NESTED, b"".join([attribute(NESTED, _packed_peer(one)) for one in changes]))
+
+
+def _packed_peer(change: PeerChange) -> bytes:
+    key = attribute(PEER_PUBLIC_KEY, base64.b64decode(change.public_key))
+    if change.address is None:
+        return key + attribute(PEER_FLAGS, _U32.pack(REMOVE_ME))
+    reset = attribute(PEER_PRESHARED_KEY, NO_KEY) + attribute(PEER_KEEPALIVE, _U16.pack(0)) if change.reset else b""
+    allowed = (
+        attribute(ALLOWED_FAMILY, _U16.pack(socket.AF_INET))
+        + attribute(ALLOWED_ADDRESS, change.address.packed)
+        + attribute(ALLOWED_MASK, b"\x20")
+    )
+    flags = attribute(PEER_FLAGS, _U32.pack(REPLACE_ALLOWED_IPS))
+    return key + reset + flags + attribute(PEER_ALLOWED_IPS | NESTED, attribute(NESTED, allowed))
+
+
+# -- parsing: a message here is what stands behind the generic header, its attributes ------------------------------
+
+
+def nested(data: bytes) -> list[bytes]:
+    """The members of an array of attributes; their types are mere numbers."""
+    members = []
+    offset, end = 0, len(data)
+    while offset + 4 <= end:
+        length = _U16.unpack_from(data, offset)[0]
+        if length < 4:
+            break
+        members.append(data[offset + 4 : offset + length])
+        offset += (length + 3) & ~3
+    return members
+
+
+def parse_device(message: bytes) -> Device:
+    values = attributes(message)
+    key = values.get(DEVICE_PRIVATE_KEY, NO_KEY)
+    return Device(
+        private_key=Secret("" if key == NO_KEY else base64.b64encode(key).decode()),
+        listen_port=_U16.unpack(values[DEVICE_LISTEN_PORT])[0] if DEVICE_LISTEN_PORT in values else 0,
+        has_peers=bool(values.get(DEVICE_PEERS)),
+    )
+
+
+def parse_peers(messages: Sequence[bytes]) -> list[HeldPeer]:
+    """All messages of one dump. The pieces of a peer that was cut come one after the other."""
+    peers: dict[bytes, tuple[dict[int, bytes], list[bytes]]] = {}
+    for message in messages:
+        for packed in nested(attributes(message).get(DEVICE_PEERS, b"")):
+            values = attributes(packed)
+            allowed = nested(values.get(PEER_ALLOWED_IPS, b""))
+            known = peers.setdefault(values[PEER_PUBLIC_KEY], (values, allowed))
+            if known[0] is not values:
+                known[1].extend(allowed)
+    return [_peer(values, allowed) for values, allowed in peers.values()]
+
+
+def _peer(values: dict[int, bytes], allowed: list[bytes]) -> HeldPeer:
+    return HeldPeer(
+        PeerState(
+            base64.b64encode(values[PEER_PUBLIC_KEY]).decode(),
+            _only_address(allowed),
+            _endpoint(values.get(PEER_ENDPOINT, b"")),
+            _U16.unpack(values.get(PEER_KEEPALIVE, b"\0\0"))[0],
+            _S64.unpack_from(values.get(PEER_HANDSHAKE, bytes(8)))[0],
+            _U64.unpack(values.get(PEER_RX_BYTES, bytes(8)))[0],
+            _U64.unpack(values.get(PEER_TX_BYTES, bytes(8)))[0],
+        ),
+        values.get(PEER_PRESHARED_KEY, NO_KEY) != NO_KEY,
+    )
+
+
+def _only_address(allowed: list[bytes]) -> IPv4Address | None:
+    if len(allowed) != 1:
+        return None
+    values = attributes(allowed[0])
+    address = values.get(ALLOWED_ADDRESS, b"")
+    return IPv4Address(address) if len(address) == 4 and values.get(ALLOWED_MASK) == b"\x20" else None
+
+
+def _endpoint(address: bytes) -> str:
+    """A sockaddr_in or sockaddr_in6: family in host order, port in network order."""
+    if len(address) < 8:
+        return ""
+    family, port = struct.unpack("=H", address[:2])[0], struct.unpack("!H", address[2:4])[0]
+    if family == socket.AF_INET:
+        return f"{IPv4Address(address[4:8])}:{port}"
+    return f"[{IPv6Address(address[8:24])}]:{port}"
+
+
+# -- the socket ---------------------------------------------------------------------------------------------------
+
+
+class _Conversation:
+    """One generic netlink socket, in the network namespace of the calling thread."""
+
+    interrupted = False  # the last dump is not of one moment
+
+    def __init__(self) -> None:
+        self._sequence = 0
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_GENERIC)
+        try:
+            self._socket.settimeout(ANSWER_SECONDS)
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)  # errors without a copy of what we sent
+            self._socket.bind((0, 0))
+            self._family = self._read_family()
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> _Conversation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def _read_family(self) -> int:
+        asked = attribute(CTRL_ATTR_FAMILY_NAME, FAMILY_NAME)
+        try:
+            answer = b"".join(self._request(GENL_ID_CTRL, NLM_F_ACK, CTRL_CMD_GETFAMILY, asked))
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                raise KernelError(
+                    "this kernel has no WireGuard: install a kernel that has, "
+                    'or set wireguard = "userspace" in agent.toml',
+                    retry=False,
+                ) from error
+            raise KernelError(f"generic netlink does not answer: {error.strerror or error}") from error
+        return int(_U16.unpack(attributes(answer)[CTRL_ATTR_FAMILY_ID])[0])
+
+    def set(self, interface: str, packed: bytes) -> None:
+        named = attribute(DEVICE_IFNAME, interface.encode() + b"\0")
+        try:
+            for _ in self._request(self._family, NLM_F_ACK, SET_DEVICE, named + packed):
+                pass
+        except OSError as error:
+            raise _explained(interface, error) from error
+
+    def dump(self, interface: str) -> Iterator[bytes]:
+        named = attribute(DEVICE_IFNAME, interface.encode() + b"\0")
+        try:
+            yield from self._request(self._family, NLM_F_DUMP, GET_DEVICE, named)
+        except OSError as error:
+            raise _explained(interface, error) from error
+
+    def _request(self, kind: int, flags: int, command: int, packed: bytes) -> Iterator[bytes]:
+        """Sends, and gives the answers until the one that says it was the last. Raises OSError."""
+        self._sequence += 1
+        self.interrupted = False
+        length = _MESSAGE.size + _GENERIC.size + len(packed)
+        header = _MESSAGE.pack(length, kind, NLM_F_REQUEST | flags, self._sequence, 0)
+        self._socket.send(header + _GENERIC.pack(command, VERSION, 0) + packed)
+        while True:
+            data = self._socket.recv(1 << 18)
+            offset = 0
+            while offset < len(data):
+                length, kind, flags, sequence, _ = _MESSAGE.unpack_from(data, offset)
+                payload = data[offset + _MESSAGE.size : offset + length]
+                offset += (length + 3) & ~3
+                if sequence != self._sequence:
+                    continue
+                self.interrupted |= bool(flags & NLM_F_DUMP_INTR)
+                if kind in (NLMSG_ERROR, NLMSG_DONE):
+                    status = -_S32.unpack_from(payload)[0] if len(payload) >= 4 else 0
+                    if status:
+                        raise OSError(status, os.strerror(status))
+                    return
+                yield payload[_GENERIC.size :]
+
+
+def _explained(interface: str, error: OSError) -> KernelError:
+    if error.errno == errno.ENODEV:
+        return Absent(f"there is no link {interface}")
+    if error.errno == errno.EOPNOTSUPP:
+        return Absent(f"{interface} is not a WireGuard link of the kernel")
+    if isinstance(error, TimeoutError):
+        return KernelError(f"the kernel's WireGuard does not answer for {interface}")
+    return Refused(f"WireGuard refused a change on {interface}: {error.strerror}")

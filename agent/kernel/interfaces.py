@@ -1,0 +1,222 @@
+"""Network interfaces, their IPv4 addresses and the default route, over route netlink.
+
+Owns the reading and the single changes of interfaces, and the mark of ownership that they carry: the alias. Knows
+nothing of WireGuard and decides nothing: `link`, `peers` and the WireGuard doors do. Everything happens in the network
+namespace of the calling thread; every call opens its own socket (about a millisecond) and closes it again.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface
+from socket import AF_INET
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
+
+from agent.errors import KernelError
+
+OUR_ALIAS = "wirelane:"  # what the alias of every interface of ours begins with
+WIREGUARD_KINDS = ("wireguard", "tun")  # IFLA_INFO_KIND: in the kernel; of a userspace implementation
+IFF_UP = 0x1  # linux/if.h
+MAIN_TABLE = 254  # RT_TABLE_MAIN
+DUMP_TRIES = 5  # a dump is interrupted when something changes meanwhile
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An IPv4 address as an interface has it. `peer` differs from `local` on a point-to-point address only."""
+
+    local: IPv4Address
+    peer: IPv4Address
+    prefix: int  # length
+
+    def is_just(self, wanted: IPv4Interface) -> bool:
+        return self.local == self.peer == wanted.ip and self.prefix == wanted.network.prefixlen
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    name: str
+    index: int
+    kind: str  # IFLA_INFO_KIND, "" for hardware
+    alias: str
+    mtu: int  # bytes
+    up: bool  # by the administrator, IFF_UP
+    addresses: tuple[Address, ...]
+
+    @property
+    def ours(self) -> bool:
+        return self.alias.startswith(OUR_ALIAS) and self.kind in WIREGUARD_KINDS
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turns what the netlink library raises into a KernelError that begins with `what`."""
+    try:
+        yield
+    except NetlinkError as error:
+        raise KernelError(f"{what}: {error.args[1] if len(error.args) > 1 else error} ({_errno(error)})") from error
+    except OSError as error:
+        raise KernelError(f"{what}: {error.strerror or error}") from error
+
+
+def read_interfaces() -> dict[str, Interface]:
+    """All interfaces of this namespace by name."""
+
+    def read(route: Any) -> dict[str, Interface]:
+        addresses: dict[int, list[Address]] = {}
+        for message in route.get_addr(family=AF_INET):
+            addresses.setdefault(message["index"], []).append(_address(message))
+        links = (_interface(message, addresses.get(message["index"], [])) for message in route.get_links())
+        return {link.name: link for link in links}
+
+    return _dumped("cannot list the network interfaces", read)
+
+
+def read_interface(name: str) -> Interface | None:
+    """One interface, or None where there is none of that name."""
+
+    def read(route: Any) -> Interface | None:
+        try:
+            (message,) = route.link("get", ifname=name)
+        except NetlinkError as error:
+            if error.code == errno.ENODEV:
+                return None
+            raise
+        index = message["index"]
+        return _interface(message, [_address(one) for one in route.get_addr(family=AF_INET, index=index)])
+
+    return _dumped(f"cannot read interface {name}", read)
+
+
+def add_wireguard(name: str) -> None:
+    """Makes a link of the kernel's own WireGuard."""
+    with explained(f"cannot create WireGuard link {name}"), IPRoute() as route:
+        route.link("add", ifname=name, kind="wireguard")
+
+
+def remove_interface(name: str) -> None:
+    """Removes the link, if it is there."""
+    interface = read_interface(name)
+    if interface is None:
+        return
+    with explained(f"cannot remove link {name}"), IPRoute() as route:
+        try:
+            route.link("del", index=interface.index)
+        except NetlinkError as error:
+            if error.code != errno.ENODEV:
+                raise
+
+
+def set_interface(interface: Interface, **attributes: Any) -> None:
+    """Changes `mtu` (bytes), `state` ("up", "down") or `ifalias` in place."""
+    named = ", ".join(f"{name} {value}" for name, value in attributes.items())
+    with explained(f"cannot set {named} on link {interface.name}"), IPRoute() as route:
+        route.link("set", index=interface.index, **attributes)
+
+
+def add_address(interface: Interface, address: IPv4Interface) -> None:
+    with explained(f"cannot add address {address} to link {interface.name}"), IPRoute() as route:
+        try:
+            route.addr("add", index=interface.index, address=str(address.ip), prefixlen=address.network.prefixlen)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+
+
+def remove_address(interface: Interface, address: Address) -> None:
+    with explained(f"cannot remove address {address.local} from link {interface.name}"), IPRoute() as route:
+        try:
+            route.addr(
+                "del",
+                index=interface.index,
+                local=str(address.local),
+                address=str(address.peer),
+                prefixlen=address.prefix,
+            )
+        except NetlinkError as error:
+            # Together with a primary address the kernel removes the secondary ones of its network.
+            if error.code != errno.EADDRNOTAVAIL:
+                raise
+
+
+def uplink(configured: str) -> str:
+    """The interface to the internet. "auto" = the one of the IPv4 default route with the lowest metric.
+
+    Raises KernelError: no such interface, no default route. A route may well come later (DHCP), so a retry helps.
+    """
+    if configured != "auto":
+        if read_interface(configured) is None:
+            raise KernelError(
+                f"uplink {configured} does not exist: set `uplink` in agent.toml to an interface that does"
+            )
+        return configured
+
+    def read(route: Any) -> str | None:
+        defaults = [
+            (message.get_attr("RTA_PRIORITY") or 0, index)
+            for message in route.get_routes(family=AF_INET, table=MAIN_TABLE)
+            if message["dst_len"] == 0 and (index := _out_interface(message))
+        ]
+        if not defaults:
+            return None
+        (link,) = route.get_links(min(defaults)[1])
+        return str(link.get_attr("IFLA_IFNAME"))
+
+    name = _dumped("cannot read the IPv4 routes", read)
+    if name is None:
+        raise KernelError("no IPv4 default route, so no uplink: add one, or name the interface as `uplink`")
+    return name
+
+
+def address_of(device: str) -> IPv4Address | None:
+    """The first IPv4 address of an interface; None = it has none or does not exist."""
+    interface = read_interface(device)
+    return interface.addresses[0].local if interface and interface.addresses else None
+
+
+def _dumped(what: str, read: Callable[[Any], T]) -> T:
+    with explained(what):
+        for _ in range(DUMP_TRIES):
+            try:
+                with IPRoute() as route:
+                    return read(route)
+            except NetlinkDumpInterrupted:
+                continue
+    raise KernelError(f"{what}: they change faster than they can be read")
+
+
+def _interface(message: Any, addresses: list[Address]) -> Interface:
+    info = message.get_attr("IFLA_LINKINFO")
+    return Interface(
+        name=message.get_attr("IFLA_IFNAME"),
+        index=message["index"],
+        kind=(info.get_attr("IFLA_INFO_KIND") or "") if info else "",
+        alias=message.get_attr("IFLA_IFALIAS") or "",
+        mtu=message.get_attr("IFLA_MTU"),
+        up=bool(message["flags"] & IFF_UP),
+        addresses=tuple(addresses),
+    )
+
+
+def _address(message: Any) -> Address:
+    local = IPv4Address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
+    return Address(local, IPv4Address(message.get_attr("IFA_ADDRESS") or local), message["prefixlen"])
+
+
+def _out_interface(message: Any) -> int | None:
+    """Index of the interface a route leads to; of several paths the first; None for a route that leads nowhere."""
+    hops = message.get_attr("RTA_MULTIPATH")
+    index = hops[0]["oif"] if hops else message.get_attr("RTA_OIF")
+    return int(index) if index else None
+
+
+def _errno(error: NetlinkError) -> str:
+    return errno.errorcode.get(error.code, str(error.code))

@@ -1,0 +1,235 @@
+"""WireGuard links: the part of the kernel that a server is.
+
+Owns the links that carry our alias: their key, port, address, MTU and state. Changes what differs in place and never
+bounces a link that works. Never touches an interface that is not ours, whatever its name.
+
+A link is ours by its alias, `wirelane:` and its name. One without it is adopted only where nobody can miss it: a
+WireGuard link without key, peer and IPv4 address, as an agent leaves it that is killed between making and naming it.
+A link of ours that the other implementation made (the mode was changed since) is kept and used as it is, because to
+make it anew would drop every session on it; remove it by hand to have it made in the new mode.
+
+Only IPv4 is managed: what IPv6 address the kernel gives to the link is left alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import IPv4Interface
+from pathlib import Path
+
+from agent.errors import KernelError
+from agent.kernel.genetlink_wireguard import KernelWireGuard
+from agent.kernel.interfaces import (
+    OUR_ALIAS,
+    Interface,
+    add_address,
+    read_interface,
+    read_interfaces,
+    remove_address,
+    set_interface,
+)
+from agent.kernel.uapi import UserspaceWireGuard
+from agent.kernel.wireguard import Absent, Device, Mode, PortBusy, WireGuard
+from agent.model import Diff, Link, Scope, Secret
+
+NO_ADDRESS = IPv4Interface("0.0.0.0/0")  # found: none, or others than one
+NO_DEVICE = Device(Secret(""), 0, has_peers=False)  # found: no WireGuard answers
+KINDS: dict[Mode, str] = {"kernel": "wireguard", "userspace": "tun"}
+LISTEN_SECONDS = 5.0  # userspace hears of "up" a moment later
+POLL_SECONDS = 0.01
+
+
+def choose_mode(configured: str) -> Mode:
+    """What `wireguard` of agent.toml ("auto", "kernel", "userspace") comes to on this host.
+
+    Raises KernelError where that cannot work here, with the cure.
+    """
+    kernel, userspace = KernelWireGuard().available(), UserspaceWireGuard().available()
+    if configured != "userspace" and not kernel:
+        return "kernel"
+    if configured != "kernel" and not userspace:
+        return "userspace"
+    reasons = {"kernel": [kernel], "userspace": [userspace]}.get(configured, [kernel, userspace])
+    raise KernelError("no WireGuard: " + "; ".join(reasons), retry=False)
+
+
+class Links:
+    """`mode`: how links that do not exist are made."""
+
+    def __init__(self, mode: Mode) -> None:
+        self._kind = KINDS[mode]
+        self._doors: dict[str, WireGuard] = {"wireguard": KernelWireGuard(), "tun": UserspaceWireGuard()}
+
+    def read(self, scope: Scope) -> dict[str, Link]:
+        """All links of ours, wanted or not, in whatever state: what is wrong reads as something nobody wants."""
+        ports = udp_ports()
+        return {link.name: self._found(link, ports) for link in read_interfaces().values() if link.ours}
+
+    def apply(self, diff: Diff[str, Link]) -> Mapping[str, KernelError]:
+        errors: dict[str, KernelError] = {}
+        for name in diff.remove:
+            try:
+                self._remove(name)
+            except KernelError as error:
+                errors[name] = error
+        self._yield_ports(diff.change)
+        for name, link in {**diff.change, **diff.add}.items():
+            try:
+                self._make(link)
+            except KernelError as error:
+                errors[name] = error
+        return errors
+
+    def _found(self, interface: Interface, ports: frozenset[int]) -> Link:
+        try:
+            device = self._doors[interface.kind].read_device(interface.name)
+        except Absent:
+            device = NO_DEVICE
+        listens = interface.up and device.listen_port in ports
+        return Link(
+            interface.name,
+            device.private_key,
+            device.listen_port if listens else 0,
+            _address(interface),
+            interface.mtu,
+        )
+
+    def _remove(self, name: str) -> None:
+        interface = read_interface(name)
+        if interface is not None and interface.ours:
+            self._doors[interface.kind].remove(name)
+
+    def _make(self, link: Link) -> None:
+        """From whatever there is to the link, by the steps that are needed."""
+        interface = self._take(link.interface)
+        door = self._doors[interface.kind]
+        device = door.read_device(link.interface)
+        if device.private_key != link.private_key:
+            door.configure(link.interface, private_key=link.private_key)
+        if interface.mtu != link.mtu:
+            set_interface(interface, mtu=link.mtu)
+        _set_address(interface, link.address)
+        self._listen(interface, device, link.listen_port)
+
+    def _take(self, name: str) -> Interface:
+        """The interface of this name, ours and with a WireGuard that answers; made where there is none."""
+        interface = read_interface(name)
+        if interface is not None and interface.ours:
+            try:
+                self._doors[interface.kind].read_device(name)
+                return interface
+            except Absent:
+                # Nobody can speak to it any more, so it carries no session either.
+                self._doors[interface.kind].remove(name)
+                interface = None
+        if interface is None:
+            self._doors[self._kind].create(name)
+            interface = read_interface(name)
+            if interface is None:
+                raise KernelError(f"link {name} vanished as soon as it was made")
+        elif not self._is_blank(interface):
+            raise KernelError(
+                f"interface {name} exists and is not ours: it is left alone. Remove or rename it, or give the server "
+                "another interface name",
+                retry=False,
+            )
+        set_interface(interface, ifalias=f"{OUR_ALIAS}{name}")
+        return replace(interface, alias=f"{OUR_ALIAS}{name}")
+
+    def _is_blank(self, interface: Interface) -> bool:
+        """A WireGuard link that nobody has configured."""
+        door = self._doors.get(interface.kind)
+        if door is None or interface.addresses or interface.alias:
+            return False
+        with suppress(KernelError):
+            device = door.read_device(interface.name)
+            return not device.private_key.reveal() and not device.has_peers
+        return False
+
+    def _listen(self, interface: Interface, device: Device, port: int) -> None:
+        """Up, and on this port. A link that listens already keeps its socket.
+
+        The port is looked up first, because a userspace WireGuard that goes up on a busy port says nothing.
+        """
+        ports = udp_ports()
+        listens = interface.up and device.listen_port in ports
+        if listens and device.listen_port == port:
+            return
+        if port in ports:
+            raise PortBusy(interface.name, port)
+        if device.listen_port != port:
+            self._doors[interface.kind].configure(interface.name, listen_port=port)
+        if not listens:
+            # Where it is up already its WireGuard has not followed, and there is no session that "down" could end.
+            if interface.up:
+                set_interface(interface, state="down")
+            set_interface(interface, state="up")
+        if interface.kind == "wireguard":
+            _set_threaded(interface)
+        give_up = time.monotonic() + LISTEN_SECONDS
+        while port not in udp_ports():
+            if time.monotonic() > give_up:
+                raise KernelError(f"{interface.name} is up but does not listen on UDP port {port}")
+            time.sleep(POLL_SECONDS)
+
+    def _yield_ports(self, change: Mapping[str, Link]) -> None:
+        """Links that exchange their ports would wait for one another for ever: those that stand in the way move off."""
+        if len(change) < 2:
+            return
+        wanted = {link.listen_port: name for name, link in change.items()}
+        for name, link in change.items():
+            with suppress(KernelError):  # the link's own turn comes, and with it the error
+                interface = read_interface(name)
+                if interface is None or not interface.ours:
+                    continue
+                door = self._doors[interface.kind]
+                held = door.read_device(name).listen_port
+                if held != link.listen_port and wanted.get(held, name) != name:
+                    door.configure(name, listen_port=0)
+
+
+def udp_ports() -> frozenset[int]:
+    """The UDP ports that are taken in the network namespace of the calling thread, whatever address they are bound to.
+
+    Asking is the only way that disturbs nobody: to try a port by binding it would refuse it to WireGuard meanwhile.
+    """
+    ports: set[int] = set()
+    for table in ("udp", "udp6"):
+        with suppress(FileNotFoundError):  # no IPv6 here
+            for line in Path("/proc/thread-self/net", table).read_text().splitlines()[1:]:
+                ports.add(int(line.split(maxsplit=2)[1].rpartition(":")[2], 16))
+    return frozenset(ports)
+
+
+def _address(interface: Interface) -> IPv4Interface:
+    if len(interface.addresses) != 1:
+        return NO_ADDRESS
+    (one,) = interface.addresses
+    address = IPv4Interface((one.local, one.prefix))
+    return address if one.is_just(address) else NO_ADDRESS
+
+
+def _set_address(interface: Interface, wanted: IPv4Interface) -> None:
+    """Exactly this one; the route to its network comes with it."""
+    extra = [address for address in interface.addresses if not address.is_just(wanted)]
+    for address in extra:
+        remove_address(interface, address)
+    # With a primary address the kernel takes away the secondary ones of its network: look again.
+    current = read_interface(interface.name) if extra else interface
+    if current is not None and not current.addresses:
+        add_address(interface, wanted)
+
+
+def _set_threaded(interface: Interface) -> None:
+    """Lets the kernel spread the link's packets over its cores; one core ends at about 180,000 a second.
+
+    Best effort: older kernels have no such file. The folder may also show another network namespace than ours, hence
+    the look at the index.
+    """
+    folder = Path("/sys/class/net", interface.name)
+    with suppress(OSError, ValueError):
+        if int((folder / "ifindex").read_text()) == interface.index:
+            (folder / "threaded").write_text("1")
