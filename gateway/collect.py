@@ -1,0 +1,134 @@
+"""Fetches totals from the agents and folds them into the database: the only reader of usage.
+
+Totals are absolute and only grow within an agent's epoch, and `Store.fold` is idempotent. So nothing here needs care:
+a lost answer, a repeated call, an outage of a week or a second gateway neither loses nor doubles a byte. The cursor
+only saves work. Old days are removed here too, once a day.
+
+Never shows usage (accounts.py does), never samples anything (agents do). `run` is started by wiring; `refresh` is
+called by accounts.py before it shows a month.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from datetime import date, datetime
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+from gateway.errors import AgentUnreachable
+
+if TYPE_CHECKING:
+    from gateway.agents import Agents
+    from gateway.model import Node
+    from gateway.store import Store
+
+log = logging.getLogger(__name__)
+
+NODES_AT_ONCE = 8  # a fold of ten thousand totals is one transaction; more at once only queue in the database
+
+
+def oldest_kept(today: date, months: int) -> date:
+    """The first day that is kept: this month and so many full months before it."""
+    month = today.year * 12 + today.month - 1 - months
+    return date(month // 12, month % 12 + 1, 1)
+
+
+class Collect:
+    """`usage_months`: how many full months are kept besides the current one; 0 = all."""
+
+    def __init__(
+        self,
+        store: Store,
+        agents: Agents,
+        collect_seconds: float = 60.0,
+        usage_months: int = 0,
+        time_zone: str = "UTC",
+        now: Callable[[ZoneInfo], datetime] = datetime.now,
+    ) -> None:
+        self._store = store
+        self._agents = agents
+        self._seconds = collect_seconds
+        self._months = usage_months
+        self._zone = ZoneInfo(time_zone)
+        self._now = now
+        self._pruned: date | None = None  # the day of the last pruning
+        self._troubled: set[str] = set()  # what has been logged already: names of nodes, "" = the database
+        self._refreshing: dict[tuple[str, int], asyncio.Task[bool]] = {}
+
+    async def run(self) -> None:
+        """Collects for ever."""
+        while True:
+            await self.collect()
+            await asyncio.sleep(self._seconds * random.uniform(0.95, 1.05))
+
+    async def collect(self) -> None:
+        """One round over all nodes; then the old days go. What fails is logged once and done in a later round."""
+        try:
+            nodes = await self._store.nodes()
+            await self._prune()
+            self._troubled.discard("")
+        except Exception:
+            self._complain("", "event=collect-failed")
+            return
+        room = asyncio.Semaphore(NODES_AT_ONCE)
+
+        async def collect_one(node: Node) -> None:
+            async with room:
+                await self._collect_node(node)
+
+        async with asyncio.TaskGroup() as group:
+            for node in nodes:
+                group.create_task(collect_one(node))
+
+    async def _collect_node(self, node: Node) -> None:
+        try:
+            epoch, after = await self._store.usage_cursor(node.name)
+            found, cursor, totals = await self._agents.totals(node, epoch, after)
+            if (found, cursor) != (epoch, after) or totals:
+                await self._store.fold(node.name, found, cursor, totals)
+            self._troubled.discard(node.name)
+        except AgentUnreachable as error:
+            log.debug("node=%s event=collect-later reason=%r", node.name, str(error))  # sync says when it is away
+        except Exception:
+            self._complain(node.name, f"node={node.name} event=collect-failed")
+
+    async def _prune(self) -> None:
+        today = self._now(self._zone).date()
+        if self._months and self._pruned != today:
+            await self._store.prune_usage(oldest_kept(today, self._months))
+            self._pruned = today
+
+    async def refresh(self, node: str, account_id: int, deadline: float) -> bool:
+        """Brings one account's usage up to this moment, if its agent answers within `deadline` seconds.
+
+        Callers that ask for the same account at the same time share one call.
+        """
+        key = node, account_id
+        task = self._refreshing.get(key)
+        if task is None:
+            task = self._refreshing[key] = asyncio.create_task(self._refresh(node, account_id))
+            task.add_done_callback(lambda _: self._refreshing.pop(key, None))
+        done, _ = await asyncio.wait({task}, timeout=deadline)
+        return bool(done) and not task.cancelled() and task.result()
+
+    async def _refresh(self, name: str, account_id: int) -> bool:
+        try:
+            node = await self._store.node(name)
+            epoch, after = await self._store.usage_cursor(name)
+            found, _, totals = await self._agents.totals(node, epoch, after, (account_id,), fresh=True)
+            # Only one account was read, so the cursor stays where it is; a new epoch begins at 0.
+            await self._store.fold(name, found, after if found == epoch else 0, totals)
+        except AgentUnreachable:
+            return False
+        except Exception:
+            self._complain(name, f"node={name} event=refresh-failed")
+            return False
+        return True
+
+    def _complain(self, who: str, text: str) -> None:
+        if who not in self._troubled:
+            log.exception("%s cure='is tried again'", text)
+        self._troubled.add(who)

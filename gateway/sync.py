@@ -1,0 +1,325 @@
+"""Makes every agent's desired state equal to the database: the only sender of state.
+
+Model. Each node has a revision in the database, and its agent holds one: (epoch, revision). The epoch is the identity
+of the agent's state file. One loop task for each node compares the two and sends what is missing, again and again;
+that is all. There is no queue of changes: what to send is read from the database at the moment of sending,
+"everything since what the agent says it holds". So a lost answer, a restart of either side or a second gateway needs
+no thought: the next comparison shows what is left.
+
+What is sent. The agent's epoch is the one we know and its revision is ours: nothing (it is acknowledged). Behind: a
+patch. Unknown epoch, an agent that holds nothing, an agent ahead of us (our database was restored from a backup), or
+a revision so old that its tombstones are gone: a snapshot. What the agent said last is remembered, so that a change
+costs one call; every few seconds, and after anything odd, its status is read anew.
+
+Order. An agent's status is read before the node's row, never after: everything an agent can hold was committed first,
+so "ahead of us" cannot be another gateway's fresh commit. One call with changes is in flight per node. Callers that
+commit meanwhile wait for the next one, which carries all of them (group commit): a thousand waiters cost a few
+patches.
+
+Several gateways may do this to one agent at once. A patch that brings nothing new is answered like the first time;
+one that starts where the agent is not is refused as stale, and its status is read again. A snapshot that was
+overtaken by a newer patch may take an agent back for a moment; the next comparison (ours or theirs) brings it forward
+again.
+
+Failure. The commit was the decision; nothing here can undo it. A waiter gets "applied", "failed" (durable, but the
+kernel refused some of it; the agent tries again) or, at its deadline, "pending"; never an exception. An agent that is
+away is tried with a growing, bounded pause; one line is logged when it goes and one when it is back. Any other error
+of one pass is logged once with its traceback and the pass is tried again. An error outside the passes is a bug and
+ends the process.
+
+Concurrency. Everything runs on one loop. A node's state (`_NodeLoop`) is changed by its own task, except for its
+waiters. Changes that other processes commit (another gateway, the command line) are found by polling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gateway.agents import AgentRefused, StaleAgent
+from gateway.errors import AgentUnreachable, NotFound
+from gateway.model import AgentStatus, Applied, Node, Patch
+
+if TYPE_CHECKING:
+    from gateway.agents import Agents
+    from gateway.store import Store
+
+log = logging.getLogger(__name__)
+
+# Seconds.
+POLL_SECONDS = 5.0  # between looks at an agent that has everything
+FIRST_PAUSE = 0.1  # after a pass that failed; then doubled ...
+LONGEST_PAUSE = 2.0  # ... up to this
+WAITED_PAUSE = 0.25  # the shortest pause in trouble, however many changes come
+KERNEL_PAUSE = 0.05  # between looks at an agent whose kernel is slow, while somebody waits
+
+STALE_TRIES = 3  # in one pass; more means that two gateways are at odds, and a pause is due
+AWAY = "away"  # the trouble of an agent that does not answer, whatever gRPC's words for it
+
+LARGEST_PATCH = 10_000  # changes; about 2.5 MB at most. A message may have 4 MB; a snapshot has no limit
+
+
+class Sync:
+    """The loops of all nodes. `run` must be running for anything to be sent."""
+
+    def __init__(
+        self, store: Store, agents: Agents, settle_seconds: float = 2.0, poll_seconds: float = POLL_SECONDS
+    ) -> None:
+        self._store = store
+        self._agents = agents
+        self._settle_seconds = settle_seconds
+        self._poll_seconds = poll_seconds
+        self._loops: dict[str, _NodeLoop] = {}
+        self._look = asyncio.Event()  # a node that we have no task for
+
+    async def settled(self, node: str, revision: int) -> str:
+        """Waits for a committed revision to be in the node's kernel: "applied", "failed"; at the deadline "pending"."""
+        with self._loop(node).waiting(revision) as waiter:
+            try:
+                async with asyncio.timeout(self._settle_seconds):
+                    return await waiter
+            except TimeoutError:
+                return "pending"
+
+    def wake(self, node: str) -> None:
+        """Something was committed for this node that nobody waits for."""
+        if loop := self._loops.get(node):
+            loop.wake()
+
+    def pending(self) -> list[str]:
+        """Names of the nodes that have not applied all we know of, in order."""
+        return sorted(name for name, loop in self._loops.items() if loop.behind)
+
+    def statuses(self) -> dict[str, AgentStatus | None]:
+        """What each agent last said of itself; None = it is away."""
+        return {name: loop.status for name, loop in sorted(self._loops.items())}
+
+    async def run(self) -> None:
+        """Runs one loop task for each node, for ever. Nodes come and go at run time."""
+        tasks: dict[str, asyncio.Task[None]] = {}
+        failed = False
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._look.clear()
+                try:
+                    names = {node.name for node in await self._store.nodes()}
+                    failed = False
+                except Exception:
+                    if not failed:
+                        log.exception("event=nodes-unreadable cure='looks again every few seconds'")
+                    failed, names = True, set(tasks)
+                for name in names - tasks.keys():
+                    tasks[name] = group.create_task(self._loop(name).run(), name=f"sync {name}")
+                for name in tasks.keys() - names:
+                    tasks.pop(name).cancel()
+                for name in [name for name, loop in self._loops.items() if name not in names and not loop.waited_for]:
+                    del self._loops[name]
+                await _woken(self._look, self._poll_seconds)
+
+    def _loop(self, node: str) -> _NodeLoop:
+        if node not in self._loops:
+            self._look.set()
+            self._loops[node] = _NodeLoop(node, self._store, self._agents, self._settle_seconds, self._poll_seconds)
+        return self._loops[node]
+
+
+class _NodeLoop:
+    """One node: what we know of its agent, who waits for it, and the passes that make it equal."""
+
+    def __init__(self, name: str, store: Store, agents: Agents, settle_seconds: float, poll_seconds: float) -> None:
+        self._name = name
+        self._store = store
+        self._agents = agents
+        self._settle_ms = round(settle_seconds * 1000)
+        self._poll_seconds = poll_seconds
+        self._awake = asyncio.Event()
+        self._waiters: dict[asyncio.Future[str], int] = {}  # -> the revision it waits for
+        self._wanted = 0  # the highest revision that we know was committed
+        self._shown = 0  # the revision that the kernel of the node is known to show
+        self._holds: tuple[str, int] | None = None  # the agent's (epoch, revision); None = read its status first
+        self._status_due = 0.0  # time of the loop's clock
+        self._snapshot_due = False  # a patch was refused as wrong: what it builds on may be
+        self._trouble = ""  # what went wrong in the last pass, as it was logged
+        self._pause = FIRST_PAUSE
+        self.status: AgentStatus | None = None
+
+    # -- for those who wait --------------------------------------------------------------------------------------
+
+    @property
+    def behind(self) -> bool:
+        return self._shown < self._wanted
+
+    @property
+    def waited_for(self) -> bool:
+        return bool(self._waiters)
+
+    def wake(self) -> None:
+        self._awake.set()
+
+    @contextmanager
+    def waiting(self, revision: int) -> Iterator[asyncio.Future[str]]:
+        """A future of the outcome; the caller brings the deadline."""
+        waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = revision
+        self._wanted = max(self._wanted, revision)
+        self._awake.set()
+        try:
+            yield waiter
+        finally:
+            self._waiters.pop(waiter, None)
+
+    def _release(self, outcome: str) -> None:
+        """Whoever waits for what the kernel shows by now."""
+        for waiter in [waiter for waiter, revision in self._waiters.items() if revision <= self._shown]:
+            del self._waiters[waiter]
+            if not waiter.done():
+                waiter.set_result(outcome)
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        while True:
+            self._awake.clear()
+            rest = await self._guarded_pass()
+            if self._trouble:  # a storm of changes is no reason to try much more often
+                await asyncio.sleep(min(rest, WAITED_PAUSE))
+                rest -= WAITED_PAUSE
+            await _woken(self._awake, rest)
+
+    async def _guarded_pass(self) -> float:
+        """One pass that cannot fail; answers how many seconds to rest."""
+        try:
+            rest = await self._pass()
+        except NotFound:
+            return self._poll_seconds  # removed a moment ago: this task is about to be cancelled
+        except AgentRefused as error:
+            self._refused(str(error))
+        except AgentUnreachable as error:
+            self._gone(str(error))
+        except Exception as error:
+            if self._is_new_trouble(repr(error)):
+                log.exception("node=%s event=pass-failed cure='is tried again'", self._name)
+        else:
+            self._trouble, self._pause = "", FIRST_PAUSE
+            return rest
+        self._holds = None
+        pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE)
+        return pause * random.uniform(0.8, 1.2)
+
+    async def _pass(self) -> float:
+        """Compares, sends, acknowledges: once. Answers how many seconds to rest unless somebody wakes us."""
+        for _ in range(STALE_TRIES):
+            if self._holds is None or _now() >= self._status_due:
+                self._holds = await self._read_status()
+            node = await self._store.node(self._name)
+            self._wanted = max(node.revision, *self._waiters.values(), 0)
+            epoch, revision = self._holds
+            is_ours = epoch == node.epoch and 0 <= revision <= node.revision
+            if is_ours:
+                self._release("applied")
+            else:
+                self._shown = 0  # whatever that is, it is nothing of ours
+            if is_ours and revision == node.revision:
+                break
+            try:
+                self._holds = await self._send(node, epoch, revision, is_ours)
+                break
+            except StaleAgent as error:
+                log.info("node=%s event=stale reason=%r", self._name, str(error))
+                self._holds = None
+        else:
+            return WAITED_PAUSE
+        if self._holds != (node.epoch, node.acknowledged):
+            await self._store.acknowledge(self._name, *self._holds)
+        if self._waiters and self._shown < self._wanted:
+            self._status_due = _now() + KERNEL_PAUSE
+        return self._status_due - _now()
+
+    async def _read_status(self) -> tuple[str, int]:
+        """Asks the agent. An agent without any state holds ("", -1), which is equal to nothing."""
+        node = await self._store.node(self._name)
+        status = await self._agents.status(node)
+        if self._trouble == AWAY:
+            log.info("node=%s event=back revision=%d ours=%d", self._name, status.revision, node.revision)
+        self.status, self._shown = status, status.applied_revision
+        # Spread, so that nodes are not asked in step.
+        self._status_due = _now() + self._poll_seconds * random.uniform(0.8, 1.0)
+        return ("", -1) if status.needs_snapshot else (status.epoch, status.revision)
+
+    async def _send(self, node: Node, epoch: str, revision: int, is_ours: bool) -> tuple[str, int]:
+        """Sends what is missing to an agent that holds (epoch, revision); answers what it holds then."""
+        patch: Patch | None = None
+        if is_ours and not self._snapshot_due:
+            patch = await self._store.changes_since(self._name, epoch, revision)
+        if patch is not None and _size(patch) <= LARGEST_PATCH:
+            sent = patch.revision
+            applied = await self._agents.patch(node, patch, self._settle_ms)
+            log.debug("node=%s sent=patch base=%d changes=%d", self._name, patch.base, _size(patch))
+        else:
+            snapshot = await self._store.snapshot(self._name)
+            sent = snapshot.revision
+            applied = await self._agents.snapshot(node, snapshot, self._settle_ms)
+            counts = len(snapshot.servers), len(snapshot.accounts)
+            log.info("node=%s sent=snapshot revision=%d servers=%d accounts=%d", self._name, sent, *counts)
+        self._snapshot_due = False
+        self._take(applied, sent)
+        return applied.epoch, applied.revision
+
+    def _take(self, applied: Applied, sent: int) -> None:
+        """Notes the answer to what was sent, and releases who waited for it.
+
+        The agent may hold more than we sent (from another gateway); the outcome is only about what we sent.
+        """
+        for failure in applied.failures:
+            log.warning("node=%s event=failed subject=%s reason=%r", self._name, failure.subject, failure.reason)
+        if applied.outcome != "pending":
+            self._shown = sent
+            self._release(applied.outcome)
+        if self.status is not None:
+            known = dict.fromkeys((*self.status.failures, *applied.failures))
+            self.status = replace(
+                self.status,
+                epoch=applied.epoch,
+                revision=applied.revision,
+                applied_revision=self._shown,
+                needs_snapshot=False,
+                failures=tuple(known),
+            )
+
+    # -- trouble -------------------------------------------------------------------------------------------------
+
+    def _is_new_trouble(self, trouble: str) -> bool:
+        self._trouble, before = trouble, self._trouble
+        return trouble != before
+
+    def _gone(self, reason: str) -> None:
+        self.status = None
+        if self._is_new_trouble(AWAY):
+            log.warning("node=%s event=away reason=%r", self._name, reason)
+
+    def _refused(self, reason: str) -> None:
+        self._snapshot_due = True
+        if self.status is not None:
+            self.status = replace(self.status, problem=reason)
+        if self._is_new_trouble(reason):
+            log.error("node=%s event=refused reason=%r cure='everything is sent anew'", self._name, reason)
+
+
+def _size(patch: Patch) -> int:
+    return sum(map(len, (patch.put_servers, patch.remove_servers, patch.put_accounts, patch.remove_accounts)))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def _woken(event: asyncio.Event, seconds: float) -> None:
+    """Returns when somebody sets the event, or after so many seconds."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(max(seconds, 0)):
+            await event.wait()
