@@ -1,0 +1,158 @@
+"""/api/v1/account: the twelve calls of v1's Accounts page. Each parses, asks one use case, spells the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any
+
+from gateway import fields, profile
+from gateway.errors import Conflict, NotFound
+from gateway.http import objects
+from gateway.http.calls import ROOT, TEXT, Asked, Call, Field, listing
+from gateway.http.services import HttpSettings, Services
+from gateway.model import Account, LiveAccount, Settled
+
+MISSING = "Account not found"
+ACCOUNTS = f"{ROOT}/account"
+ACCOUNT = ACCOUNTS + "/{name}"
+
+
+async def config_text(services: Services, settings: HttpSettings, account: Account) -> str:
+    """The client's configuration, as the one-time link shows it too."""
+    server = await services.servers.get(account.server)
+    return profile.config_text(account, server, await services.servers.endpoint(server), settings.tabs)
+
+
+async def config_picture(text: str) -> bytes:
+    """Drawing takes tens of milliseconds: not on the loop's time."""
+    return await asyncio.to_thread(profile.config_qr, text)
+
+
+async def _list(asked: Asked) -> list[dict[str, str]]:
+    return [objects.account_object(account) for account in await asked.services.accounts.list()]
+
+
+async def _detail(asked: Asked) -> dict[str, str]:
+    return objects.account_object(await _account(asked))
+
+
+async def _add(asked: Asked) -> Settled[dict[str, str]]:
+    return _shown(await asked.services.accounts.create(fields.new_account(asked.form)))
+
+
+async def _edit(asked: Asked) -> Settled[dict[str, str]]:
+    edit = fields.account_edit(asked.form)
+    return _shown(await asked.services.accounts.edit(asked.name(MISSING), edit))
+
+
+async def _delete(asked: Asked) -> Settled[str]:
+    settled = await asked.services.accounts.delete(asked.name(MISSING))
+    return Settled("success", settled.pending)
+
+
+async def _config_text(asked: Asked) -> str:
+    return await config_text(asked.services, asked.settings, await _account(asked))
+
+
+async def _config_qr(asked: Asked) -> str:
+    return base64.b64encode(await config_picture(await _config_text(asked))).decode()
+
+
+async def _ikev2_profile(asked: Asked) -> str:
+    account = await _account(asked)
+    server = await asked.services.servers.get(account.server)
+    if not server.ikev2 or not asked.services.authority:
+        raise Conflict("IKEv2 is not enabled on this server")
+    host = await asked.services.servers.endpoint(server)
+    return profile.ikev2_profile(account, host, asked.services.authority)
+
+
+async def _one_time_link(asked: Asked) -> str:
+    key = await asked.services.links.create(asked.name(MISSING))
+    return f"{asked.settings.public_url.rstrip('/')}/otl/{key}"
+
+
+async def _mangle_rules(asked: Asked) -> str:
+    account, live = await _live(asked)
+    if live.marks is None:
+        raise _absent(account, "mangle rules")
+    return objects.mark_lines(account, live.marks)
+
+
+async def _traffic_control(asked: Asked) -> str:
+    account, live = await _live(asked)
+    if (account.upload and live.upload_class is None) or (account.download and live.download_class is None):
+        raise _absent(account, "traffic class")
+    return objects.class_lines(live.uplink, live.upload_class) + objects.class_lines(
+        live.interface, live.download_class
+    )
+
+
+async def _dump(asked: Asked) -> dict[str, str]:
+    account, live = await _live(asked)
+    return objects.dump_object(account, live.peer)
+
+
+async def _traffic_statistics(asked: Asked) -> list[dict[str, Any]]:
+    name = asked.name(MISSING)
+    year, month = fields.month(asked.path["year"], asked.path["month"])
+    return objects.day_objects(name, await asked.services.accounts.traffic(name, year, month))
+
+
+async def _account(asked: Asked) -> Account:
+    return await asked.services.accounts.get(asked.name(MISSING))
+
+
+async def _live(asked: Asked) -> tuple[Account, LiveAccount]:
+    return await asked.services.accounts.live(asked.name(MISSING))
+
+
+def _shown(settled: Settled[Account]) -> Settled[dict[str, str]]:
+    return Settled(objects.account_object(settled.value), settled.pending)
+
+
+def _absent(account: Account, what: str) -> NotFound:
+    """Between a change and its application, or when somebody flushed the kernel's tables: zeros would be a lie."""
+    return NotFound(f"Node {account.node} has no {what} for this account now")
+
+
+RATES = (
+    Field("b_download", "Mbit/s, 0 = unlimited", r"^(0|[1-9][0-9]{0,4})?$"),
+    Field("b_upload", "Mbit/s, 0 = unlimited", r"^(0|[1-9][0-9]{0,4})?$"),
+)
+PASSWORD = Field("password", "1-128 printable characters")
+STATUS = Field("status", "Disabled accounts have no access", r"^(enable|disable)?$")
+ADDRESS = Field("allowed_IPs", "IPv4 address inside the tunnel, bare or /32")
+NEW_FIELDS = (
+    Field("wg_name", "Server of the account", r"^[A-Za-z0-9_-]{1,64}$", required=True),
+    ADDRESS,
+    *RATES,
+    Field("name", "Unique; peer_N when absent", r"^[A-Za-z0-9_-]{0,64}$"),
+    PASSWORD,
+    Field("private_key", "WireGuard key, base64; a pair is generated when both keys are absent"),
+    Field("public_key", "WireGuard key, base64; alone: the client keeps its private key"),
+    STATUS,
+    Field("username", "Unique; user_N when absent", r"^[A-Za-z0-9_-]{0,64}$"),
+)
+CALLS = (
+    Call("GET", ACCOUNTS, "Accounts LIST", _list, listing(objects.ACCOUNT)),
+    Call("POST", ACCOUNTS, "Account ADD", _add, objects.ACCOUNT, NEW_FIELDS),
+    Call("GET", ACCOUNT, "Account DETAIL", _detail, objects.ACCOUNT),
+    Call("PUT", ACCOUNT, "Account EDIT", _edit, objects.ACCOUNT, (ADDRESS, *RATES, PASSWORD, STATUS)),
+    Call("DELETE", ACCOUNT, "Account DELETE", _delete, TEXT),
+    Call("GET", ACCOUNT + "/config_text", "Account Config Text", _config_text, TEXT),
+    Call("GET", ACCOUNT + "/config_qr", "Account Config QR (PNG, base64)", _config_qr, TEXT),
+    Call("GET", ACCOUNT + "/ikev2_profile", "Account IKEv2 Profile", _ikev2_profile, TEXT),
+    Call("GET", ACCOUNT + "/otl", "Account One-time link", _one_time_link, TEXT),
+    Call("GET", ACCOUNT + "/firewall_mangle_rules", "Account Firewall mangle rules", _mangle_rules, TEXT),
+    Call("GET", ACCOUNT + "/traffic_control", "Account Traffic Control", _traffic_control, TEXT),
+    Call("GET", ACCOUNT + "/dump", "Account Dump", _dump, objects.DUMP),
+    Call(
+        "GET",
+        ACCOUNT + "/traffic_statistics/{year}/{month}",
+        "Account Traffic statistics",
+        _traffic_statistics,
+        listing(objects.DAY),
+    ),
+)

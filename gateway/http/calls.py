@@ -1,0 +1,81 @@
+"""What a call of the API is: one declaration from which its route and its page of the OpenAPI document are made.
+
+A call's `answer` is an async function of `Asked`; it returns what goes into `msg` (or a Settled around it) and raises
+ApiErrors. So the path groups beside this file know neither requests nor responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.errors import NotFound
+from gateway.fields import is_name
+from gateway.http.services import HttpSettings, Services
+
+ROOT = "/api/v1"
+Schema = dict[str, Any]
+TEXT: Schema = {"type": "string"}
+INTEGER: Schema = {"type": "integer"}
+BOOLEAN: Schema = {"type": "boolean"}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What came in: the path's parameters and the body's fields."""
+
+    services: Services
+    settings: HttpSettings
+    path: Mapping[str, str]
+    form: Mapping[str, str]
+
+    def name(self, missing: str) -> str:
+        """The name in the path. What cannot be a name is not there: `missing` without asking the store."""
+        name = self.path["name"]
+        if not is_name(name):
+            raise NotFound(missing)
+        return name
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A form field, for the OpenAPI document."""
+
+    name: str
+    description: str
+    pattern: str = ""
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    method: str
+    path: str  # "/api/v1/account/{name}"
+    summary: str
+    answer: Callable[[Asked], Awaitable[Any]]
+    msg: Schema  # JSON schema of a success's `msg`
+    fields: tuple[Field, ...] = ()  # () = a body is ignored
+
+
+def record(properties: Mapping[str, Schema]) -> Schema:
+    """Schema of an object with exactly these keys."""
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def texts(*names: str) -> Schema:
+    """Schema of an object whose values are all texts."""
+    return record(dict.fromkeys(names, TEXT))
+
+
+def listing(item: Schema) -> Schema:
+    return {"type": "array", "items": item}
+
+
+def by_name(item: Schema) -> Schema:
+    return {"type": "object", "additionalProperties": item}

@@ -1,0 +1,93 @@
+"""The envelope: the three keys around every answer, and the HTTP status of every error. The third place where errors
+are translated (after the loop and the gRPC edge). Called by the other files of this door.
+
+Two kinds of errors:
+- v1 errors (`ApiError`): what a call says about its input or its object. 200 by default, because v1 clients read the
+  JSON and ignore the code; 401, 404, 409, 422, 503 with `http_status = "semantic"`.
+- errors of HTTP itself (`HttpError`): no such path, wrong method, unreadable body, our own bug. They are no v1 errors
+  and have their own status in both modes: 404, 405, 400, 408, 413, 500.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+from gateway.errors import (
+    ApiError,
+    Conflict,
+    DatabaseUnavailable,
+    InvalidValue,
+    NodeUnavailable,
+    NotAuthorized,
+    NotFound,
+)
+from gateway.model import Settled
+
+PENDING_HEADER = "X-Wirelane-Pending"
+# Answers hold private keys: no cache may keep them, no browser may take them for a page.
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+SEMANTIC_STATUS: tuple[tuple[type[ApiError], int], ...] = (
+    (NotAuthorized, 401),
+    (NotFound, 404),
+    (Conflict, 409),
+    (InvalidValue, 422),
+    (NodeUnavailable, 503),
+    (DatabaseUnavailable, 503),
+)
+
+log = logging.getLogger("gateway.http")
+
+
+class HttpError(ApiError):
+    """Wrong before any call was reached. `status` is the HTTP code in both modes."""
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.headers = headers or {}
+
+
+def no_such_path() -> HttpError:
+    return HttpError(404, "Not found")
+
+
+def wrong_method(allowed: str) -> HttpError:
+    return HttpError(405, "Method not allowed", {"Allow": allowed})
+
+
+def internal_error() -> HttpError:
+    return HttpError(500, "Internal error")
+
+
+def success(result: Any) -> Response:
+    """`result`: what goes into `msg`, or a Settled around it; then the node that is behind is named in a header."""
+    headers = dict(HEADERS)
+    if isinstance(result, Settled):
+        if result.pending:
+            headers[PENDING_HEADER] = result.pending
+        result = result.value
+    return _json({"error": "", "msg": result, "status": "success"}, 200, headers)
+
+
+def failure(error: ApiError, semantic: bool) -> Response:
+    if isinstance(error, DatabaseUnavailable):
+        log.error("event=database-unavailable reason=%s", error.reason)
+    body = {"error": error.text, "msg": "", "status": "error"}
+    if isinstance(error, HttpError):
+        return _json(body, error.status, {**HEADERS, **error.headers})
+    return _json(body, _semantic_status(error) if semantic else 200, HEADERS)
+
+
+def _semantic_status(error: ApiError) -> int:
+    return next((status for kind, status in SEMANTIC_STATUS if isinstance(error, kind)), 422)
+
+
+def _json(body: object, status: int, headers: Mapping[str, str]) -> Response:
+    # One plain dumps: ten thousand accounts are listed in one answer, and a model layer would cost more than the query.
+    content = json.dumps(body, separators=(",", ":")).encode()
+    return Response(content, status, headers=dict(headers), media_type="application/json")

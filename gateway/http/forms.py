@@ -1,0 +1,135 @@
+"""A request's body becomes form fields: text by name. Owns the limits of size and time. Called by app.py.
+
+urlencoded, multipart and JSON objects, whatever PHP or curl says they are: `curl -d` labels its bodies urlencoded, some
+clients label nothing. A field given twice: the last one wins. What the fields mean is gateway/fields.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import parse_qsl
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from gateway.http.envelope import HttpError
+
+BODY_SECONDS = 30.0
+MAX_FIELDS = 100
+
+
+async def read_form(request: Request, max_bytes: int) -> dict[str, str]:
+    """Raises HttpError: 413 above `max_bytes` (the rest is not read), 408 when too slow, 400 when unreadable."""
+    body = await _read_body(request, max_bytes)
+    if not body:
+        return {}
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    try:
+        if kind == b"multipart/form-data":
+            pairs = _multipart(body, options.get(b"boundary", b""))
+        elif kind.endswith(b"json") or body.lstrip()[:1] == b"{":  # no urlencoded form starts with a brace
+            return _json(body)
+        else:
+            pairs = parse_qsl(
+                body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS, separator="&"
+            )
+    except (ValueError, RecursionError, MultipartParseError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise HttpError(400, "Malformed body (only form fields or a JSON object, in UTF-8)") from None
+    return dict(pairs)
+
+
+async def _read_body(request: Request, max_bytes: int) -> bytes:
+    # The rest of a body that is too long is not read; the connection cannot be used again after that.
+    too_large = HttpError(413, f"Body too large (only {max_bytes} bytes)", {"Connection": "close"})
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > max_bytes:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise too_large
+    except TimeoutError:
+        raise HttpError(408, "Body too slow", {"Connection": "close"}) from None
+    return bytes(body)
+
+
+def _json(body: bytes) -> dict[str, str]:
+    """An object of texts, numbers and booleans; null is an absent field. Numbers keep their spelling."""
+    found = json.loads(body.decode(), parse_int=str, parse_float=str, parse_constant=str)
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    return {key: _json_text(value) for key, value in found.items() if value is not None}
+
+
+def _json_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, str):
+        raise ValueError("nested values")
+    return value
+
+
+def _multipart(body: bytes, boundary: bytes) -> Iterable[tuple[str, str]]:
+    if not boundary:
+        raise ValueError("no boundary")
+    parts = _Parts()
+    parser = MultipartParser(
+        boundary,
+        {
+            "on_part_begin": parts.begin,
+            "on_header_field": parts.header_name,
+            "on_header_value": parts.header_value,
+            "on_header_end": parts.header_end,
+            "on_part_data": parts.data,
+            "on_part_end": parts.end,
+            "on_end": parts.finish,
+        },
+    )
+    parser.write(body)
+    parser.finalize()
+    if not parts.finished or len(parts.found) > MAX_FIELDS:
+        raise ValueError("cut off, or too many parts")
+    return [(name.decode(), value.decode()) for name, value in parts.found]
+
+
+class _Parts:
+    """Gathers what the multipart parser reports, piece by piece. An uploaded file is a field like any other."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[bytes, bytes]] = []
+        self.finished = False
+        self.begin()
+
+    def begin(self) -> None:
+        self._field = self._value = b""
+        self._name: bytes | None = None
+        self._data = bytearray()
+
+    def header_name(self, data: bytes, start: int, end: int) -> None:
+        self._field += data[start:end]
+
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def header_end(self) -> None:
+        if self._field.lower() == b"content-disposition":
+            self._name = parse_options_header(self._value)[1].get(b"name")
+        self._field = self._value = b""
+
+    def data(self, data: bytes, start: int, end: int) -> None:
+        self._data += data[start:end]
+
+    def end(self) -> None:
+        if self._name is None:
+            raise ValueError("a part without a name")
+        self.found.append((self._name, bytes(self._data)))
+
+    def finish(self) -> None:
+        self.finished = True

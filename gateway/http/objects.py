@@ -1,0 +1,133 @@
+"""Values in v1's spelling: the objects and texts that go into `msg`. Pure. Called by the path groups.
+
+v1 writes most numbers as texts and a few as integers; each is as its documents show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from gateway.http.calls import BOOLEAN, INTEGER, TEXT, record, texts
+from gateway.model import Account, DayUsage, MarkCounters, PeerState, Server
+
+ACCOUNT = texts(
+    *("allowed_IPs", "b_download", "b_upload", "mangle", "name", "password", "private_key", "public_key"),
+    *("status", "username", "wg_name"),
+)
+SERVER = record(
+    {
+        **dict.fromkeys(("address", "b_download", "b_upload", "dns_1", "dns_2", "external_ip"), TEXT),
+        "ikev2": BOOLEAN,
+        "interface_name": TEXT,
+        "internal_traffic": BOOLEAN,
+        "keep_alive": INTEGER,
+        **dict.fromkeys(("listen_port", "name", "private_key", "public_key"), TEXT),
+    }
+)
+DUMP = texts("allowed_ips", "endpoint", "keepalive", "latest_handshake", "transfer_rx", "transfer_tx")
+DAY = record({"account": TEXT, "date": TEXT, "traffic_download": INTEGER, "traffic_upload": INTEGER})
+ONLINE = texts(
+    *("name", "username", "wg_name", "status", "allowed_IPs", "b_download", "b_upload", "endpoint"),
+    *("latest_handshake", "transfer_rx", "transfer_tx"),
+)
+
+
+def account_object(account: Account) -> dict[str, str]:
+    return {
+        "allowed_IPs": str(account.address),
+        "b_download": str(account.download),
+        "b_upload": str(account.upload),
+        "mangle": str(account.mark),
+        "name": account.name,
+        "password": account.password.reveal(),
+        "private_key": account.private_key.reveal(),
+        "public_key": account.public_key,
+        "status": _status(account),
+        "username": account.username,
+        "wg_name": account.server,
+    }
+
+
+def server_object(server: Server) -> dict[str, str | bool | int]:
+    return {
+        "address": str(server.address),
+        "b_download": str(server.download),
+        "b_upload": str(server.upload),
+        "dns_1": _text(server.dns_1),
+        "dns_2": _text(server.dns_2),
+        "external_ip": _text(server.external_ip),
+        "ikev2": server.ikev2,
+        "interface_name": server.interface,
+        "internal_traffic": server.internal_traffic,
+        "keep_alive": server.keep_alive,
+        "listen_port": str(server.listen_port),
+        "name": server.name,
+        "private_key": server.private_key.reveal(),
+        "public_key": server.public_key,
+    }
+
+
+def dump_object(account: Account, peer: PeerState | None) -> dict[str, str]:
+    """What `wg show dump` says of the peer; a disabled account has none: the same shape with the empty values."""
+    peer = peer or PeerState(account_id=account.id, public_key="", address=str(account.address))
+    return {
+        "allowed_ips": f"{account.address}/32",
+        "endpoint": peer.endpoint or "(none)",
+        "keepalive": str(peer.keepalive) if peer.keepalive else "off",
+        "latest_handshake": str(peer.latest_handshake),
+        "transfer_rx": str(peer.rx_bytes),
+        "transfer_tx": str(peer.tx_bytes),
+    }
+
+
+def day_objects(account_name: str, days: Iterable[DayUsage]) -> list[dict[str, str | int]]:
+    return [
+        {
+            "account": account_name,
+            "date": usage.day.isoformat(),
+            "traffic_download": usage.download,
+            "traffic_upload": usage.upload,
+        }
+        for usage in days
+    ]
+
+
+def online_object(account: Account, peer: PeerState, zone: ZoneInfo) -> dict[str, str]:
+    return {
+        "name": account.name,
+        "username": account.username,
+        "wg_name": account.server,
+        "status": _status(account),
+        "allowed_IPs": str(account.address),
+        "b_download": str(account.download),
+        "b_upload": str(account.upload),
+        "endpoint": peer.endpoint or "(none)",
+        "latest_handshake": datetime.fromtimestamp(peer.latest_handshake, zone).strftime("%Y-%m-%d %H:%M:%S"),
+        "transfer_rx": str(peer.rx_bytes),
+        "transfer_tx": str(peer.tx_bytes),
+    }
+
+
+def mark_lines(account: Account, marks: MarkCounters) -> str:
+    """The two mangle rules: towards the account, then from it."""
+    address, mark = account.address, f"MARK {marks.mark:#x}"
+    return (
+        f"0.0.0.0/0 -> {address} {mark} Pkt:{marks.download_packets} Bytes:{marks.download_bytes}\n"
+        f"{address} -> 0.0.0.0/0 {mark} Pkt:{marks.upload_packets} Bytes:{marks.upload_bytes}\n"
+    )
+
+
+def class_lines(device: str, shown: str | None) -> str:
+    """`shown`: three lines of `tc -s class show`, or None: there is no class, because the account is unlimited."""
+    text = "no class (unlimited)" if shown is None else shown.rstrip("\n")
+    return f"{device} --> {text}\n\n"
+
+
+def _status(account: Account) -> str:
+    return "enable" if account.enabled else "disable"
+
+
+def _text(value: object | None) -> str:
+    return "" if value is None else str(value)

@@ -1,0 +1,110 @@
+"""/api/v1/wireguard: servers, as v1's WireGuard page has them. Each call parses, asks one use case, spells the answer.
+
+`/wireguard/online` stands before `/wireguard/{name}`: no server can be named `online` or `info` (gateway/fields.py).
+"""
+
+from __future__ import annotations
+
+from zoneinfo import ZoneInfo
+
+from gateway import fields
+from gateway.http import objects
+from gateway.http.calls import ROOT, TEXT, Asked, Call, Field, by_name, listing, texts
+from gateway.model import Server, Settled
+
+MISSING = "Wireguard server not found"
+SERVERS = f"{ROOT}/wireguard"
+SERVER = SERVERS + "/{name}"
+
+ServerObject = dict[str, str | bool | int]
+
+
+async def _list(asked: Asked) -> dict[str, ServerObject]:
+    return {server.name: objects.server_object(server) for server in await asked.services.servers.list()}
+
+
+async def _detail(asked: Asked) -> ServerObject:
+    return objects.server_object(await _server(asked))
+
+
+async def _add(asked: Asked) -> Settled[ServerObject]:
+    return _shown(await asked.services.servers.create(fields.server_values(asked.form)))
+
+
+async def _edit(asked: Asked) -> Settled[ServerObject]:
+    values = fields.server_values(asked.form)
+    return _shown(await asked.services.servers.edit(asked.name(MISSING), values))
+
+
+async def _delete(asked: Asked) -> Settled[str]:
+    settled = await asked.services.servers.delete(asked.name(MISSING))
+    return Settled("success", settled.pending)
+
+
+async def _peers(asked: Asked) -> dict[str, dict[str, str]]:
+    accounts = await asked.services.servers.accounts(asked.name(MISSING))
+    return {account.name: objects.account_object(account) for account in accounts}
+
+
+async def _available_ips(asked: Asked) -> list[str]:
+    return [str(address) for address in await asked.services.servers.available_addresses(asked.name(MISSING))]
+
+
+async def _set_bandwidth(asked: Asked) -> Settled[str]:
+    settled = await asked.services.servers.set_bandwidth(asked.name(MISSING))
+    return Settled("", settled.pending)
+
+
+async def _dump(asked: Asked) -> dict[str, str]:
+    server = await _server(asked)
+    return {"port": str(server.listen_port), "public_key": server.public_key}
+
+
+async def _online(asked: Asked) -> list[dict[str, str]]:
+    zone = ZoneInfo(asked.settings.time_zone)
+    return [objects.online_object(account, peer, zone) for account, peer in await asked.services.servers.online()]
+
+
+async def _server(asked: Asked) -> Server:
+    return await asked.services.servers.get(asked.name(MISSING))
+
+
+def _shown(settled: Settled[Server]) -> Settled[ServerObject]:
+    return Settled(objects.server_object(settled.value), settled.pending)
+
+
+EDIT_FIELDS = (
+    Field("private_key", "WireGuard key, base64"),
+    Field("public_key", "WireGuard key, base64"),
+    Field("listen_port", "51820-65535", r"^([0-9]{5})?$"),
+    Field("address", "The server's own address and its accounts' network: 10.0.86.1/24; prefix 16-30"),
+    Field("external_ip", "IPv4 address that accounts have on the internet; empty: the uplink's own"),
+    Field("endpoint", "IP address or domain that clients connect to; empty: the default"),
+    Field("dns_1", "IPv4 address"),
+    Field("dns_2", "IPv4 address"),
+    Field("mtu", "Bytes, 576-9100; 0: the default", r"^(0|[1-9][0-9]{2,3})?$"),
+    Field("keep_alive", "Seconds, for the clients' configuration; 0: off", r"^(0|[1-9][0-9]{0,4})?$"),
+    Field("allowed_ips", "Networks that clients send into the tunnel; empty: 0.0.0.0/0"),
+    Field("internal_traffic", "May accounts of this server reach one another", r"^(0|1|true|false)?$"),
+    Field("b_download", "Mbit/s, 0 = unlimited; default of its accounts", r"^(0|[1-9][0-9]{0,4})?$"),
+    Field("b_upload", "Mbit/s, 0 = unlimited; default of its accounts", r"^(0|[1-9][0-9]{0,4})?$"),
+    Field("ikev2", "Serve IKEv2 too (not supported yet)", r"^(0|false)?$"),
+)
+NEW_FIELDS = (
+    Field("name", "Unique; Default_N when absent", r"^[A-Za-z0-9_-]{0,64}$"),
+    Field("interface_name", "wgN", r"^(wg[0-9]{1,10})?$"),
+    Field("node", "Node that shall carry it", r"^[A-Za-z0-9_-]{0,64}$"),
+    *EDIT_FIELDS,
+)
+CALLS = (
+    Call("GET", SERVERS, "Servers LIST", _list, by_name(objects.SERVER)),
+    Call("POST", SERVERS, "Server ADD", _add, objects.SERVER, NEW_FIELDS),
+    Call("GET", SERVERS + "/online", "Accounts that are connected now", _online, listing(objects.ONLINE)),
+    Call("GET", SERVER, "Server DETAIL", _detail, objects.SERVER),
+    Call("PUT", SERVER, "Server EDIT", _edit, objects.SERVER, EDIT_FIELDS),
+    Call("DELETE", SERVER, "Server DELETE", _delete, TEXT),
+    Call("GET", SERVER + "/peers", "Accounts of the server", _peers, by_name(objects.ACCOUNT)),
+    Call("GET", SERVER + "/available_ips", "Free addresses", _available_ips, listing(TEXT)),
+    Call("PUT", SERVER + "/set_bandwidth", "Give its limits to all its accounts", _set_bandwidth, TEXT),
+    Call("GET", SERVER + "/dump", "Port and public key", _dump, texts("port", "public_key")),
+)

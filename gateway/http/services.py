@@ -1,0 +1,44 @@
+"""What the HTTP door needs from the house: the use cases it calls and its settings. Made by gateway/wiring."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from gateway.accounts import Accounts
+    from gateway.keys import Keys
+    from gateway.links import Links
+    from gateway.servers import Servers
+    from gateway.system import System
+
+MAX_BODY_BYTES = 65_536  # a v1 body is well below 2 kB
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """`ping`: returns when the store answers (for /healthz). `authority`: the DER certificate of the IKEv2 CA."""
+
+    accounts: Accounts
+    servers: Servers
+    links: Links
+    keys: Keys
+    system: System
+    ping: Callable[[], Awaitable[object]]
+    authority: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    public_url: str  # "https://vpn.example.com"
+    http_status: Literal["always_200", "semantic"] = "always_200"  # of the errors that calls answer with
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    max_body_bytes: int = MAX_BODY_BYTES
+    tabs: bool = False  # indent configuration texts as the original panel did
+    time_zone: str = "UTC"  # IANA; of the times in /wireguard/online
+
+    @property
+    def semantic(self) -> bool:
+        return self.http_status == "semantic"
