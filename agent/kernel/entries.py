@@ -1,0 +1,271 @@
+"""PURE: the binary form of legacy iptables rules, both ways.
+
+Owns the layouts: `entry()` builds a rule as libiptc takes it, `Image` cuts the blob that the kernel gives for a
+whole table into chains and rules. It opens nothing and decides nothing. `xtables` moves these bytes to and from the
+kernel; `marks` and `forwarding` say what they should be.
+
+Two forms of one rule exist. *Written* (what libiptc takes): a jump names its chain or verdict. *Read* (what the
+kernel gives): a jump is an offset into the blob, and the kernel has filled in `comefrom` and the counters. Rules are
+compared in the written form with counters zero, so what was written reads back equal, byte by byte.
+
+Layouts: linux/netfilter_ipv4/ip_tables.h (ipt_entry), linux/netfilter/x_tables.h (targets, matches), and the headers
+named below. All are kernel ABI: native byte order, addresses and SNAT values in network order.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from ipaddress import IPv4Address, IPv4Network
+
+ENTRY_SIZE = 112  # struct ipt_entry without matches and target
+JUMP_SIZE = 40  # struct xt_standard_target
+_HEAD_SIZE = 32  # struct xt_entry_match and xt_entry_target: size, name[29], revision
+_IP = struct.Struct("=4s4s4s4s16s16s16s16sHBB")  # struct ipt_ip
+_OFFSETS_AT = 88  # target_offset, next_offset
+_OFFSETS = struct.Struct("=HH")
+_COUNTERS_AT = 96
+_COUNTERS = struct.Struct("=QQ")  # packets, bytes
+_NFCACHE_AND_OFFSETS = struct.Struct("=IHHI")
+_MODULE = struct.Struct("=H29sB")
+_VERDICT = struct.Struct("=i4x")
+_JUMP_HEAD = b"\x28\0\0"  # size 40, empty name
+
+IPT_F_GOTO = 0x02
+IPT_INV_VIA_IN = 0x01
+# Verdicts are stored as -NF_x - 1; RETURN is -NF_REPEAT - 1 (x_tables.h).
+_VERDICTS = {-2: "ACCEPT", -1: "DROP", -5: "RETURN", -4: "QUEUE"}
+
+# A user-defined chain starts with an entry whose target is ERROR and carries the chain's name; so does the end.
+_CHAIN_HEAD_SIZE = 176
+_CHAIN_HEAD = _MODULE.pack(64, b"ERROR", 0)
+BUILTINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")  # by number of the hook
+
+ANYWHERE = IPv4Network("0.0.0.0/0")
+
+
+# -- targets ------------------------------------------------------------------------------------------------------
+
+
+def _module(name: str, revision: int, data: bytes) -> bytes:
+    padded = data.ljust(-(-len(data) // 8) * 8, b"\0")
+    return _MODULE.pack(_HEAD_SIZE + len(padded), name.encode(), revision) + padded
+
+
+def jump(chain: str) -> bytes:
+    """A jump to a chain, or a verdict: ACCEPT, DROP, RETURN."""
+    return _module(chain, 0, _VERDICT.pack(0))
+
+
+def mark(number: int) -> bytes:
+    """MARK --set-xmark number/0xffffffff (xt_mark.h, revision 2)."""
+    return _module("MARK", 2, struct.pack("=II", number, 0xFFFFFFFF))
+
+
+def tcpmss_clamp() -> bytes:
+    """TCPMSS --clamp-mss-to-pmtu (xt_TCPMSS.h: XT_TCPMSS_CLAMP_PMTU)."""
+    return _module("TCPMSS", 0, struct.pack("=H", 0xFFFF))
+
+
+def snat(address: IPv4Address) -> bytes:
+    """SNAT --to-source address (nf_nat.h: one range, NF_NAT_RANGE_MAP_IPS, ports left alone)."""
+    return _module("SNAT", 0, struct.pack("=II4s4sHH", 1, 1, address.packed, address.packed, 0, 0))
+
+
+def masquerade() -> bytes:
+    return _module("MASQUERADE", 0, struct.pack("=II4s4sHH", 1, 0, bytes(4), bytes(4), 0, 0))
+
+
+# -- matches ------------------------------------------------------------------------------------------------------
+
+
+def udp_destination(port: int) -> bytes:
+    """-m udp --dport port (xt_tcpudp.h)."""
+    return _module("udp", 0, struct.pack("=HHHHB", 0, 0xFFFF, port, port, 0))
+
+
+def tcp_syn() -> bytes:
+    """-m tcp --tcp-flags SYN,RST SYN: the packets that carry the MSS option."""
+    return _module("tcp", 0, struct.pack("=HHHHBBBB", 0, 0xFFFF, 0, 0xFFFF, 0, 0x06, 0x02, 0))
+
+
+def established() -> bytes:
+    """-m conntrack --ctstate RELATED,ESTABLISHED (xt_conntrack.h, xt_conntrack_mtinfo3)."""
+    flags = struct.pack("=HHHH", 1, 0, 0x06, 0)  # XT_CONNTRACK_STATE, no inversion, states, status
+    return _module("conntrack", 3, bytes(146) + flags + bytes(10))
+
+
+# -- a whole rule -------------------------------------------------------------------------------------------------
+
+
+def _interface(name: str) -> tuple[bytes, bytes]:
+    """Name and mask; the mask covers the final zero, or it would be a prefix match ("wg1" would match "wg10")."""
+    return (name.encode(), b"\xff" * (len(name) + 1)) if name else (b"", b"")
+
+
+def entry(
+    target: bytes,
+    *,
+    source: IPv4Network = ANYWHERE,
+    destination: IPv4Network = ANYWHERE,
+    came_in: str = "",
+    not_in: str = "",
+    goes_out: str = "",
+    protocol: int = 0,
+    match: bytes = b"",
+    goto: bool = False,
+) -> bytes:
+    """A rule in written form, counters zero. `not_in` is the inverted `came_in`; give one of the two."""
+    in_name, in_mask = _interface(came_in or not_in)
+    out_name, out_mask = _interface(goes_out)
+    ip = _IP.pack(
+        source.network_address.packed,
+        destination.network_address.packed,
+        source.netmask.packed,
+        destination.netmask.packed,
+        in_name,
+        out_name,
+        in_mask,
+        out_mask,
+        protocol,
+        IPT_F_GOTO if goto else 0,
+        IPT_INV_VIA_IN if not_in else 0,
+    )
+    target_at = ENTRY_SIZE + len(match)
+    return ip + _NFCACHE_AND_OFFSETS.pack(0, target_at, target_at + len(target), 0) + bytes(16) + match + target
+
+
+def with_counters(rule: bytes, packets: int, octets: int) -> bytes:
+    """The same rule, to start from these counters."""
+    return rule[:_COUNTERS_AT] + _COUNTERS.pack(packets, octets) + rule[_COUNTERS_AT + 16 :]
+
+
+def target_at(rule: bytes) -> int:
+    """Where the target of a rule starts."""
+    offset: int = _OFFSETS.unpack_from(rule, _OFFSETS_AT)[0]
+    return offset
+
+
+def target_name(rule: bytes) -> str:
+    """Name of a rule's target: of the chain or verdict if it is a jump; "" = a rule without target."""
+    at = target_at(rule)
+    return bytes(rule[at + 2 : at + 31]).rstrip(b"\0").decode("latin-1")
+
+
+def source(rule: bytes) -> IPv4Network:
+    return IPv4Network((rule[0:4], _prefix(rule[8:12])))
+
+
+def came_in(rule: bytes) -> str:
+    """Name of the interface in -i, also of an inverted one."""
+    return rule[16:32].rstrip(b"\0").decode("latin-1")
+
+
+def goes_out(rule: bytes) -> str:
+    return rule[32:48].rstrip(b"\0").decode("latin-1")
+
+
+def _prefix(mask: bytes) -> int:
+    return int.from_bytes(mask, "big").bit_count()
+
+
+# -- a whole table, as the kernel gives it ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule that was read: `entry` in written form with counters zero."""
+
+    entry: bytes
+    packets: int
+    octets: int
+
+    @property
+    def target(self) -> str:
+        return target_name(self.entry)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where the rules of a chain lie in the blob: [start, end)."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Image:
+    """One reading of a table. Rules are decoded only where somebody asks."""
+
+    blob: bytes
+    chains: Mapping[str, Span] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, blob: bytes, hooks: Mapping[str, tuple[int, int]]) -> Image:
+        """`hooks`: built-in chain -> (offset of its first rule, offset of its policy), from IPT_SO_GET_INFO."""
+        chains = {name: Span(*offsets) for name, offsets in hooks.items()}
+        name, start, previous, offset = "", 0, 0, 0
+        next_offset = struct.Struct("=H").unpack_from
+        while offset < len(blob):
+            (size,) = next_offset(blob, offset + _OFFSETS_AT + 2)
+            if size == _CHAIN_HEAD_SIZE and blob[offset + 112 : offset + 144] == _CHAIN_HEAD:
+                if name:  # each user-defined chain ends with one entry of its own: its RETURN
+                    chains[name] = Span(start, previous)
+                name = blob[offset + 144 : offset + 176].rstrip(b"\0").decode("latin-1")
+                start = offset + size
+            if not size:
+                raise ValueError("a rule of size 0")
+            previous = offset
+            offset += size
+        return cls(blob, chains)
+
+    @cached_property
+    def _names(self) -> Mapping[int, str]:
+        """Offset of a chain's first rule -> its name: what a jump in read form points to."""
+        return {span.start: name for name, span in self.chains.items()}
+
+    def offsets(self, span: Span) -> Iterator[tuple[int, int]]:
+        """(offset, size) of every rule of a span."""
+        offset = span.start
+        while offset < span.end:
+            size: int = _OFFSETS.unpack_from(self.blob, offset + _OFFSETS_AT)[1]
+            yield offset, size
+            offset += size
+
+    def rules(self, chain: str) -> list[Rule]:
+        """The rules of a chain in order; none if there is no such chain."""
+        span = self.chains.get(chain)
+        return [] if span is None else [self._rule(offset, size) for offset, size in self.offsets(span)]
+
+    def _rule(self, offset: int, size: int) -> Rule:
+        raw = self.blob[offset : offset + size]
+        packets, octets = _COUNTERS.unpack_from(raw, _COUNTERS_AT)
+        at, _ = _OFFSETS.unpack_from(raw, _OFFSETS_AT)
+        head = raw[:84] + _NFCACHE_AND_OFFSETS.pack(0, at, size, 0) + bytes(16) + raw[ENTRY_SIZE:at]
+        return Rule(head + self._target(raw[at:], offset + size), packets, octets)
+
+    def _target(self, target: bytes, following: int) -> bytes:
+        if target[2] or len(target) != JUMP_SIZE:
+            return target
+        (verdict,) = _VERDICT.unpack_from(target, _HEAD_SIZE)
+        if verdict == following:  # a rule without target: goes on to the next one
+            return jump("")
+        return jump(_VERDICTS.get(verdict) or self._names.get(verdict, f"?{verdict}"))
+
+    def jumps_from_outside(self, own: Collection[str]) -> list[tuple[str, int, Rule]]:
+        """(chain, position, rule) of each rule outside the chains `own` that jumps or goes into one of them."""
+        starts = {self.chains[name].start for name in own if name in self.chains}
+        found = []
+        for chain, span in self.chains.items():
+            if chain in own:
+                continue
+            for position, (offset, size) in enumerate(self.offsets(span)):
+                at = offset + _OFFSETS.unpack_from(self.blob, offset + _OFFSETS_AT)[0]
+                if (
+                    self.blob[at : at + 3] == _JUMP_HEAD
+                    and _VERDICT.unpack_from(self.blob, at + _HEAD_SIZE)[0] in starts
+                ):
+                    found.append((chain, position, self._rule(offset, size)))
+        return found

@@ -1,0 +1,201 @@
+"""The MARK rules of the accounts, in the legacy mangle table.
+
+Owns the chains WL_MARK, WL_FROM*, WL_TO* and the one jump to WL_MARK, first in FORWARD; `marktree` draws the tree.
+Touches nothing else in the table, with one exception: a rule elsewhere that leads into these chains counts packets
+twice, so it is ours to remove. Called by the reconciler (read, apply) and the sampler (counters).
+
+How a damaged tree is repaired: nothing is remembered. `read` reports an address only if its two rules are right and
+packets are led to them, and, if anything at all in our chains is not as it should be, one more entry under the key
+`BROKEN`, which nobody wants. So the difference is not empty even where all addresses look well, and it holds `BROKEN`
+in `remove`. `apply` looks at the table again inside its own transaction. Asked to remove `BROKEN` it visits every
+chain of ours, else only those on the way to the addresses of the difference; top and hook always. In a chain it
+visits, every rule that should not be there is deleted and every missing one is added, by position: a rule that stays
+is not touched, so the kernel's own counters go on, exactly. All of it is one commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Address
+
+from agent.errors import KernelError
+from agent.kernel import xtables
+from agent.kernel.entries import Image
+from agent.kernel.marktree import (
+    DIRECTIONS,
+    FROM,
+    TO,
+    TOP,
+    TOP_RULES,
+    Branch,
+    Direction,
+    LeafRule,
+    address_of,
+    first_rules,
+    is_own,
+    leaf_rules,
+    read_branch,
+)
+from agent.kernel.xtables import Transaction
+from agent.model import NO_COUNTERS, Counters, Diff, Mark, Scope
+
+TABLE = "mangle"
+HOOKED_IN = "FORWARD"
+BROKEN = IPv4Address("0.0.0.0")
+"""Key of the extra entry in what `read` returns when our chains are damaged. It is never the address of an account."""
+
+
+class IptablesMarks:
+    """`agent.reconcile.Marks` by iptables. Any thread, any network namespace; each call opens what it needs."""
+
+    def read(self, scope: Scope) -> dict[IPv4Address, Mark]:
+        """What is right, with the current counters, and `BROKEN` if something is not. Raises KernelError."""
+        image = xtables.read(TABLE)
+        if not any(is_own(chain) for chain in image.chains):
+            return {}
+        upward, downward = read_branch(image, FROM), read_branch(image, TO)
+        led = [rule.entry for rule in image.rules(TOP)] == list(TOP_RULES) and _is_hooked(image)
+        sound = _sound(upward, downward)
+        lost = upward.unreached | downward.unreached
+        found = {}
+        if led:
+            for raw in sound - lost if lost else sound:
+                address, up, down = address_of(raw), upward.rules[raw], downward.rules[raw]
+                found[address] = Mark(address, up[1], counters=_counters(up, down))
+        if not (led and upward.whole and downward.whole and len(upward.rules) == len(downward.rules) == len(sound)):
+            found[BROKEN] = Mark(BROKEN, 0)
+        return found
+
+    def counters(self) -> dict[IPv4Address, Counters]:
+        """What both rules of each address have counted, wherever they are led to or not. Raises KernelError.
+
+        An address that has lost one of its rules is left out: its counters go on when it is repaired, from a reading
+        before. Half of them would look like a reset.
+        """
+        image = xtables.read(TABLE)
+        upward, downward = first_rules(image, FROM), first_rules(image, TO)
+        return {address_of(raw): _counters(up, downward[raw]) for raw, up in upward.items() if raw in downward}
+
+    def apply(self, diff: Diff[IPv4Address, Mark]) -> Mapping[IPv4Address, KernelError]:
+        """One transaction. All or nothing: raises KernelError, and returns no errors of single addresses."""
+        if diff:
+            xtables.transact(TABLE, lambda transaction: _Edit(transaction, diff).run())
+        return {}
+
+
+def _sound(upward: Branch, downward: Branch) -> set[bytes]:
+    """The addresses with exactly one rule in each direction, both with the same mark."""
+    down = downward.rules
+    pairs = {raw for raw, rule in upward.rules.items() if raw in down and down[raw][1] == rule[1]}
+    return pairs - upward.repeated - downward.repeated
+
+
+def _counters(up: LeafRule, down: LeafRule) -> Counters:
+    if up[2] or down[2]:
+        return Counters(down[2], down[3], up[2], up[3])
+    return NO_COUNTERS
+
+
+def _is_hooked(image: Image) -> bool:
+    own = {chain for chain in image.chains if is_own(chain)}
+    return xtables.is_hooked(image, HOOKED_IN, TOP, image.jumps_from_outside(own), behind=())
+
+
+class _Edit:
+    """One `apply` inside its transaction."""
+
+    def __init__(self, transaction: Transaction, diff: Diff[IPv4Address, Mark]) -> None:
+        self._to = transaction
+        self._own = {chain for chain in transaction.image.chains if is_own(chain)}
+        self._put = {mark.address.packed: mark for mark in (*diff.add.values(), *diff.change.values())}
+        self._gone = {address.packed for address in diff.remove if address != BROKEN} - self._put.keys()
+        self._repair = BROKEN in diff.remove
+
+    def run(self) -> None:
+        jumps = self._to.image.jumps_from_outside(self._own)
+        if self._repair:
+            upward, downward = (read_branch(self._to.image, direction) for direction in DIRECTIONS)
+            # Whoever is wanted and has no two good rules is in `add`; the rest is nobody's. Whether packets are led
+            # to a pair does not count here: that is about to be true.
+            self._gone |= (upward.rules.keys() | downward.rules.keys()) - _sound(upward, downward) - self._put.keys()
+        kept = {TOP}
+        for direction in DIRECTIONS:
+            kept |= self._tree(direction)
+        if kept == {TOP}:
+            self._to.unhook(jumps)
+            self._drop(self._own)
+        else:
+            for direction in DIRECTIONS:
+                self._to.create(direction.root)
+            self._to.settle(TOP, TOP_RULES)
+            self._to.hook(HOOKED_IN, TOP, jumps, behind=())
+            self._drop(self._own - kept)
+
+    def _tree(self, direction: Direction) -> set[str]:
+        """Settles the leaves and the way to them. Returns the chains of this direction that stay."""
+        present = {chain for chain in self._own if direction.is_own(chain)}
+        leaves = {chain for chain in present if direction.leaf_prefix(chain) is not None}
+        wanted: dict[str, dict[bytes, Mark]] = {}
+        for raw, mark in self._put.items():
+            wanted.setdefault(direction.leaf(raw), {})[raw] = mark
+        visited = leaves if self._repair else leaves & {direction.leaf(raw) for raw in self._gone}
+        visited = visited | wanted.keys()
+        emptied = {leaf for leaf in visited if not self._leaf(direction, leaf, wanted.get(leaf, {}))}
+        leaves = (leaves | visited) - emptied
+        inner = direction.ancestors(leaves)
+        to_settle = inner if self._repair else inner & direction.ancestors(visited)
+        children: dict[str, list[str]] = {}
+        for chain in leaves | inner - {direction.root}:
+            children.setdefault(direction.parent(chain) or "", []).append(chain)
+        for chain in to_settle:  # all of them before the first goto
+            self._to.create(chain)
+        for chain in to_settle:
+            self._inner(direction, chain, children[chain])
+        unknown = set() if self._repair else present - visited - direction.ancestors(visited)
+        return leaves | inner | unknown
+
+    def _leaf(self, direction: Direction, leaf: str, wanted: Mapping[bytes, Mark]) -> bool:
+        """Settles the rules of one leaf. Returns whether it holds any."""
+        found = leaf_rules(self._to.image, direction, leaf)
+        missing = dict(wanted)
+        seen: set[bytes] = set()
+        doomed = []
+        for position, (raw, number, _, _) in enumerate(found):
+            if raw is None or raw in self._gone or raw in seen:
+                doomed.append(position)
+                continue
+            seen.add(raw)
+            mark = missing.pop(raw, None)
+            if mark is not None and mark.restart:
+                self._to.replace(leaf, _rule(direction, mark), position)
+            elif mark is not None and mark.mark != number:
+                self._to.patch(leaf, position, direction.mark(raw, mark.mark))
+        for position in reversed(doomed):
+            self._to.delete(leaf, position)
+        if missing:
+            self._to.create(leaf)
+        for mark in missing.values():
+            self._to.append(leaf, _rule(direction, mark))
+        return bool(seen or missing)
+
+    def _inner(self, direction: Direction, chain: str, children: list[str]) -> None:
+        missing = {direction.goto(child) for child in children}
+        kept = []
+        for rule in self._to.image.rules(chain):
+            if rule.entry in missing:
+                missing.remove(rule.entry)
+                kept.append(rule.entry)
+        self._to.settle(chain, [*kept, *sorted(missing)])
+
+    def _drop(self, chains: set[str]) -> None:
+        for chain in chains:  # first all gotos among them
+            self._to.flush(chain)
+        for chain in chains:
+            self._to.drop(chain)
+
+
+def _rule(direction: Direction, mark: Mark) -> bytes:
+    counters = mark.counters
+    if direction is FROM:
+        return FROM.mark(mark.address.packed, mark.mark, counters.upload_packets, counters.upload_bytes)
+    return TO.mark(mark.address.packed, mark.mark, counters.download_packets, counters.download_bytes)

@@ -1,0 +1,341 @@
+"""The way to the legacy iptables tables: the lock, one reading, one transaction.
+
+Owns /run/xtables.lock while it is needed, the sockets and handles of a call, and nothing afterwards: every call starts
+from the kernel and works in the network namespace of the calling thread. It never decides what a rule should be, and
+never runs a command. Called by `marks` and `forwarding`.
+
+Traps, all found by experiment:
+- A table is replaced as a whole. libiptc notices another writer (EAGAIN) only if the *number* of rules changed; a
+  change that keeps the number is silently undone. So everything happens under the lock that iptables itself takes.
+- The kernel starts a replaced table with zero counters and gets the old ones added a moment later. A reader without
+  the lock would see counters fall; so readings take the lock too.
+- libiptc keeps counters exact (packets that pass during the transaction included) for rules it has not touched. A
+  rule that is appended, inserted or replaced starts from the counters in its entry. See `Transaction.patch`.
+- `iptc.Table` objects are cached by name inside the library, hold a namespace-bound socket, and with their default
+  autocommit=True swallow errors. Here: autocommit off, a fresh handle for each transaction, closed at its end.
+- `iptc.Rule` and `iptc.Target` are slow, open all five tables, and dup2() over stdout while they read parameters. They
+  are used once, in `_check_layout`, in the one way that does none of this.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+import struct
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from difflib import SequenceMatcher
+from functools import cache
+from ipaddress import IPv4Network
+from itertools import takewhile
+from typing import Any, TypeVar
+
+from agent.errors import KernelError
+from agent.kernel import entries
+from agent.kernel.entries import BUILTINS, Image, Rule
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # the library's own source has invalid escapes, which each fresh install compiles
+    import iptc
+
+LOCK = "/run/xtables.lock"
+LOCK_SECONDS = 5.0  # how long to wait for it
+_LOCK_POLL_SECONDS = 0.01
+_TRIES = 4  # transactions that lost against a writer who does not take the lock
+
+# linux/netfilter_ipv4/ip_tables.h
+_SOL_IP = 0
+_GET_INFO, _GET_ENTRIES, _GET_REVISION_MATCH = 64, 65, 66
+_INFO = struct.Struct("=32sI5I5III")  # name, valid_hooks, hook_entry[5], underflow[5], num_entries, size
+_ENTRIES_HEAD = 40  # struct ipt_get_entries: name[32], size, padding
+
+# A rule like no other: `Transaction.delete` writes it over the one that has to go.
+_DOOMED = entries.entry(
+    entries.jump("RETURN"), source=IPv4Network("255.255.255.255/32"), destination=IPv4Network("255.255.255.255/32")
+)
+_EVERY_BYTE = (ctypes.c_ubyte * len(_DOOMED))(*b"\xff" * len(_DOOMED))  # the mask of what is compared
+
+_libc = ctypes.CDLL(None, use_errno=True)
+T = TypeVar("T")
+
+
+# -- the lock -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(path: str = LOCK, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Holds the lock of iptables. Raises KernelError when it cannot be had within `seconds`."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise KernelError(f"iptables: cannot open {path}: {error.strerror}; it has to be writable") from error
+    try:
+        deadline = time.monotonic() + seconds
+        while not _try_lock(file):
+            if time.monotonic() >= deadline:
+                raise KernelError(
+                    f"iptables: {path} was held by another program for {seconds:g} s, typically iptables-legacy -w, "
+                    "iptables-legacy-restore, docker or firewalld; will be tried again",
+                    retry=True,
+                )
+            time.sleep(_LOCK_POLL_SECONDS)
+        yield
+    finally:
+        os.close(file)
+
+
+def _try_lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+# -- reading ------------------------------------------------------------------------------------------------------
+
+
+def read(table: str) -> Image:
+    """The whole table as it is now, counters included. Raises KernelError."""
+    with locked():
+        return _read(table)
+
+
+def _read(table: str) -> Image:
+    """Without the lock; 3 ms and about 4 MB at 21,000 rules."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+            for _ in range(_TRIES):
+                try:
+                    return _read_once(sock, table)
+                except BlockingIOError:  # EAGAIN: it grew or shrank since IPT_SO_GET_INFO
+                    continue
+    except OSError as error:
+        raise _refused(table, error) from error
+    raise KernelError(f"iptables: the {table} table keeps changing under the reader", retry=True)
+
+
+def _read_once(sock: socket.socket, table: str) -> Image:
+    name = table.encode()
+    info = bytearray(_INFO.size)
+    info[: len(name)] = name
+    _getsockopt(sock, _GET_INFO, info)
+    _, valid, *numbers, _, size = _INFO.unpack(info)
+    asked = bytearray(_ENTRIES_HEAD + size)
+    struct.pack_into("=32sI", asked, 0, name, size)
+    _getsockopt(sock, _GET_ENTRIES, asked)
+    hooks = {chain: (numbers[i], numbers[5 + i]) for i, chain in enumerate(BUILTINS) if valid >> i & 1}
+    return Image.parse(bytes(memoryview(asked)[_ENTRIES_HEAD:]), hooks)
+
+
+def _getsockopt(sock: socket.socket, option: int, buffer: bytearray) -> None:
+    """socket.getsockopt() cannot pass a question in; here the buffer goes in and comes back filled."""
+    length = ctypes.c_uint32(len(buffer))
+    view = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+    if _libc.getsockopt(sock.fileno(), _SOL_IP, option, view, ctypes.byref(length)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _refused(table: str, error: OSError) -> KernelError:
+    if error.errno in (errno.EPERM, errno.EACCES):
+        reason = "not allowed; CAP_NET_ADMIN and CAP_NET_RAW are needed"
+    elif error.errno in (errno.ENOENT, errno.ENOPROTOOPT):
+        reason = f"this kernel has no legacy iptables table of this name (module iptable_{table})"
+    else:
+        return KernelError(f"iptables: cannot read the {table} table: {error.strerror}", retry=True)
+    return KernelError(f"iptables: cannot read the {table} table: {reason}", retry=False)
+
+
+def supports_match(name: str, revision: int) -> bool:
+    """Whether the kernel has this match extension; asks as iptables does, which loads the module if there is one."""
+    question = bytearray(struct.pack("=29sB", name.encode(), revision))
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+        try:
+            _getsockopt(sock, _GET_REVISION_MATCH, question)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EPROTONOSUPPORT, errno.ENOPROTOOPT):
+                return False
+            raise KernelError(f"iptables: cannot ask for the match {name}: {error.strerror}") from error
+    return True
+
+
+# -- writing ------------------------------------------------------------------------------------------------------
+
+
+class Transaction:
+    """Changes to one table that become true all at once, or not at all.
+
+    `image` is the table as it was at the start. Positions count from 0 in the chain as the transaction has left it:
+    work from the end of a chain towards its start.
+    """
+
+    def __init__(self, table: Any, image: Image) -> None:
+        self._table = table
+        self.image = image
+        self.changed = False
+        self._chains = set(image.chains)
+
+    def has(self, chain: str) -> bool:
+        return chain in self._chains
+
+    def create(self, chain: str) -> None:
+        if chain not in self._chains:
+            self._table.create_chain(chain)
+            self._chains.add(chain)
+            self.changed = True
+
+    def drop(self, chain: str) -> None:
+        """Removes a chain with its rules. No rule may lead to it any more."""
+        if chain in self._chains:
+            self.flush(chain)
+            self._table.delete_chain(chain)
+            self._chains.remove(chain)
+            self.changed = True
+
+    def flush(self, chain: str) -> None:
+        self._table.flush_entries(chain)
+        self.changed = True
+
+    def append(self, chain: str, rule: bytes) -> None:
+        self._table.append_entry(chain, rule)
+        self.changed = True
+
+    def insert(self, chain: str, rule: bytes, position: int) -> None:
+        self._table.insert_entry(chain, rule, position)
+        self.changed = True
+
+    def replace(self, chain: str, rule: bytes, position: int) -> None:
+        """Puts a rule in the place of another, to count on from its own counters."""
+        self._table.replace_entry(chain, rule, position)
+        self.changed = True
+
+    def delete(self, chain: str, position: int) -> None:
+        """iptc.Table deletes by content only, and there may be two of a kind; so make this one unlike any other."""
+        self._table.replace_entry(chain, _DOOMED, position)
+        self._table.delete_entry(chain, _DOOMED, _EVERY_BYTE)
+        self.changed = True
+
+    def patch(self, chain: str, position: int, rule: bytes) -> None:
+        """Overwrites the target of a rule with that of `rule` (same kind, same size) where it lies.
+
+        `replace` would set the counters back to what they were at the start of the transaction, and the packets since
+        would be lost. libiptc keeps them exact for a rule that it does not know to be another one.
+        """
+        lying = self._table.first_rule(chain)
+        for _ in range(position):
+            lying = self._table.next_rule(lying)
+        at = entries.target_at(rule)
+        if lying.target_offset != at or lying.next_offset != len(rule):
+            raise ValueError("only a target of the same size can be patched")
+        ctypes.memmove(ctypes.addressof(lying) + at, rule[at:], len(rule) - at)
+        if not self.changed:  # the library has not seen a change and would not commit
+            self._table.create_chain("WL_PATCH")
+            self._table.delete_chain("WL_PATCH")
+            self.changed = True
+
+    def settle(self, chain: str, wanted: Sequence[bytes]) -> None:
+        """Makes the rules of a chain, created if need be, exactly `wanted`, in order.
+
+        Rules that stay in place keep their counters exactly; one that moves, as they were at the start.
+        """
+        self.create(chain)
+        found = self.image.rules(chain)
+        if [rule.entry for rule in found] == list(wanted):
+            return
+        moved = {rule.entry: entries.with_counters(rule.entry, rule.packets, rule.octets) for rule in found}
+        matcher = SequenceMatcher(None, [rule.entry for rule in found], wanted, autojunk=False)
+        for tag, start, end, first, last in reversed(matcher.get_opcodes()):
+            if tag == "equal":
+                continue
+            for position in reversed(range(start, end)):
+                self.delete(chain, position)
+            for rule in reversed(wanted[first:last]):
+                self.insert(chain, moved.get(rule, rule), start)
+
+    def hook(self, builtin: str, chain: str, jumps: Sequence[tuple[str, int, Rule]], behind: Sequence[str]) -> None:
+        """Makes `jumps` (all that lead into our chains from outside) be one: the hook of `chain`; see `is_hooked`."""
+        if is_hooked(self.image, builtin, chain, jumps, behind):
+            return
+        wanted = hook_entry(chain)
+        for _, _, rule in jumps:
+            if rule.entry == wanted:
+                wanted = entries.with_counters(wanted, rule.packets, rule.octets)
+                break
+        self.unhook(jumps)
+        self.insert(builtin, wanted, _standing_before(self.image, builtin, behind))
+
+    def unhook(self, jumps: Sequence[tuple[str, int, Rule]]) -> None:
+        for name, position, _ in reversed(jumps):  # they come in order of position
+            self.delete(name, position)
+
+
+def hook_entry(chain: str) -> bytes:
+    return entries.entry(entries.jump(chain))
+
+
+def is_hooked(
+    image: Image, builtin: str, chain: str, jumps: Sequence[tuple[str, int, Rule]], behind: Sequence[str]
+) -> bool:
+    """Whether one jump alone leads into our chains: an unconditional one to `chain` at the top of `builtin`.
+
+    Only unconditional jumps to the chains `behind` may stand before it: any other rule could end the built-in chain.
+    """
+    if len(jumps) != 1:
+        return False
+    name, position, rule = jumps[0]
+    right = name == builtin and rule.entry == hook_entry(chain)
+    return right and position <= _standing_before(image, builtin, behind)
+
+
+def _standing_before(image: Image, builtin: str, behind: Sequence[str]) -> int:
+    """How many rules at the top of a built-in chain are unconditional jumps to the chains `behind`."""
+    allowed = {hook_entry(other) for other in behind}
+    return sum(1 for _ in takewhile(lambda rule: rule.entry in allowed, image.rules(builtin)))
+
+
+def transact(table: str, change: Callable[[Transaction], T]) -> T:
+    """Runs `change` on the table and commits, all under the lock; nothing is written if it changed nothing.
+
+    `change` may run several times, each time on a fresh reading. Raises KernelError, then nothing was changed.
+    """
+    _check_layout()
+    with locked():
+        for attempt in range(1, _TRIES + 1):
+            handle = None
+            try:
+                image = _read(table)  # first: it tells clearly why a table cannot be had
+                handle = iptc.Table(table, autocommit=False)
+                handle.refresh()
+                transaction = Transaction(handle, image)
+                result = change(transaction)
+                if transaction.changed:
+                    handle.commit()
+                return result
+            except iptc.IPTCError as error:
+                if attempt == _TRIES:
+                    raise KernelError(f"iptables: the {table} table could not be written: {error}") from error
+            finally:
+                if handle is not None:
+                    handle.close()
+    raise AssertionError("not reached")
+
+
+@cache
+def _check_layout() -> None:
+    """Compares our idea of a MARK rule with the library's, once. Raises KernelError if a layout has changed."""
+
+    class Template(iptc.Rule):  # type: ignore[misc]
+        tables = ()  # else the library opens (and so makes the kernel load) all five tables
+
+    rule = Template()
+    rule.src = "192.0.2.1/255.255.255.255"
+    rule.create_target("MARK").set_xmark = "0x6d/0xffffffff"
+    ours = entries.entry(entries.mark(0x6D), source=IPv4Network("192.0.2.1/32"))
+    if bytes(rule.rule) != ours:
+        raise KernelError("iptables: the installed libxtables lays out MARK rules in another way", retry=False)
