@@ -20,6 +20,7 @@ from pathlib import Path
 from tests.lab.errors import LabError
 
 LAB_VARIABLE = "WIRELANE_LAB_PROCESS"
+_children: set[int] = set()  # pids that this very program started and has not reaped yet
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -71,6 +72,7 @@ def spawn(lab: str, argv: Sequence[str], log: Path, environment: Mapping[str, st
         setsigmask=[],
         setsigdef=[signal.SIGPIPE, signal.SIGINT],  # Python ignores the one; a shell's background job the other
     )
+    _children.add(pid)
     started = process(pid)
     if started is None:
         raise LabError(f"{argv[0]} ended at once; see {log}")
@@ -152,9 +154,17 @@ def end(targets: Iterable[Process], how: signal.Signals, deadline: float) -> lis
         if not ready and target.alive:
             left.append(target)
         os.close(handle)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(target.pid, os.WNOHANG)  # ours if this very program started it (a test session)
+    reap()
     return left
+
+
+def reap() -> None:
+    """Let go of children that have ended. In a short command init does that; a test session lives on."""
+    for pid in list(_children):
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                continue
+        _children.discard(pid)
 
 
 def wait_until(ready: Callable[[], bool], what: str, deadline: float, running: Process | None = None) -> None:

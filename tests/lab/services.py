@@ -118,7 +118,6 @@ def prepare_agent(node: Host, state: Path, identity: Identity, settings: Setting
     os.chown(folder, 0, identity.gid)
     defaults: Settings = {
         "state": str(folder / "agent.db"),
-        "runtime": "/run/wirelane-agent",
         "listen": agent_target(node, state),
         "socket_group": identity.group,
     }
@@ -145,7 +144,7 @@ def wait_for_agent(node: Host, state: Path, running: Process) -> None:
 
         def serving() -> bool:
             with contextlib.suppress(grpc.RpcError):
-                return bool(check(b"", timeout=2.0, wait_for_ready=True) == SERVING)
+                return bool(check(b"", timeout=0.5, wait_for_ready=True) == SERVING)
             return False
 
         wait_until(serving, what, START_SECONDS, running)
