@@ -7,7 +7,9 @@ GatewayError
 │   ├── NotFound         no such account, server, page
 │   ├── InvalidValue     a value that cannot be right
 │   ├── Conflict         a value that is right, but taken
-│   └── NodeUnavailable  a live read while the agent is away; names the node
+│   ├── NodeUnavailable  a live read while the agent is away; names the node
+│   └── DatabaseUnavailable  it did not answer in time; nothing was changed, or nobody knows
+├── SealBroken           a secret in the database that the key does not open
 └── AgentUnreachable     raised by the gRPC door; sync and collect try again, live reads become NodeUnavailable
 """
 
@@ -59,6 +61,22 @@ class NodeUnavailable(ApiError):
     def __init__(self, node: str) -> None:
         super().__init__(f"Node {node} is not available")
         self.node = node
+
+
+class DatabaseUnavailable(ApiError):
+    """The database did not answer in time. A retry may help. `reason` is for the log, not for REST clients."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__("The database is not available, try again")
+        self.reason = reason
+
+
+class SealBroken(GatewayError):
+    """A secret that the key does not open. `place`: table, column and row."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(f"{place} cannot be decrypted: the database was edited, or the key is another's")
+        self.place = place
 
 
 class AgentUnreachable(GatewayError):

@@ -1,0 +1,9 @@
+"""The door to SQL: SQLite or PostgreSQL. `open_store` and `migrate` are the way in; the only user of SQLAlchemy."""
+
+from __future__ import annotations
+
+from gateway.store.schema import migrate
+from gateway.store.store import Store, open_store
+from gateway.store.transaction import Transaction
+
+__all__ = ["Store", "Transaction", "migrate", "open_store"]

@@ -1,0 +1,142 @@
+"""PURE. What a create does not name: the lowest free number, name, address, mark, server.
+
+Owns: the arithmetic of free ranges, and what a number is called. Never touches the database; the store keeps the
+ranges (gateway/store/ranges.py) and asks here what becomes of them. Free numbers are kept as disjoint ranges that do
+not touch, so finding, taking and giving back cost the same at ten accounts and at thirty thousand.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import string
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+PASSWORD_LENGTH = 10
+PASSWORD_ALPHABET = string.ascii_letters + string.digits + "*#%!@$&"
+
+FIRST_PORT = 51820
+LAST_PORT = 65535
+# Ports end first: 51820 + N <= 65535.
+LAST_SERVER_NUMBER = LAST_PORT - FIRST_PORT
+
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Range:
+    """Free numbers from `lo` to `hi`, both included."""
+
+    lo: int
+    hi: int
+
+    def __contains__(self, number: int) -> bool:
+        return self.lo <= number <= self.hi
+
+
+# Numbers of generated names. The end only has to be out of reach, and to fit `_NUMBER`.
+NAME_NUMBERS = Range(1, 999_999_999)
+# The v1 API: a mark and its class minor must not share a spelling with another account's (v1-api.md, "class id").
+MARKS = (Range(100, 9999), Range(40960, 65534))
+
+
+# -- ranges -------------------------------------------------------------------------------------------------------
+
+
+def taken(found: Range, number: int) -> tuple[Range, ...]:
+    """What is left of `found` without `number`, which must be in it."""
+    left = Range(found.lo, number - 1)
+    right = Range(number + 1, found.hi)
+    return tuple(part for part in (left, right) if part.lo <= part.hi)
+
+
+def given(neighbours: Iterable[Range], number: int) -> tuple[tuple[Range, ...], Range]:
+    """Which of the `neighbours` melt with `number`, and what they become together."""
+    touching = tuple(part for part in neighbours if part.lo - 1 <= number <= part.hi + 1)
+    lo = min((part.lo for part in touching), default=number)
+    hi = max((part.hi for part in touching), default=number)
+    return touching, Range(min(lo, number), max(hi, number))
+
+
+def without(ranges: Iterable[Range], used: Iterable[int]) -> list[Range]:
+    """The ranges that are left when every number of `used` is taken."""
+    left: list[Range] = []
+    numbers = sorted(set(used))
+    for part in sorted(ranges):
+        lo = part.lo
+        for number in numbers:
+            if lo <= number <= part.hi:
+                if lo < number:
+                    left.append(Range(lo, number - 1))
+                lo = number + 1
+        if lo <= part.hi:
+            left.append(Range(lo, part.hi))
+    return left
+
+
+# -- names --------------------------------------------------------------------------------------------------------
+
+
+def name_of(prefix: str, number: int) -> str:
+    return f"{prefix}_{number}"
+
+
+def number_of(prefix: str, name: str) -> int | None:
+    """The number that `name` takes from the generated ones; None = none of ours (`peer_007`, `peer_0`, `bob`)."""
+    head, _, tail = name.partition("_")
+    return int(tail) if head == prefix and _NUMBER.fullmatch(tail) else None
+
+
+def new_password() -> str:
+    return "".join(secrets.choice(PASSWORD_ALPHABET) for _ in range(PASSWORD_LENGTH))
+
+
+def new_id() -> int:
+    """Random, 63 bits, never 0: ids are never used again, also not by another installation on the same node."""
+    return secrets.randbelow((1 << 63) - 1) + 1
+
+
+# -- addresses ----------------------------------------------------------------------------------------------------
+
+
+def assignable(address: IPv4Interface) -> list[Range]:
+    """The addresses of a server's network that accounts can have: all but network, broadcast and the server's own."""
+    network = address.network
+    first, last = int(network.network_address) + 1, int(network.broadcast_address) - 1
+    return without([Range(first, last)], [int(address.ip)]) if first <= last else []
+
+
+def is_assignable(server: IPv4Interface, address: IPv4Address) -> bool:
+    return any(int(address) in part for part in assignable(server))
+
+
+# -- servers ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedServer:
+    """What a server is called when nobody says otherwise."""
+
+    name: str
+    interface: str
+    listen_port: int
+    address: IPv4Interface
+
+
+def numbered_server(number: int) -> NumberedServer:
+    """Source: v1-api.md, servers: `Default_N`, `wgN`, port 51820+N, `10.0.(N-1).1/24`, going on at 10.1.0.1."""
+    high, low = divmod(number - 1, 256)
+    address = IPv4Interface(f"10.{high}.{low}.1/24")
+    return NumberedServer(f"Default_{number}", f"wg{number}", FIRST_PORT + number, address)
+
+
+def free_server(is_free: Callable[[NumberedServer], bool]) -> NumberedServer | None:
+    """The one with the lowest number of which everything that is going to be used is free."""
+    candidates = (numbered_server(number) for number in range(1, LAST_SERVER_NUMBER + 1))
+    return next((candidate for candidate in candidates if is_free(candidate)), None)
+
+
+def overlaps(network: IPv4Network, others: Sequence[IPv4Network]) -> bool:
+    return any(network.overlaps(other) for other in others)

@@ -1,0 +1,66 @@
+"""PURE. WireGuard keys (X25519): made as `wg genkey` does, derived as `wg pubkey` does, checked.
+
+Never stores or prints one. Called by accounts and servers.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from gateway.errors import InvalidValue
+from gateway.model import Secret
+
+KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """`private` is empty where only the client has it."""
+
+    private: Secret
+    public: str
+
+
+def new_pair() -> KeyPair:
+    raw = bytearray(secrets.token_bytes(KEY_BYTES))
+    raw[0] &= 248  # the clamping of RFC 7748; `wg genkey` prints clamped keys
+    raw[31] = (raw[31] & 127) | 64
+    return _derived(bytes(raw))
+
+
+def checked_pair(private: Secret | None, public: str | None) -> KeyPair:
+    """Private only: the public key is derived. Public only: it stands alone. Both: they must match. None: a new pair.
+
+    An unclamped private key is as good as a clamped one (WireGuard clamps it) and is given back as it came.
+    """
+    if not private:
+        return KeyPair(Secret(), _text(_decoded(public))) if public else new_pair()
+    pair = _derived(_decoded(private.reveal()))
+    if public and _text(_decoded(public)) != pair.public:
+        raise InvalidValue("Keys are invalid")
+    return pair
+
+
+def _derived(raw: bytes) -> KeyPair:
+    public = X25519PrivateKey.from_private_bytes(raw).public_key().public_bytes_raw()
+    return KeyPair(Secret(_text(raw)), _text(public))
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    # All zeros is WireGuard's own word for "no key".
+    if len(raw) != KEY_BYTES or not any(raw):
+        raise InvalidValue("Keys are invalid")
+    return raw
+
+
+def _text(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()

@@ -1,0 +1,334 @@
+"""Servers: what a create, an edit and a delete mean. One transaction each, then the node is waited for.
+
+Owns: the rules of the v1 API for servers and their error texts. Never speaks SQL or HTTP. Called by gateway/http.
+
+Two servers must not have overlapping networks, on whichever nodes: an address names one account of the installation.
+No constraint of a database can say that, so everything that adds, moves or removes a network does it under the
+INSTALLATION lock, and then under its node's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gateway.allocate import NumberedServer, assignable, free_server, is_assignable, new_id, overlaps
+from gateway.errors import AgentUnreachable, Conflict, InvalidValue, NotFound
+from gateway.keypair import KeyPair, checked_pair
+from gateway.model import Account, Node, PeerState, Server, ServerValues, Settled
+from gateway.store import Store, Transaction, ranges
+from gateway.store import accounts as account_rows
+from gateway.store import nodes as node_rows
+from gateway.store import servers as rows
+from gateway.store.servers import KeptServer
+from gateway.store.transaction import INSTALLATION
+
+if TYPE_CHECKING:
+    from gateway.agents import Agents
+    from gateway.sync import Sync
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+DNS_1, DNS_2 = IPv4Address("8.8.8.8"), IPv4Address("1.1.1.1")
+HANDSHAKE_UPTIME = 180  # seconds; WireGuard itself gives a session up after that time
+# A /8 has 16 million addresses; a node holds 34,475 accounts.
+MOST_ADDRESSES = 65_536
+
+# What the agent has to know of; an edit of anything else is not a change for it.
+_NODE_FIELDS = ("private_key", "listen_port", "address", "mtu", "internal_traffic", "external_ip")
+# Taken over from the caller as they are, on create and on edit.
+_PLAIN_FIELDS = ("listen_port", "address", "mtu", "keep_alive", "allowed_ips", "internal_traffic", "endpoint")
+_LIMITS = ("download", "upload")
+_CLEARABLE = ("external_ip", "dns_1", "dns_2")  # "" = none
+
+NO_ENDPOINT = (
+    "Where clients reach this server is not known: give external_ip or endpoint, "
+    "or set endpoint in the gateway's configuration"
+)
+
+
+class Servers:
+    """`default_endpoint`: where clients reach servers of which neither they nor their node say it."""
+
+    def __init__(
+        self,
+        store: Store,
+        sync: Sync,
+        agents: Agents,
+        default_endpoint: str = "",
+        handshake_uptime: int = HANDSHAKE_UPTIME,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._sync = sync
+        self._agents = agents
+        self._default_endpoint = default_endpoint
+        self._handshake_uptime = handshake_uptime
+        self._now = now
+        self._away: set[str] = set()  # nodes that online() has complained about
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    async def list(self) -> list[Server]:
+        """All of them, by name."""
+        kept = await self._store.read(rows.listed)
+        return sorted((each.server for each in kept), key=lambda server: server.name)
+
+    async def get(self, name: str) -> Server:
+        return _found(await self._store.read(lambda tx: rows.find(tx, name))).server
+
+    async def accounts(self, name: str) -> Sequence[Account]:
+        """Of one server, by name."""
+        server = await self.get(name)
+        return await self._store.read(lambda tx: account_rows.listed(tx, server.id))
+
+    async def available_addresses(self, name: str) -> Sequence[IPv4Address]:
+        """The free ones, ascending; the first MOST_ADDRESSES of a very large network."""
+        server = await self.get(name)
+        free = await self._store.read(lambda tx: ranges.free(tx, ranges.addresses_of(server.id)))
+        numbers = (number for part in free for number in range(part.lo, part.hi + 1))
+        return [IPv4Address(number) for number in islice(numbers, MOST_ADDRESSES)]
+
+    async def endpoint(self, server: Server) -> str:
+        """What its clients connect to: IP or domain. Raises InvalidValue where nobody ever said it."""
+        return self._endpoint(server, await self._store.node(server.node))
+
+    async def online(self) -> Sequence[tuple[Account, PeerState]]:
+        """The peers that had a handshake lately. A node that is away is left out, and logged once."""
+        nodes = {node.name: node for node in await self._store.nodes()}
+        servers = await self.list()
+        answers = await asyncio.gather(*(self._online(nodes[server.node], server) for server in servers))
+        peers = {peer.account_id: peer for answer in answers for peer in answer}
+        accounts = await self._store.read(lambda tx: account_rows.by_ids(tx, peers))
+        ordered = sorted(accounts.values(), key=lambda account: account.name)
+        return [(account, peers[account.id]) for account in ordered]
+
+    async def _online(self, node: Node, server: Server) -> Sequence[PeerState]:
+        try:
+            peers = await self._agents.peers(node, server.name)
+        except AgentUnreachable as error:
+            if node.name not in self._away:
+                log.warning("node=%s event=left-out-of-online reason=%r", node.name, str(error))
+            self._away.add(node.name)
+            return []
+        self._away.discard(node.name)
+        oldest = self._now() - self._handshake_uptime
+        return [peer for peer in peers if peer.account_id and peer.latest_handshake >= oldest]
+
+    # -- changing -------------------------------------------------------------------------------------------------
+
+    async def create(self, values: ServerValues) -> Settled[Server]:
+        """What `values` does not name is generated, all with the lowest number for which it is free."""
+        _refuse_ikev2(values)
+        pair = _pair(values)
+        kept = await self._store.change(lambda tx: self._create(tx, values, pair))
+        return await self._settled(kept.server, kept)
+
+    async def edit(self, name: str, values: ServerValues) -> Settled[Server]:
+        """Name and interface stay, whatever `values` says of them (as in v1)."""
+        _refuse_ikev2(values)
+        kept = await self._store.change(lambda tx: self._edit(tx, name, values))
+        return await self._settled(kept.server, kept)
+
+    async def delete(self, name: str) -> Settled[None]:
+        kept = await self._store.change(lambda tx: _delete(tx, name))
+        return await self._settled(None, kept)
+
+    async def set_bandwidth(self, name: str) -> Settled[None]:
+        """Gives its accounts the server's own limits."""
+        kept = await self._store.change(lambda tx: _set_bandwidth(tx, name))
+        return await self._settled(None, kept)
+
+    async def _settled(self, value: T, kept: KeptServer) -> Settled[T]:
+        node = kept.server.node
+        outcome = await self._sync.settled(node, kept.revision)
+        return Settled(value, "" if outcome == "applied" else node)
+
+    def _endpoint(self, server: Server, node: Node) -> str:
+        external_ip = str(server.external_ip) if server.external_ip else ""
+        endpoint = server.endpoint or external_ip or node.endpoint or self._default_endpoint
+        if not endpoint:
+            raise InvalidValue(NO_ENDPOINT)
+        return endpoint
+
+    async def _create(self, tx: Transaction, values: ServerValues, pair: KeyPair) -> KeptServer:
+        await tx.lock(INSTALLATION)
+        node = await _node_for(tx, values.node)
+        await node_rows.lock(tx, node.id)
+        others = [kept.server for kept in await rows.listed(tx)]
+        number = _numbered(values, node, others)
+        first = Server(
+            id=new_id(),
+            node=node.name,
+            name=values.name or number.name,
+            interface=values.interface or number.interface,
+            private_key=pair.private,
+            public_key=pair.public,
+            listen_port=number.listen_port,
+            address=number.address,
+            dns_1=DNS_1,
+            dns_2=DNS_2,
+        )
+        server = _with_values(first, values)
+        _refuse_taken(server, others)
+        _check_address(server.address)
+        self._endpoint(server, node)
+        kept = KeptServer(server, node.id, await node_rows.next_revision(tx, node.id))
+        if not await rows.insert(tx, kept):
+            raise Conflict("The name is already in use")
+        return kept
+
+    async def _edit(self, tx: Transaction, name: str, values: ServerValues) -> KeptServer:
+        await tx.lock(INSTALLATION)
+        kept = _found(await rows.find_locked(tx, name))
+        old = kept.server
+        if values.node is not None and values.node != old.node:
+            raise InvalidValue(f"Wrong node (the server is on node {old.node} and cannot be moved)")
+        new = _with_keys(_with_values(old, values), values)
+        if new == old:
+            return kept
+        _refuse_taken(new, [other.server for other in await rows.listed(tx) if other.server.id != old.id])
+        if (new.endpoint, new.external_ip) != (old.endpoint, old.external_ip):
+            self._endpoint(new, await node_rows.found(tx, old.node))
+        if new.address != old.address:
+            _check_address(new.address)
+            await _check_holds_accounts(tx, new)
+        revision = kept.revision
+        if any(getattr(new, field) != getattr(old, field) for field in _NODE_FIELDS):
+            revision = await node_rows.next_revision(tx, kept.node_id)
+        edited = replace(kept, server=new, revision=revision)
+        await rows.save(tx, edited)
+        if new.address != old.address:
+            await rows.refill_addresses(tx, new)
+        return edited
+
+
+def _found(kept: KeptServer | None) -> KeptServer:
+    if kept is None:
+        raise NotFound("Wireguard server not found")
+    return kept
+
+
+async def _delete(tx: Transaction, name: str) -> KeptServer:
+    await tx.lock(INSTALLATION)
+    found = _found(await rows.find_locked(tx, name))
+    if await rows.account_count(tx, found.server.id):
+        raise Conflict("Cannot be deleted. There are active peers.")
+    kept = replace(found, revision=await node_rows.next_revision(tx, found.node_id))
+    await rows.remove(tx, kept)
+    return kept
+
+
+async def _set_bandwidth(tx: Transaction, name: str) -> KeptServer:
+    kept = _found(await rows.find_locked(tx, name))
+    if not await rows.limits_differ(tx, kept.server):
+        return replace(kept, revision=(await node_rows.found(tx, kept.server.node)).revision)
+    revision = await node_rows.next_revision(tx, kept.node_id)
+    await rows.copy_limits(tx, kept.server, revision)
+    return replace(kept, revision=revision)
+
+
+async def _node_for(tx: Transaction, name: str | None) -> Node:
+    """The named one, else the one with the fewest accounts (the oldest of several)."""
+    nodes = {node.name: node for node in await node_rows.listed(tx)}
+    if not nodes:
+        raise Conflict("There is no node yet: register one with `wirelane-gateway node add`")
+    if name is None:
+        counts = await rows.accounts_by_node(tx)
+        name = min(counts, key=counts.__getitem__)
+    if name not in nodes:
+        raise InvalidValue(f"Wrong node (there is no node {name})")
+    return nodes[name]
+
+
+# -- values -------------------------------------------------------------------------------------------------------
+
+
+def _refuse_ikev2(values: ServerValues) -> None:
+    if values.ikev2:
+        raise InvalidValue("IKEv2 is not supported yet")
+
+
+def _pair(values: ServerValues) -> KeyPair:
+    """A server needs its private key: a public one alone is of no use."""
+    pair = checked_pair(values.private_key, values.public_key)
+    if not pair.private:
+        raise InvalidValue("Keys are invalid")
+    return pair
+
+
+def _with_keys(server: Server, values: ServerValues) -> Server:
+    if values.private_key:
+        pair = checked_pair(values.private_key, values.public_key)
+        return replace(server, private_key=pair.private, public_key=pair.public)
+    if values.public_key and checked_pair(None, values.public_key).public != server.public_key:
+        raise InvalidValue("Keys are invalid")
+    return server
+
+
+def _with_values(server: Server, values: ServerValues) -> Server:
+    """The server with everything that `values` names, but for its keys, name, interface and node."""
+    named: dict[str, Any] = {field: getattr(values, field) for field in (*_PLAIN_FIELDS, *_LIMITS)}
+    named = {field: value for field, value in named.items() if value is not None}
+    for field in _CLEARABLE:
+        value = getattr(values, field)
+        if value is not None:
+            named[field] = value if isinstance(value, IPv4Address) else None
+    return replace(server, **named)
+
+
+def _numbered(values: ServerValues, node: Node, others: Sequence[Server]) -> NumberedServer:
+    """The generated values with the lowest number for which all those that are needed are free."""
+    on_node = [other for other in others if other.node == node.name]
+    names = {other.name for other in others}
+    interfaces = {other.interface for other in on_node}
+    ports = {other.listen_port for other in on_node}
+    networks = [other.address.network for other in others]
+
+    def is_free(number: NumberedServer) -> bool:
+        return (
+            (values.name is not None or number.name not in names)
+            and (values.interface is not None or number.interface not in interfaces)
+            and (values.listen_port is not None or number.listen_port not in ports)
+            and (values.address is not None or not overlaps(number.address.network, networks))
+        )
+
+    found = free_server(is_free)
+    if found is None:
+        raise Conflict("There is no free name, interface, port or network left for another server")
+    return found
+
+
+def _refuse_taken(server: Server, others: Sequence[Server]) -> None:
+    """In the order of the v1 documentation."""
+    on_node = [other for other in others if other.node == server.node]
+    if any(other.name == server.name for other in others):
+        raise Conflict("The name is already in use")
+    if any(other.interface == server.interface for other in on_node):
+        raise Conflict("Interface already in use")
+    if any(other.listen_port == server.listen_port for other in on_node):
+        raise Conflict("Port already in use")
+    if overlaps(server.address.network, [other.address.network for other in others]):
+        raise Conflict("IP address or subnet already in use")
+
+
+def _check_address(address: IPv4Interface) -> None:
+    ends = (address.network.network_address, address.network.broadcast_address)
+    if address.ip in ends or not assignable(address):
+        raise InvalidValue("Wrong address (a host's address in a network with room for accounts, such as 10.0.0.1/24)")
+
+
+async def _check_holds_accounts(tx: Transaction, server: Server) -> None:
+    outside = [address for address in await rows.addresses(tx, server.id) if not is_assignable(server.address, address)]
+    if outside:
+        raise Conflict(
+            f"The address cannot be changed: {len(outside)} accounts would be outside of {server.address.network}, "
+            f"among them {min(outside)}"
+        )

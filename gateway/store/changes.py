@@ -1,0 +1,71 @@
+"""What a node should hold, and what of it changed. The only source of patches and snapshots.
+
+Owns: tombstones, the horizon, acknowledgements. Every read here sees one moment of the database (REPEATABLE READ, or
+SQLite's own snapshot), and revisions become visible in order (nodes.py): so a patch up to revision R holds every
+change up to R, and nothing of a later one.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, func, select, update
+
+from gateway.model import Patch, Snapshot
+from gateway.store import accounts as account_rows
+from gateway.store import nodes as node_rows
+from gateway.store import servers as server_rows
+from gateway.store import settings
+from gateway.store.tables import nodes, tombstones
+from gateway.store.transaction import Transaction
+
+
+async def since(tx: Transaction, name: str, epoch: str, revision: int) -> Patch | None:
+    """None = the node needs a snapshot: another state file than the one we know, a revision that we never gave
+    (our database was restored from a backup), or one from before the deletes that we still remember."""
+    node = await node_rows.found(tx, name)
+    if not epoch or epoch != node.epoch or revision > node.revision or revision < await _horizon(tx, node.id):
+        return None
+    gone = await tx.all(
+        select(tombstones.c.kind, tombstones.c.key)
+        .where(tombstones.c.node_id == node.id, tombstones.c.revision > revision)
+        .order_by(tombstones.c.revision)
+    )
+    return Patch(
+        epoch=epoch,
+        base=revision,
+        revision=node.revision,
+        put_servers=tuple(await server_rows.changed_since(tx, node.id, revision)),
+        remove_servers=tuple(row.key for row in gone if row.kind == "server"),
+        put_accounts=tuple(await account_rows.changed_since(tx, node.id, revision)),
+        remove_accounts=tuple(int(row.key) for row in gone if row.kind == "account"),
+        time_zone=await settings.time_zone(tx),
+    )
+
+
+async def snapshot(tx: Transaction, name: str) -> Snapshot:
+    node = await node_rows.found(tx, name)
+    return Snapshot(
+        revision=node.revision,
+        servers=tuple(await server_rows.changed_since(tx, node.id, -1)),
+        accounts=tuple(await account_rows.changed_since(tx, node.id, -1)),
+        time_zone=await settings.time_zone(tx),
+    )
+
+
+async def acknowledge(tx: Transaction, name: str, epoch: str, revision: int) -> None:
+    """The node holds `revision` durably. Within an epoch an older word never undoes a newer one."""
+    node = await node_rows.locked(tx, name)
+    held = max(node.acknowledged, revision) if epoch == node.epoch else revision
+    held = min(held, node.revision)  # more than we ever gave: our database was restored, a snapshot is due
+    if (epoch, held) != (node.epoch, node.acknowledged):
+        await tx.run(update(nodes).where(nodes.c.id == node.id).values(epoch=epoch, acknowledged=held))
+    old = (tombstones.c.node_id == node.id) & (tombstones.c.revision <= revision)
+    row = await tx.one(select(func.max(tombstones.c.revision)).where(old))
+    if row is not None and row[0] is not None:
+        horizon = max(row[0], await _horizon(tx, node.id))
+        await tx.run(update(nodes).where(nodes.c.id == node.id).values(horizon=horizon))
+        await tx.run(delete(tombstones).where(old))
+
+
+async def _horizon(tx: Transaction, node_id: int) -> int:
+    row = await tx.one(select(nodes.c.horizon).where(nodes.c.id == node_id))
+    return int(row.horizon) if row is not None else 0

@@ -1,0 +1,42 @@
+"""Rows of access keys. Only the digest of a hash is known here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import delete, select
+
+from gateway.model import AccessKey
+from gateway.store.tables import access_keys as keys
+from gateway.store.transaction import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class KeptKey:
+    key: AccessKey
+    digest: bytes
+
+
+async def listed(tx: Transaction) -> list[KeptKey]:
+    rows = await tx.all(select(keys).order_by(keys.c.created, keys.c.name))
+    return [
+        KeptKey(AccessKey(row.name, tuple(row.networks.split()), datetime.fromtimestamp(row.created, UTC)), row.digest)
+        for row in rows
+    ]
+
+
+async def insert(tx: Transaction, kept: KeptKey) -> bool:
+    """False = there is a key of this name."""
+    statement = tx.insert(keys).on_conflict_do_nothing().returning(keys.c.name)
+    values = {
+        "name": kept.key.name,
+        "digest": kept.digest,
+        "networks": " ".join(kept.key.networks),
+        "created": int(kept.key.created.timestamp()),
+    }
+    return await tx.one(statement, values) is not None
+
+
+async def remove(tx: Transaction, name: str) -> bool:
+    return await tx.run(delete(keys).where(keys.c.name == name)) == 1

@@ -1,0 +1,128 @@
+"""Nodes, and the revision of what each of them should hold.
+
+**Revisions become visible in order.** `lock` and `next_revision` lock the node's row, and the lock is held until the
+commit: no change of a node can commit a lower revision after another one committed a higher. Sync asks "everything
+since R" and remembers the highest revision that it saw; would a change with R-1 appear later, no patch would ever
+carry it, and the account in it would be lost on the node until the next snapshot. A database sequence, a counter
+taken in a transaction of its own, or a commit before the others are done would all be faster, and all do just that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Row, bindparam, delete, func, select, update
+
+from gateway.allocate import MARKS
+from gateway.errors import Conflict, InvalidValue, NotFound
+from gateway.model import Node
+from gateway.store import ranges
+from gateway.store.tables import cursors, epochs, nodes, servers, tombstones
+from gateway.store.transaction import INSTALLATION, Transaction
+
+_columns = (
+    nodes.c.id,
+    nodes.c.name,
+    nodes.c.target,
+    nodes.c.revision,
+    nodes.c.epoch,
+    nodes.c.acknowledged,
+    nodes.c.endpoint,
+)
+_lock = select(nodes.c.id).where(nodes.c.id == bindparam("node")).with_for_update()
+_next = (
+    update(nodes)
+    .where(nodes.c.id == bindparam("node"))
+    .values(revision=nodes.c.revision + 1)
+    .returning(nodes.c.revision)
+)
+
+
+def _node(row: Row[Any]) -> Node:
+    return Node(row.id, row.name, row.target, row.revision, row.epoch, row.acknowledged, row.endpoint)
+
+
+async def listed(tx: Transaction) -> list[Node]:
+    return [_node(row) for row in await tx.all(select(*_columns).order_by(nodes.c.id))]
+
+
+async def found(tx: Transaction, name: str) -> Node:
+    row = await tx.one(select(*_columns).where(nodes.c.name == bindparam("node")), {"node": name})
+    if row is None:
+        raise NotFound(f"Node {name} not found")
+    return _node(row)
+
+
+async def lock(tx: Transaction, node_id: int) -> None:
+    """First of all in a change of what the node holds; until the commit. See above."""
+    if not tx.is_sqlite:
+        await tx.one(_lock, {"node": node_id})
+
+
+async def next_revision(tx: Transaction, node_id: int) -> int:
+    """Locks like `lock`. Every row that changes with this revision gets its number."""
+    row = await tx.one(_next, {"node": node_id})
+    if row is None:
+        raise NotFound(f"Node {node_id} not found")
+    return int(row.revision)
+
+
+async def locked(tx: Transaction, name: str) -> Node:
+    """The node as it is once nobody else changes it."""
+    await lock(tx, (await found(tx, name)).id)
+    return await found(tx, name)
+
+
+async def add(tx: Transaction, name: str, target: str, endpoint: str) -> Node:
+    statement = (
+        tx.insert(nodes)
+        # Revision 1 and nothing acknowledged: it waits for its first snapshot, and says so.
+        .values(name=name, target=target, endpoint=endpoint, revision=1, epoch="", acknowledged=0, horizon=0)
+        .on_conflict_do_nothing()
+        .returning(nodes.c.id)
+    )
+    row = await tx.one(statement)
+    if row is None:
+        raise Conflict(f"There is a node {name} already")
+    await tx.run(cursors.insert().values(node_id=row.id, epoch="", cursor=0))
+    await ranges.fill(tx, ranges.marks_of(row.id), MARKS)
+    return await found(tx, name)
+
+
+async def edit(tx: Transaction, name: str, target: str | None, endpoint: str | None) -> Node:
+    node = await locked(tx, name)
+    changed = {"target": target, "endpoint": endpoint}
+    values = {key: value for key, value in changed.items() if value is not None}
+    if values:
+        await tx.run(update(nodes).where(nodes.c.id == node.id).values(**values))
+    return await found(tx, name)
+
+
+async def remove(tx: Transaction, name: str) -> None:
+    await tx.lock(INSTALLATION)
+    node = await locked(tx, name)
+    row = await tx.one(select(func.count()).select_from(servers).where(servers.c.node_id == node.id))
+    if row is not None and row[0]:
+        raise Conflict(f"Node {name} cannot be removed: it has {row[0]} servers, delete them first")
+    await ranges.clear(tx, ranges.marks_of(node.id))
+    for table in (tombstones, epochs, cursors):
+        await tx.run(delete(table).where(table.c.node_id == node.id))
+    await tx.run(delete(nodes).where(nodes.c.id == node.id))
+
+
+async def resync(tx: Transaction, name: str) -> None:
+    """The node gets a snapshot, whatever it says that it holds.
+
+    The horizon does it: an acknowledgement that is under way may bring the old epoch back, but no revision below.
+    """
+    node = await locked(tx, name)
+    revision = await next_revision(tx, node.id)
+    await tx.run(update(nodes).where(nodes.c.id == node.id).values(epoch="", horizon=revision))
+
+
+def checked_target(name: str, target: str) -> None:
+    """Raises InvalidValue. What gRPC cannot use is found at the first call; this is for slips of the hand."""
+    if not name or len(name) > 64 or not all(char.isalnum() or char in "_-." for char in name) or not name.isascii():
+        raise InvalidValue("Wrong node name (only letters, numbers and '_', '-', '.')")
+    if not target or any(char.isspace() for char in target):
+        raise InvalidValue("Wrong node target (unix:/path/to/socket or host:port)")

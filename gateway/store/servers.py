@@ -1,0 +1,192 @@
+"""Rows of servers. Decides nothing: gateway/servers.py does, within one transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Any
+
+from sqlalchemy import Row, bindparam, delete, func, select, update
+
+from gateway.allocate import assignable, without
+from gateway.model import Secret, Server
+from gateway.store import nodes as node_rows
+from gateway.store import ranges
+from gateway.store.tables import accounts, nodes, servers, tombstones
+from gateway.store.transaction import Transaction
+
+_select = select(servers, nodes.c.name.label("node_name")).join(nodes, nodes.c.id == servers.c.node_id)
+_by_name = _select.where(servers.c.name == bindparam("server"))
+_node_of = select(servers.c.node_id).where(servers.c.name == bindparam("server"))
+
+
+@dataclass(frozen=True, slots=True)
+class KeptServer:
+    """A server as it lies in the database. `revision`: of its last change that its node has to know."""
+
+    server: Server
+    node_id: int
+    revision: int
+
+
+def _place(server_id: int) -> str:
+    return f"servers.private_key.{server_id}"
+
+
+def _ip(text: str | None) -> IPv4Address | None:
+    return IPv4Address(text) if text else None
+
+
+def _text(address: IPv4Address | None) -> str | None:
+    return str(address) if address is not None else None
+
+
+def parse(tx: Transaction, row: Row[Any]) -> KeptServer:
+    server = Server(
+        id=row.id,
+        node=row.node_name,
+        name=row.name,
+        interface=row.interface,
+        private_key=Secret(tx.seal.open(row.private_key, _place(row.id))),
+        public_key=row.public_key,
+        listen_port=row.listen_port,
+        address=IPv4Interface(row.address),
+        external_ip=_ip(row.external_ip),
+        endpoint=row.endpoint,
+        dns_1=_ip(row.dns_1),
+        dns_2=_ip(row.dns_2),
+        mtu=row.mtu,
+        keep_alive=row.keep_alive,
+        allowed_ips=row.allowed_ips,
+        internal_traffic=row.internal_traffic,
+        download=row.download,
+        upload=row.upload,
+        ikev2=row.ikev2,
+    )
+    return KeptServer(server, row.node_id, row.revision)
+
+
+def _values(tx: Transaction, server: Server) -> dict[str, Any]:
+    return {
+        "name": server.name,
+        "interface": server.interface,
+        "private_key": tx.seal.seal(server.private_key.reveal(), _place(server.id)),
+        "public_key": server.public_key,
+        "listen_port": server.listen_port,
+        "address": str(server.address),
+        "external_ip": _text(server.external_ip),
+        "endpoint": server.endpoint,
+        "dns_1": _text(server.dns_1),
+        "dns_2": _text(server.dns_2),
+        "mtu": server.mtu,
+        "keep_alive": server.keep_alive,
+        "allowed_ips": server.allowed_ips,
+        "internal_traffic": server.internal_traffic,
+        "download": server.download,
+        "upload": server.upload,
+        "ikev2": server.ikev2,
+    }
+
+
+async def listed(tx: Transaction) -> list[KeptServer]:
+    return [parse(tx, row) for row in await tx.all(_select.order_by(servers.c.name))]
+
+
+async def changed_since(tx: Transaction, node_id: int, revision: int) -> list[Server]:
+    rows = await tx.all(_select.where(servers.c.node_id == node_id, servers.c.revision > revision))
+    return [parse(tx, row).server for row in rows]
+
+
+async def find(tx: Transaction, name: str) -> KeptServer | None:
+    row = await tx.one(_by_name, {"server": name})
+    return parse(tx, row) if row is not None else None
+
+
+async def find_locked(tx: Transaction, name: str) -> KeptServer | None:
+    """The server as it is once nobody else changes its node."""
+    row = await tx.one(_node_of, {"server": name})
+    if row is None:
+        return None
+    await node_rows.lock(tx, row.node_id)
+    return await find(tx, name)
+
+
+async def insert(tx: Transaction, kept: KeptServer) -> bool:
+    """False = name, interface or port belongs to another server."""
+    values = _values(tx, kept.server) | {"id": kept.server.id, "node_id": kept.node_id, "revision": kept.revision}
+    statement = tx.insert(servers).values(**values).on_conflict_do_nothing().returning(servers.c.id)
+    if await tx.one(statement) is None:
+        return False
+    # A server of this name that was deleted here a moment ago: the node now gets this one instead of the delete.
+    await tx.run(
+        delete(tombstones).where(
+            tombstones.c.node_id == kept.node_id, tombstones.c.kind == "server", tombstones.c.key == kept.server.name
+        )
+    )
+    await ranges.fill(tx, ranges.addresses_of(kept.server.id), assignable(kept.server.address))
+    return True
+
+
+async def save(tx: Transaction, kept: KeptServer) -> None:
+    """Writes the whole row. The caller has found that its port is free."""
+    values = _values(tx, kept.server) | {"revision": kept.revision}
+    await tx.run(update(servers).where(servers.c.id == kept.server.id).values(**values))
+
+
+async def refill_addresses(tx: Transaction, server: Server) -> None:
+    """After a change of its network: what is free is the network without its accounts."""
+    used = await addresses(tx, server.id)
+    await ranges.fill(tx, ranges.addresses_of(server.id), without(assignable(server.address), map(int, used)))
+
+
+async def remove(tx: Transaction, kept: KeptServer) -> None:
+    await ranges.clear(tx, ranges.addresses_of(kept.server.id))
+    await tx.run(delete(servers).where(servers.c.id == kept.server.id))
+    await tx.run(
+        tombstones.insert().values(node_id=kept.node_id, kind="server", key=kept.server.name, revision=kept.revision)
+    )
+
+
+async def addresses(tx: Transaction, server_id: int) -> list[IPv4Address]:
+    """Of its accounts."""
+    rows = await tx.all(select(accounts.c.address).where(accounts.c.server_id == server_id))
+    return [IPv4Address(row.address) for row in rows]
+
+
+async def account_count(tx: Transaction, server_id: int) -> int:
+    row = await tx.one(select(func.count()).select_from(accounts).where(accounts.c.server_id == server_id))
+    return int(row[0]) if row is not None else 0
+
+
+async def accounts_by_node(tx: Transaction) -> dict[str, int]:
+    """How many accounts each node has, by its name, in the order of their ids."""
+    rows = await tx.all(
+        select(nodes.c.name, func.count(accounts.c.id))
+        .select_from(nodes.outerjoin(accounts, accounts.c.node_id == nodes.c.id))
+        .group_by(nodes.c.id, nodes.c.name)
+        .order_by(nodes.c.id)
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+async def count(tx: Transaction) -> int:
+    row = await tx.one(select(func.count()).select_from(servers))
+    return int(row[0]) if row is not None else 0
+
+
+async def copy_limits(tx: Transaction, server: Server, revision: int) -> None:
+    """Gives its accounts the server's limits; those that have them already are not touched."""
+    await tx.run(
+        update(accounts)
+        .where(accounts.c.server_id == server.id, _differs(server))
+        .values(download=server.download, upload=server.upload, revision=revision)
+    )
+
+
+async def limits_differ(tx: Transaction, server: Server) -> bool:
+    row = await tx.one(select(accounts.c.id).where(accounts.c.server_id == server.id, _differs(server)).limit(1))
+    return row is not None
+
+
+def _differs(server: Server) -> Any:
+    return (accounts.c.download != server.download) | (accounts.c.upload != server.upload)

@@ -1,0 +1,54 @@
+"""What holds for the whole installation: the time zone of its days, and the proof that the key is the right one."""
+
+from __future__ import annotations
+
+from sqlalchemy import bindparam, delete, select
+
+from gateway.errors import ConfigError, SealBroken
+from gateway.store import nodes
+from gateway.store.tables import settings
+from gateway.store.transaction import INSTALLATION, Transaction
+
+TIME_ZONE = "time_zone"
+KEY_CHECK = "key_check"
+_KEY_CHECK_TEXT = "wirelane"
+_by_name = select(settings.c.value).where(settings.c.name == bindparam("setting"))
+
+
+async def time_zone(tx: Transaction) -> str:
+    return await _read(tx, TIME_ZONE) or "UTC"
+
+
+async def set_time_zone(tx: Transaction, name: str) -> None:
+    """Every node has to know: its agent decides when a day ends."""
+    await tx.lock(INSTALLATION)
+    if name == await time_zone(tx):
+        return
+    await _write(tx, TIME_ZONE, name)
+    for node in await nodes.listed(tx):
+        await nodes.next_revision(tx, node.id)
+
+
+async def check_key(tx: Transaction) -> None:
+    """Raises ConfigError when the key is not the one that this database was written with."""
+    await tx.lock(INSTALLATION)
+    value = await _read(tx, KEY_CHECK)
+    if value is None:
+        await _write(tx, KEY_CHECK, tx.seal.seal(_KEY_CHECK_TEXT, KEY_CHECK).hex())
+        return
+    try:
+        tx.seal.open(bytes.fromhex(value), KEY_CHECK)
+    except (SealBroken, ValueError):
+        raise ConfigError(
+            ["key_file: this is not the key that the database was written with; put back the one from your backup"]
+        ) from None
+
+
+async def _read(tx: Transaction, name: str) -> str | None:
+    row = await tx.one(_by_name, {"setting": name})
+    return str(row.value) if row is not None else None
+
+
+async def _write(tx: Transaction, name: str, value: str) -> None:
+    await tx.run(delete(settings).where(settings.c.name == name))
+    await tx.run(settings.insert().values(name=name, value=value))

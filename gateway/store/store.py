@@ -1,0 +1,149 @@
+"""The store: one database, its key, and one transaction for each method.
+
+Owns: when a transaction begins, is tried again, and what its failure means. Use cases that read and write in one
+transaction (accounts, servers) pass their work to `change`; sync, collect and the command line use the methods below.
+Never caches: another gateway may have changed everything since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import date
+from typing import TypeVar
+
+import sqlalchemy.exc
+
+from gateway.model import DayTotal, DayUsage, Node, Patch, Snapshot
+from gateway.store import changes, nodes, schema, settings, usage
+from gateway.store.engine import UNAVAILABLE, Engine, parsed_url, try_again_helps
+from gateway.store.seal import Seal
+from gateway.store.transaction import Transaction
+
+T = TypeVar("T")
+Work = Callable[[Transaction], Awaitable[T]]
+
+_ATTEMPTS = 5  # of a change that another one was in the way of
+
+
+class Store:
+    """Made by `open_store`."""
+
+    def __init__(self, engine: Engine, seal: Seal) -> None:
+        self._engine = engine
+        self._seal = seal
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+    async def read(self, work: Work[T]) -> T:
+        """`work` sees one moment of the database, and cannot write."""
+        try:
+            async with self._engine.read() as connection:
+                return await work(Transaction(connection, self._seal, self._engine.is_sqlite))
+        except UNAVAILABLE as error:
+            raise schema.unusable(error) from error
+
+    async def change(self, work: Work[T]) -> T:
+        """What `work` did is durable when this returns, and nothing of it is there when it raises.
+
+        (Save DatabaseUnavailable: a connection that is lost during the commit leaves it open.) `work` may be called
+        again from the start, so it does nothing but read and write the database.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                async with self._engine.change() as connection:
+                    return await work(Transaction(connection, self._seal, self._engine.is_sqlite))
+            except sqlalchemy.exc.DBAPIError as error:
+                if not try_again_helps(error):
+                    if isinstance(error, UNAVAILABLE):
+                        raise schema.unusable(error) from error
+                    raise
+                if attempt == _ATTEMPTS - 1:
+                    raise schema.unusable(error) from error
+            except UNAVAILABLE as error:
+                raise schema.unusable(error) from error
+            await asyncio.sleep(random.uniform(0, 0.05) * (attempt + 1))
+        raise AssertionError("unreachable")
+
+    async def ping(self) -> None:
+        """Raises DatabaseUnavailable."""
+        await self.read(nodes.listed)
+
+    # -- nodes ----------------------------------------------------------------------------------------------------
+
+    async def nodes(self) -> list[Node]:
+        return await self.read(nodes.listed)
+
+    async def node(self, name: str) -> Node:
+        return await self.read(lambda tx: nodes.found(tx, name))
+
+    async def add_node(self, name: str, target: str, endpoint: str = "") -> Node:
+        nodes.checked_target(name, target)
+        return await self.change(lambda tx: nodes.add(tx, name, target, endpoint))
+
+    async def edit_node(self, name: str, target: str | None = None, endpoint: str | None = None) -> Node:
+        """None = unchanged."""
+        if target is not None:
+            nodes.checked_target(name, target)
+        return await self.change(lambda tx: nodes.edit(tx, name, target, endpoint))
+
+    async def remove_node(self, name: str) -> None:
+        """Raises Conflict while it has servers."""
+        await self.change(lambda tx: nodes.remove(tx, name))
+
+    async def resync_node(self, name: str) -> None:
+        """Its next sync is a snapshot."""
+        await self.change(lambda tx: nodes.resync(tx, name))
+
+    # -- sync -----------------------------------------------------------------------------------------------------
+
+    async def changes_since(self, node: str, epoch: str, revision: int) -> Patch | None:
+        """None = send a snapshot."""
+        return await self.read(lambda tx: changes.since(tx, node, epoch, revision))
+
+    async def snapshot(self, node: str) -> Snapshot:
+        return await self.read(lambda tx: changes.snapshot(tx, node))
+
+    async def acknowledge(self, node: str, epoch: str, revision: int) -> None:
+        await self.change(lambda tx: changes.acknowledge(tx, node, epoch, revision))
+
+    # -- usage ----------------------------------------------------------------------------------------------------
+
+    async def fold(self, node: str, epoch: str, cursor: int, totals: Iterable[DayTotal]) -> None:
+        """Idempotent. `cursor` 0 leaves the cursor of `epoch` where it is."""
+        kept: Sequence[DayTotal] = list(totals)
+        await self.change(lambda tx: usage.fold(tx, node, epoch, cursor, kept))
+
+    async def usage_cursor(self, node: str) -> tuple[str, int]:
+        return await self.read(lambda tx: usage.cursor_of(tx, node))
+
+    async def month_usage(self, account_id: int, year: int, month: int) -> list[DayUsage]:
+        """The days that are known; gateway/usage.py fills the others."""
+        return await self.read(lambda tx: usage.month(tx, account_id, year, month))
+
+    async def prune_usage(self, before: date) -> int:
+        return await self.change(lambda tx: usage.prune(tx, before))
+
+    # -- settings -------------------------------------------------------------------------------------------------
+
+    async def time_zone(self) -> str:
+        return await self.read(settings.time_zone)
+
+    async def set_time_zone(self, name: str) -> None:
+        await self.change(lambda tx: settings.set_time_zone(tx, name))
+
+
+async def open_store(url: str, key: bytes) -> Store:
+    """`key`: 32 bytes. Raises ConfigError: another key, a schema that is not ours, no database at all."""
+    seal = Seal(key)
+    engine = Engine(parsed_url(url))
+    store = Store(engine, seal)
+    try:
+        await store.read(lambda tx: tx.connection.run_sync(schema.check))
+        await store.change(settings.check_key)
+    except BaseException:
+        await engine.close()
+        raise
+    return store

@@ -1,0 +1,182 @@
+"""What the database looks like. The migrations must end exactly here (a test compares them).
+
+Uniqueness is the database's promise: it is stated here and nowhere checked before. Times are Unix seconds, days are
+numbers like 20260131, IPv4 addresses are integers: both databases compare and index those alike.
+
+Ids of servers and accounts are random (gateway/allocate.py), so they are known before the row exists (a sealed value
+is bound to its row) and are never used again.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# Rows that exist to be locked, where no row of the thing itself is there yet; see store/locks in transaction.py.
+locks = Table("locks", metadata, Column("name", Text, primary_key=True))
+
+settings = Table(
+    "settings",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("target", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("epoch", Text, nullable=False),
+    Column("acknowledged", BigInteger, nullable=False),
+    # Below it nothing is known about deletes: an agent that is older needs a snapshot.
+    Column("horizon", BigInteger, nullable=False),
+    sqlite_autoincrement=True,  # an id of a removed node is not used again
+)
+
+servers = Table(
+    "servers",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("node_id", Integer, ForeignKey("nodes.id"), nullable=False),
+    Column("name", Text, nullable=False, unique=True),
+    Column("interface", Text, nullable=False),
+    Column("private_key", LargeBinary, nullable=False),  # sealed
+    Column("public_key", Text, nullable=False),
+    Column("listen_port", Integer, nullable=False),
+    Column("address", Text, nullable=False),  # "10.0.0.1/24"
+    Column("external_ip", Text),
+    Column("endpoint", Text, nullable=False),
+    Column("dns_1", Text),
+    Column("dns_2", Text),
+    Column("mtu", Integer, nullable=False),
+    Column("keep_alive", Integer, nullable=False),
+    Column("allowed_ips", Text, nullable=False),
+    Column("internal_traffic", Boolean, nullable=False),
+    Column("download", Integer, nullable=False),
+    Column("upload", Integer, nullable=False),
+    Column("ikev2", Boolean, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    UniqueConstraint("node_id", "interface"),
+    UniqueConstraint("node_id", "listen_port"),
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("server_id", BigInteger, ForeignKey("servers.id"), nullable=False),
+    Column("node_id", Integer, ForeignKey("nodes.id"), nullable=False),
+    Column("name", Text, nullable=False, unique=True),
+    Column("username", Text, nullable=False, unique=True),
+    Column("password", LargeBinary, nullable=False),  # sealed
+    Column("address", BigInteger, nullable=False, unique=True),
+    Column("private_key", LargeBinary),  # sealed; NULL = the client kept it
+    Column("public_key", Text, nullable=False),
+    Column("mark", Integer, nullable=False),
+    Column("download", Integer, nullable=False),
+    Column("upload", Integer, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    UniqueConstraint("node_id", "mark"),
+    UniqueConstraint("server_id", "public_key"),  # WireGuard has one peer for each key of an interface
+    Index(None, "node_id", "revision"),
+)
+
+# What was deleted and not yet acknowledged by the node.
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("node_id", Integer, ForeignKey("nodes.id"), nullable=False),
+    Column("kind", Text, nullable=False),  # "server" (key: its name) or "account" (key: its id)
+    Column("key", Text, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    PrimaryKeyConstraint("node_id", "kind", "key"),
+    Index(None, "node_id", "revision"),
+)
+
+# Free numbers: disjoint ranges that do not touch. Scopes: see ranges.py.
+free_ranges = Table(
+    "free_ranges",
+    metadata,
+    Column("scope", Text, nullable=False),
+    Column("lo", BigInteger, nullable=False),
+    Column("hi", BigInteger, nullable=False),
+    PrimaryKeyConstraint("scope", "lo"),
+)
+
+# Every state file that an agent ever counted in.
+epochs = Table(
+    "epochs",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("node_id", Integer, ForeignKey("nodes.id"), nullable=False),
+    Column("epoch", Text, nullable=False),
+    UniqueConstraint("node_id", "epoch"),
+    sqlite_autoincrement=True,
+)
+
+# How far the totals of a node have been read.
+cursors = Table(
+    "cursors",
+    metadata,
+    Column("node_id", Integer, ForeignKey("nodes.id"), primary_key=True, autoincrement=False),
+    Column("epoch", Text, nullable=False),
+    Column("cursor", BigInteger, nullable=False),
+)
+
+# No foreign key to accounts: a fold must not wait for, or stop, a delete. See usage.py.
+usage = Table(
+    "usage",
+    metadata,
+    Column("account_id", BigInteger, nullable=False),
+    Column("day", Integer, nullable=False),
+    Column("epoch_id", Integer, nullable=False),
+    Column("download", BigInteger, nullable=False),
+    Column("upload", BigInteger, nullable=False),
+    PrimaryKeyConstraint("account_id", "day", "epoch_id"),
+    Index(None, "day"),
+)
+
+one_time_links = Table(
+    "one_time_links",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),  # SHA-256 of the key
+    Column("account_id", BigInteger, ForeignKey("accounts.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("created", BigInteger, nullable=False),
+    Column("expires", BigInteger, nullable=False, index=True),
+    Column("used", BigInteger),
+)
+
+access_keys = Table(
+    "access_keys",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("digest", LargeBinary, nullable=False, unique=True),  # SHA-256 of the hash
+    Column("networks", Text, nullable=False),  # CIDR, blank between
+    Column("created", BigInteger, nullable=False),
+)
