@@ -155,20 +155,31 @@ def target_name(rule: bytes) -> str:
 
 
 def source(rule: bytes) -> IPv4Network:
-    return IPv4Network((rule[0:4], _prefix(rule[8:12])))
+    return IPv4Network((rule[0:4], int.from_bytes(rule[8:12], "big").bit_count()), strict=False)
 
 
-def came_in(rule: bytes) -> str:
-    """Name of the interface in -i, also of an inverted one."""
+def in_interface(rule: bytes) -> str:
+    """The interface in -i, also in an inverted one; "" = any."""
     return rule[16:32].rstrip(b"\0").decode("latin-1")
 
 
-def goes_out(rule: bytes) -> str:
+def out_interface(rule: bytes) -> str:
     return rule[32:48].rstrip(b"\0").decode("latin-1")
 
 
-def _prefix(mask: bytes) -> int:
-    return int.from_bytes(mask, "big").bit_count()
+def udp_port(rule: bytes) -> int:
+    """The port of `udp_destination`; 0 = the rule has no such match, alone."""
+    match = rule[ENTRY_SIZE : target_at(rule)]
+    port: int = struct.unpack_from("=H", match, _HEAD_SIZE + 4)[0] if len(match) == len(udp_destination(0)) else 0
+    return port if match == udp_destination(port) else 0
+
+
+def snat_address(rule: bytes) -> IPv4Address | None:
+    """The address of `snat`; None = another target."""
+    target = rule[target_at(rule) :]
+    if len(target) != len(masquerade()) or target_name(rule) != "SNAT":
+        return None
+    return IPv4Address(target[_HEAD_SIZE + 8 : _HEAD_SIZE + 12])
 
 
 # -- a whole table, as the kernel gives it ------------------------------------------------------------------------
@@ -193,6 +204,9 @@ class Span:
 
     start: int
     end: int
+
+
+Jump = tuple[str, int, Rule]  # chain, position, the rule there
 
 
 @dataclass(frozen=True)
@@ -254,7 +268,7 @@ class Image:
             return jump("")
         return jump(_VERDICTS.get(verdict) or self._names.get(verdict, f"?{verdict}"))
 
-    def jumps_from_outside(self, own: Collection[str]) -> list[tuple[str, int, Rule]]:
+    def jumps_from_outside(self, own: Collection[str]) -> list[Jump]:
         """(chain, position, rule) of each rule outside the chains `own` that jumps or goes into one of them."""
         starts = {self.chains[name].start for name in own if name in self.chains}
         found = []

@@ -20,7 +20,6 @@ from ipaddress import IPv4Address
 
 from agent.errors import KernelError
 from agent.kernel import xtables
-from agent.kernel.entries import Image
 from agent.kernel.marktree import (
     DIRECTIONS,
     FROM,
@@ -36,11 +35,11 @@ from agent.kernel.marktree import (
     leaf_rules,
     read_branch,
 )
-from agent.kernel.xtables import Transaction
+from agent.kernel.xtables import Hook, Transaction
 from agent.model import NO_COUNTERS, Counters, Diff, Mark, Scope
 
 TABLE = "mangle"
-HOOKED_IN = "FORWARD"
+HOOK = Hook("FORWARD", TOP)
 BROKEN = IPv4Address("0.0.0.0")
 """Key of the extra entry in what `read` returns when our chains are damaged. It is never the address of an account."""
 
@@ -51,10 +50,11 @@ class IptablesMarks:
     def read(self, scope: Scope) -> dict[IPv4Address, Mark]:
         """What is right, with the current counters, and `BROKEN` if something is not. Raises KernelError."""
         image = xtables.read(TABLE)
-        if not any(is_own(chain) for chain in image.chains):
+        own = {chain for chain in image.chains if is_own(chain)}
+        if not own:
             return {}
         upward, downward = read_branch(image, FROM), read_branch(image, TO)
-        led = [rule.entry for rule in image.rules(TOP)] == list(TOP_RULES) and _is_hooked(image)
+        led = [rule.entry for rule in image.rules(TOP)] == list(TOP_RULES) and xtables.is_hooked(image, (HOOK,), own)
         sound = _sound(upward, downward)
         lost = upward.unreached | downward.unreached
         found = {}
@@ -96,11 +96,6 @@ def _counters(up: LeafRule, down: LeafRule) -> Counters:
     return NO_COUNTERS
 
 
-def _is_hooked(image: Image) -> bool:
-    own = {chain for chain in image.chains if is_own(chain)}
-    return xtables.is_hooked(image, HOOKED_IN, TOP, image.jumps_from_outside(own), behind=())
-
-
 class _Edit:
     """One `apply` inside its transaction."""
 
@@ -112,7 +107,6 @@ class _Edit:
         self._repair = BROKEN in diff.remove
 
     def run(self) -> None:
-        jumps = self._to.image.jumps_from_outside(self._own)
         if self._repair:
             upward, downward = (read_branch(self._to.image, direction) for direction in DIRECTIONS)
             # Whoever is wanted and has no two good rules is in `add`; the rest is nobody's. Whether packets are led
@@ -122,14 +116,14 @@ class _Edit:
         for direction in DIRECTIONS:
             kept |= self._tree(direction)
         if kept == {TOP}:
-            self._to.unhook(jumps)
-            self._drop(self._own)
+            self._to.unhook(self._own)
+            self._to.drop(self._own)
         else:
             for direction in DIRECTIONS:
                 self._to.create(direction.root)
             self._to.settle(TOP, TOP_RULES)
-            self._to.hook(HOOKED_IN, TOP, jumps, behind=())
-            self._drop(self._own - kept)
+            self._to.hook((HOOK,), self._own)
+            self._to.drop(self._own - kept)
 
     def _tree(self, direction: Direction) -> set[str]:
         """Settles the leaves and the way to them. Returns the chains of this direction that stay."""
@@ -186,12 +180,6 @@ class _Edit:
                 missing.remove(rule.entry)
                 kept.append(rule.entry)
         self._to.settle(chain, [*kept, *sorted(missing)])
-
-    def _drop(self, chains: set[str]) -> None:
-        for chain in chains:  # first all gotos among them
-            self._to.flush(chain)
-        for chain in chains:
-            self._to.drop(chain)
 
 
 def _rule(direction: Direction, mark: Mark) -> bytes:

@@ -27,8 +27,9 @@ import socket
 import struct
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cache
 from ipaddress import IPv4Network
@@ -37,7 +38,7 @@ from typing import Any, TypeVar
 
 from agent.errors import KernelError
 from agent.kernel import entries
-from agent.kernel.entries import BUILTINS, Image, Rule
+from agent.kernel.entries import BUILTINS, Image, Jump
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the library's own source has invalid escapes, which each fresh install compiles
@@ -181,26 +182,21 @@ class Transaction:
         self.changed = False
         self._chains = set(image.chains)
 
-    def has(self, chain: str) -> bool:
-        return chain in self._chains
-
     def create(self, chain: str) -> None:
         if chain not in self._chains:
             self._table.create_chain(chain)
             self._chains.add(chain)
             self.changed = True
 
-    def drop(self, chain: str) -> None:
-        """Removes a chain with its rules. No rule may lead to it any more."""
-        if chain in self._chains:
-            self.flush(chain)
+    def drop(self, chains: Collection[str]) -> None:
+        """Removes chains with their rules. They may lead to each other, but no rule elsewhere to them."""
+        present = [chain for chain in chains if chain in self._chains]
+        for chain in present:
+            self._table.flush_entries(chain)
+        for chain in present:
             self._table.delete_chain(chain)
             self._chains.remove(chain)
             self.changed = True
-
-    def flush(self, chain: str) -> None:
-        self._table.flush_entries(chain)
-        self.changed = True
 
     def append(self, chain: str, rule: bytes) -> None:
         self._table.append_entry(chain, rule)
@@ -258,45 +254,67 @@ class Transaction:
             for rule in reversed(wanted[first:last]):
                 self.insert(chain, moved.get(rule, rule), start)
 
-    def hook(self, builtin: str, chain: str, jumps: Sequence[tuple[str, int, Rule]], behind: Sequence[str]) -> None:
-        """Makes `jumps` (all that lead into our chains from outside) be one: the hook of `chain`; see `is_hooked`."""
-        if is_hooked(self.image, builtin, chain, jumps, behind):
-            return
-        wanted = hook_entry(chain)
-        for _, _, rule in jumps:
-            if rule.entry == wanted:
-                wanted = entries.with_counters(wanted, rule.packets, rule.octets)
-                break
-        self.unhook(jumps)
-        self.insert(builtin, wanted, _standing_before(self.image, builtin, behind))
+    def hook(self, hooks: Sequence[Hook], own: Collection[str]) -> None:
+        """Makes these hooks, first in their built-in chains, the only ways into the chains `own`."""
+        strays, missing = _misplaced(self.image, hooks, own)
+        counted = {rule.entry: entries.with_counters(rule.entry, rule.packets, rule.octets) for _, _, rule in strays}
+        self._remove(strays)
+        for hook in missing:
+            self.insert(hook.builtin, counted.get(hook.entry, hook.entry), _standing_before(self.image, hook))
 
-    def unhook(self, jumps: Sequence[tuple[str, int, Rule]]) -> None:
-        for name, position, _ in reversed(jumps):  # they come in order of position
-            self.delete(name, position)
+    def unhook(self, own: Collection[str]) -> None:
+        self._remove(self.image.jumps_from_outside(own))
 
-
-def hook_entry(chain: str) -> bytes:
-    return entries.entry(entries.jump(chain))
+    def _remove(self, jumps: Sequence[Jump]) -> None:
+        for chain, position, _ in reversed(jumps):  # within a chain they come in order of position
+            self.delete(chain, position)
 
 
-def is_hooked(
-    image: Image, builtin: str, chain: str, jumps: Sequence[tuple[str, int, Rule]], behind: Sequence[str]
-) -> bool:
-    """Whether one jump alone leads into our chains: an unconditional one to `chain` at the top of `builtin`.
+# -- the ways into our chains -------------------------------------------------------------------------------------
 
-    Only unconditional jumps to the chains `behind` may stand before it: any other rule could end the built-in chain.
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """The unconditional jump from a built-in chain into one of ours.
+
+    It has to be at the top, for any rule before it could end the built-in chain; only hooks of other parts, to the
+    chains `behind`, may come before it.
     """
-    if len(jumps) != 1:
-        return False
-    name, position, rule = jumps[0]
-    right = name == builtin and rule.entry == hook_entry(chain)
-    return right and position <= _standing_before(image, builtin, behind)
+
+    builtin: str
+    chain: str
+    behind: tuple[str, ...] = ()
+
+    @property
+    def entry(self) -> bytes:
+        return entries.entry(entries.jump(self.chain))
 
 
-def _standing_before(image: Image, builtin: str, behind: Sequence[str]) -> int:
-    """How many rules at the top of a built-in chain are unconditional jumps to the chains `behind`."""
-    allowed = {hook_entry(other) for other in behind}
-    return sum(1 for _ in takewhile(lambda rule: rule.entry in allowed, image.rules(builtin)))
+def is_hooked(image: Image, hooks: Sequence[Hook], own: Collection[str]) -> bool:
+    """Whether all these hooks are where they have to be, and nothing else leads into the chains `own` from outside."""
+    return not any(_misplaced(image, hooks, own))
+
+
+def _misplaced(image: Image, hooks: Sequence[Hook], own: Collection[str]) -> tuple[list[Jump], list[Hook]]:
+    """The jumps into our chains that should not be there, and the hooks that are missing."""
+    strays, missing = image.jumps_from_outside(own), []
+    for hook in hooks:
+        top = _standing_before(image, hook)
+        rules = image.rules(hook.builtin)
+        if len(rules) > top and rules[top].entry == hook.entry:
+            strays = [jump for jump in strays if jump[:2] != (hook.builtin, top)]
+        else:
+            missing.append(hook)
+    return strays, missing
+
+
+def _standing_before(image: Image, hook: Hook) -> int:
+    """How many hooks of other parts stand at the top of the built-in chain."""
+    allowed = {Hook(hook.builtin, chain).entry for chain in hook.behind}
+    return sum(1 for _ in takewhile(lambda rule: rule.entry in allowed, image.rules(hook.builtin)))
+
+
+# -- one transaction ----------------------------------------------------------------------------------------------
 
 
 def transact(table: str, change: Callable[[Transaction], T]) -> T:
