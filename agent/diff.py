@@ -25,7 +25,7 @@ def diff(wanted: Mapping[K, V], found: Mapping[K, V]) -> Diff[K, V]:
 
 def diff_of(keys: Iterable[K], wanted: Mapping[K, V], found: Mapping[K, V]) -> Diff[K, V]:
     """The difference as far as these keys go, at a cost that depends on them alone."""
-    keys = set(keys)
+    keys = dict.fromkeys(keys)  # in the order given, so that a pass can be told as a story
     return diff(
         {key: wanted[key] for key in keys if key in wanted},
         {key: found[key] for key in keys if key in found},

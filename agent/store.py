@@ -10,12 +10,13 @@ gateway knows that it must send a snapshot, and until that arrives the kernel is
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
@@ -56,6 +57,7 @@ CREATE INDEX usage_day ON usage (day);
 PUT_ACCOUNT = "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 PUT_SERVER = "INSERT OR REPLACE INTO servers VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 PUT_BASELINE = "INSERT OR REPLACE INTO baselines VALUES (?, ?, ?, ?, ?, ?)"
+EXPECT_BASELINE = "INSERT OR IGNORE INTO baselines VALUES (?, ?, 0, 0, 0, 0)"
 PUT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
 ADD_USAGE = """
 INSERT INTO usage VALUES (?, ?, ?, ?, ?)
@@ -117,7 +119,9 @@ class Store:
             self._put(db, desired, patch.put_servers, patch.put_accounts)
 
     @staticmethod
-    def _put(db: sqlite3.Connection, desired: Desired, servers: Iterable[Server], accounts: Iterable[Account]) -> None:
+    def _put(
+        db: sqlite3.Connection, desired: Desired, servers: Iterable[Server], accounts: Collection[Account]
+    ) -> None:
         db.executemany(PUT_SERVER, map(_server_row, servers))
         db.executemany(
             PUT_ACCOUNT,
@@ -126,6 +130,8 @@ class Store:
                 for a in accounts
             ),
         )
+        # Whose bytes the rules will count must be known even if the account is gone again before the first sample.
+        db.executemany(EXPECT_BASELINE, ((int(a.address), a.id) for a in accounts))
         db.executemany(PUT_META, (("revision", str(desired.revision)), ("time_zone", desired.time_zone)))
 
     # -- usage: what agent/usage.py needs --
@@ -212,6 +218,24 @@ def open_store_or_new(path: Path) -> tuple[Store, Path | None]:
             if part.exists():
                 part.rename(aside.with_name(aside.name + suffix))
         return open_store(path), aside
+
+
+@contextmanager
+def only_agent(state: Path) -> Iterator[None]:
+    """Holds the lock that keeps a second agent away from the same state. Raises StoreError."""
+    path = state.with_name(state.name + ".lock")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise StoreError(f"another wirelane-agent is running with {state}; stop it first") from None
+    finally:
+        os.close(handle)
 
 
 def _check(db: sqlite3.Connection, path: Path) -> None:

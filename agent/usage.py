@@ -139,6 +139,11 @@ class Usage:
         base = self._baselines.get(address)
         return base.counters if base and base.owner == owner else NO_COUNTERS
 
+    def expect(self, owners: Mapping[IPv4Address, int]) -> None:
+        """Rules for these accounts are about to be made where there were none. The store knew it with the account."""
+        for address, owner in owners.items():
+            self._baselines.setdefault(address, Baseline(owner, NO_COUNTERS))
+
     def hand_over(self, owners: Mapping[IPv4Address, int]) -> None:
         """These addresses count for new owners from where they stand. Call before their rules start from zero."""
         self._save({a: Baseline(owner, self._baselines[a].counters) for a, owner in owners.items()})

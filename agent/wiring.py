@@ -7,25 +7,20 @@ reader's (live reads), each with doors of its own. A task that ends with an exce
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from agent.config import Config
 from agent.desired import Desired
-from agent.errors import AgentError, BrokenStore, StoreError
+from agent.errors import AgentError, BrokenStore
 from agent.kernel.forwarding import Forwardings
 from agent.kernel.interfaces import uplink
 from agent.kernel.link import Links, Mode, choose_mode
@@ -39,7 +34,7 @@ from agent.reconcile import Reconciler
 from agent.rpc.access import bind
 from agent.rpc.server import AgentServicer, RpcServer
 from agent.status import Status
-from agent.store import Store, open_store_or_new
+from agent.store import Store, only_agent, open_store_or_new
 from agent.usage import Usage
 from agent.writer import Writer
 
@@ -84,24 +79,6 @@ def set_up_logging(level: str) -> None:
     """key=value lines on standard error; systemd adds the time."""
     logging.basicConfig(stream=sys.stderr, level=level.upper(), format="level=%(levelname)s %(name)s: %(message)s")
     logging.getLogger("apscheduler").setLevel(logging.WARNING)
-
-
-@contextmanager
-def only_agent(state: Path) -> Iterator[None]:
-    """Holds the lock that keeps a second agent away from the same state. Raises StoreError."""
-    path = state.with_name(state.name + ".lock")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise StoreError(f"another wirelane-agent is running with {state}; stop it first") from None
-    finally:
-        os.close(handle)
 
 
 async def serve(config: Config) -> None:

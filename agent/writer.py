@@ -88,7 +88,7 @@ class Writer:
         self._found = None  # until the pass has ended well
         want, old = wanted_accounts(desired, ids, uplink), wanted_accounts(self._shown, ids, uplink)
         diffs = {
-            part: diff_of({*getattr(want, part), *getattr(old, part)}, getattr(want, part), getattr(found, part))
+            part: diff_of([*getattr(want, part), *getattr(old, part)], getattr(want, part), getattr(found, part))
             for part in PARTS
         }
         return self._finish(desired, _Pass(self._kernel, self._usage, desired, uplink, found, diffs, want.marks))
@@ -171,6 +171,7 @@ class _Pass:
             restarts = {a: replace(self._wanted_mark(a), restart=True) for a in standing}
             self._write("marks", Diff(change=restarts))
             self._usage.restarted({a: o for a, o in standing.items() if o not in self._failed_owners})
+        self._usage.expect({a: mark.owner for a, mark in marks.add.items()})
         self._diffs["marks"] = Diff(
             self._started(marks.add.items()), self._started(a_m for a_m in marks.change.items() if a_m[0] not in new)
         )

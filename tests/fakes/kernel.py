@@ -1,0 +1,153 @@
+"""A Linux with a memory: the parts that agent/parts.py names, with their dependencies, and switches to make it fail.
+
+tests/contract runs the same suite against this and against the real doors in a namespace, so that it stays honest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address
+from typing import Any
+
+from agent.errors import KernelError
+from agent.model import Class, Counters, Diff, Mark, PeerState, Qdisc, Scope
+
+
+class FakePart:
+    """Values by key. `needs(key, value)`: why a value cannot be added, "" = it can."""
+
+    def __init__(self, kernel: FakeKernel, name: str, needs: Callable[[Any, Any], str]) -> None:
+        self.kernel, self.name, self.needs = kernel, name, needs
+        self.held: dict[Any, Any] = {}
+
+    def read(self, scope: Scope) -> dict[Any, Any]:
+        self.kernel.called(self.name, "read")
+        return {key: value for key, value in self.held.items() if self.sees(key, scope)}
+
+    def sees(self, key: Any, scope: Scope) -> bool:
+        device = key[0] if isinstance(key, tuple) else key
+        return not isinstance(device, str) or self.name == "links" or device in scope.devices
+
+    def apply(self, diff: Diff[Any, Any]) -> Mapping[Any, KernelError]:
+        self.kernel.called(self.name, "apply")
+        errors: dict[Any, KernelError] = {}
+        for verb, values in (("remove", diff.remove), ("change", diff.change), ("add", diff.add)):
+            for key, value in values.items():
+                reason = self.kernel.refuses.get((self.name, verb, key), "")
+                if verb != "remove":
+                    reason = reason or self.needs(key, value)
+                if reason:
+                    errors[key] = KernelError(reason)
+                    continue
+                self.kernel.writes.append(f"{verb} {self.name} {_text(key)}")
+                self.put(verb, key, value)
+                self.kernel.watch(self.name, verb, key)
+        return errors
+
+    def put(self, verb: str, key: Any, value: Any) -> None:
+        if verb != "remove":
+            self.held[key] = value
+        elif self.held.pop(key, None) is not None:
+            self.kernel.gone(self.name, key)
+
+
+class FakeMarks(FakePart):
+    """Rules with counters: an added pair starts from its counters, a changed one keeps its own."""
+
+    def put(self, verb: str, key: IPv4Address, value: Mark) -> None:
+        old = self.held.get(key)
+        if verb == "change" and old is not None and not value.restart:
+            value = replace(value, counters=old.counters)
+        super().put(verb, key, value if verb == "remove" else replace(value, owner=0, restart=False))
+
+    def counters(self) -> dict[IPv4Address, Counters]:
+        self.kernel.called("marks", "counters")
+        return {address: mark.counters for address, mark in self.held.items()}
+
+
+class FakeKernel:
+    """`writes`: what was written, as text, in order. `refuses`: (part, verb, key) -> reason.
+
+    `fail_at`: the number of calls from now after which one call raises.
+    `watch`: called after every single write with (part, verb, key).
+    """
+
+    def __init__(self, uplink: str = "eth0") -> None:
+        self.uplink_name = uplink
+        self.writes: list[str] = []
+        self.refuses: dict[tuple[str, str, Any], str] = {}
+        self.fail_at: int | None = None
+        self.watch: Callable[[str, str, Any], None] = lambda part, verb, key: None
+        self.leaked = 0  # bytes that passed without being counted
+        self.links = FakePart(self, "links", lambda k, v: "")
+        self.qdiscs = FakePart(self, "qdiscs", self._no_device)
+        self.classes = FakePart(self, "classes", lambda k, v: "" if k[0] in self.qdiscs.held else f"{k[0]}: no qdisc")
+        self.forwarding = FakePart(self, "forwarding", lambda k, v: "")
+        self.marks = FakeMarks(self, "marks", lambda k, v: "")
+        self.peers = FakePart(self, "peers", lambda k, v: "" if k[0] in self.links.held else f"{k[0]}: no link")
+
+    def uplink(self) -> str:
+        self.called("uplink", "read")
+        return self.uplink_name
+
+    def peer_states(self, interface: str) -> dict[str, PeerState]:
+        return {
+            key: PeerState(key, peer.address, "", 0, 0, 0, 0)
+            for (device, key), peer in self.peers.held.items()
+            if device == interface
+        }
+
+    def class_text(self, device: str, minor: int) -> str | None:
+        found: Class | None = self.classes.held.get((device, minor))
+        return f"class htb 1:{minor:x} rate {found.rate}Mbit\n" if found else None
+
+    # -- what a test does to it --
+
+    def pass_traffic(self, address: str, download: int, upload: int) -> None:
+        """Bytes of a client: they pass if its peer is there, and are counted if its rules are."""
+        key = IPv4Address(address)
+        if not any(peer.address == key for peer in self.peers.held.values()):
+            return
+        mark = self.marks.held.get(key)
+        if mark is None:
+            self.leaked += download + upload
+            return
+        c = mark.counters
+        counters = Counters(
+            c.download_packets + 1, c.download_bytes + download, c.upload_packets + 1, c.upload_bytes + upload
+        )
+        self.marks.held[key] = replace(mark, counters=counters)
+
+    def reboot(self) -> None:
+        for part in (self.links, self.qdiscs, self.classes, self.forwarding, self.marks, self.peers):
+            part.held.clear()
+
+    def shown(self) -> dict[str, dict[Any, Any]]:
+        parts = (self.links, self.qdiscs, self.classes, self.forwarding, self.marks, self.peers)
+        return {part.name: dict(part.held) for part in parts}
+
+    # -- how it behaves --
+
+    def called(self, part: str, verb: str) -> None:
+        if self.fail_at is not None:
+            self.fail_at -= 1
+            if self.fail_at < 0:
+                self.fail_at = None
+                raise KernelError(f"{part} {verb}: failed on purpose")
+
+    def gone(self, part: str, key: Any) -> None:
+        """What goes with a link or a qdisc."""
+        dependents = {"links": (self.qdiscs, self.classes, self.peers), "qdiscs": (self.classes,)}
+        for other in dependents.get(part, ()):
+            for held in [h for h in other.held if h == key or (isinstance(h, tuple) and h[0] == key)]:
+                del other.held[held]
+
+    def _no_device(self, key: str, value: Qdisc) -> str:
+        return "" if key == self.uplink_name or key in self.links.held else f"{key}: no such device"
+
+
+def _text(key: Any) -> str:
+    if isinstance(key, tuple):
+        return f"{key[0]} {key[1]:x}" if isinstance(key[1], int) else f"{key[0]} {key[1][:6]}"
+    return str(key)

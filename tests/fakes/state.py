@@ -1,0 +1,81 @@
+"""Values to build desired states from, and a keeper without a disk. Keys are real base64 of 32 bytes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Any
+
+from agent.model import NO_COUNTERS, Account, Secret, Server
+from agent.usage import Baseline, Used
+
+EPOCH = "epoch-1"
+
+
+def key(number: int) -> str:
+    return base64.b64encode(number.to_bytes(32, "big")).decode()
+
+
+def server(number: int = 1, **changes: Any) -> Server:
+    values: dict[str, Any] = {
+        "name": f"s{number}",
+        "interface": f"wg{number}",
+        "private_key": Secret(key(900_000 + number)),
+        "listen_port": 51820 + number,
+        "address": IPv4Interface(f"10.0.{number}.1/24"),
+    }
+    return Server(**{**values, **changes})
+
+
+def account(number: int, **changes: Any) -> Account:
+    """Account number n of server 1: address 10.0.1.n, mark 98 + n (n modulo 100)."""
+    values: dict[str, Any] = {
+        "id": number,
+        "name": f"a{number}",
+        "server": "s1",
+        "address": IPv4Address(f"10.0.1.{number % 100}"),
+        "public_key": key(number),
+        "mark": 98 + number % 100,
+        "download": 20,
+        "upload": 10,
+    }
+    return Account(**{**values, **changes})
+
+
+class MemoryKeeper:
+    """What agent/usage.py needs of a store, in memory. `days`: (account, day) -> total."""
+
+    def __init__(self) -> None:
+        self.baselines: dict[IPv4Address, Baseline] = {}
+        self.days: dict[tuple[int, int], Used] = {}
+        self.sampled_at: float | None = None
+
+    def expect(self, accounts: Iterable[Account]) -> None:
+        """What the store does when it saves accounts."""
+        for new in accounts:
+            self.baselines.setdefault(new.address, Baseline(new.id, NO_COUNTERS))
+
+    def load_baselines(self) -> dict[IPv4Address, Baseline]:
+        return dict(self.baselines)
+
+    def load_sampled_at(self) -> float | None:
+        return self.sampled_at
+
+    def save_sample(
+        self, baselines: Mapping[IPv4Address, Baseline], used: Mapping[int, Used], day: int, at: float
+    ) -> None:
+        self.baselines.update(baselines)
+        for account_id, new in used.items():
+            self.days[account_id, day] = self.days.get((account_id, day), Used()) + new
+        self.sampled_at = at
+
+    def save_baselines(self, baselines: Mapping[IPv4Address, Baseline]) -> None:
+        self.baselines.update(baselines)
+
+    def forget_baselines(self, addresses: Iterable[IPv4Address]) -> None:
+        for address in addresses:
+            self.baselines.pop(address, None)
+
+    def total(self, account_id: int) -> Used:
+        return sum((used for (owner, _), used in self.days.items() if owner == account_id), Used())

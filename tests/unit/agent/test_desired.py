@@ -1,0 +1,85 @@
+from ipaddress import IPv4Address
+
+import pytest
+
+from agent.desired import Desired, Patch, Snapshot
+from agent.errors import InvalidValue, StaleRevision
+from tests.fakes.state import EPOCH, account, key, server
+
+
+def start(*accounts: int) -> Desired:
+    return Desired.taken(EPOCH, Snapshot(5, (server(),), tuple(account(n) for n in accounts), "UTC"))
+
+
+def test_patches_one_by_one_equal_the_snapshot() -> None:
+    patched = start(2, 3)
+    patched = patched.patched(Patch(EPOCH, 5, 6, put_accounts=(account(4),)))
+    patched = patched.patched(Patch(EPOCH, 6, 7, remove_accounts=(2,)))
+    patched = patched.patched(Patch(EPOCH, 7, 8, put_accounts=(account(3, download=99),), time_zone="Europe/Warsaw"))
+    taken = Desired.taken(EPOCH, Snapshot(8, (server(),), (account(3, download=99), account(4)), "Europe/Warsaw"))
+    assert patched == taken
+
+
+def test_a_patch_that_brings_nothing_new_changes_nothing() -> None:
+    desired = start(2)
+    assert desired.patched(Patch(EPOCH, 3, 5, put_accounts=(account(2, download=1),))) is desired
+
+
+@pytest.mark.parametrize("patch", [Patch("other", 5, 6), Patch(EPOCH, 6, 7)])
+def test_a_patch_that_starts_elsewhere_is_stale(patch: Patch) -> None:
+    with pytest.raises(StaleRevision):
+        start(2).patched(patch)
+
+
+def test_two_accounts_may_swap_addresses_in_one_patch() -> None:
+    swapped = start(2, 3).patched(
+        Patch(
+            EPOCH,
+            5,
+            6,
+            put_accounts=(
+                account(2, address=IPv4Address("10.0.1.3")),
+                account(3, address=IPv4Address("10.0.1.2")),
+            ),
+        )
+    )
+    assert swapped.by_address == {IPv4Address("10.0.1.3"): 2, IPv4Address("10.0.1.2"): 3}
+
+
+def test_a_new_account_may_take_what_a_removed_one_leaves_in_the_same_patch() -> None:
+    heir = account(9, address=IPv4Address("10.0.1.2"), mark=100, public_key=key(2))
+    after = start(2).patched(Patch(EPOCH, 5, 6, remove_accounts=(2,), put_accounts=(heir,)))
+    assert after.by_address[IPv4Address("10.0.1.2")] == 9 and set(after.accounts) == {9}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"address": IPv4Address("10.0.1.2")}, "address"),
+        ({"mark": 100}, "mark"),
+        ({"public_key": key(2)}, "public_key"),
+        ({"server": "nowhere"}, "server"),
+    ],
+)
+def test_what_two_accounts_cannot_share_is_refused_whole(changes: dict[str, object], field: str) -> None:
+    desired = start(2)
+    with pytest.raises(InvalidValue, match=field):
+        desired.patched(Patch(EPOCH, 5, 6, put_accounts=(account(7), account(3, **changes))))
+    assert set(desired.accounts) == {2}
+
+
+def test_a_server_with_accounts_cannot_be_removed_alone() -> None:
+    with pytest.raises(InvalidValue, match="no server 's1'"):
+        start(2).patched(Patch(EPOCH, 5, 6, remove_servers=("s1",)))
+
+
+def test_two_servers_cannot_share_a_port_or_an_interface() -> None:
+    with pytest.raises(InvalidValue, match="listen_port"):
+        Desired.taken(EPOCH, Snapshot(1, (server(1), server(2, listen_port=51821)), ()))
+    with pytest.raises(InvalidValue, match="interface"):
+        Desired.taken(EPOCH, Snapshot(1, (server(1), server(2, interface="wg1")), ()))
+
+
+def test_an_unknown_time_zone_is_refused() -> None:
+    with pytest.raises(InvalidValue, match="time_zone"):
+        Desired.taken(EPOCH, Snapshot(1, (), (), "Mars/Olympus"))

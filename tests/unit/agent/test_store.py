@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from agent.desired import Desired, Patch, Snapshot
+from agent.errors import StoreError
+from agent.model import NO_COUNTERS, Counters
+from agent.store import Store, only_agent, open_store, open_store_or_new
+from agent.usage import Baseline, Usage, Used
+from tests.fakes.state import account, server
+
+A = IPv4Address("10.0.1.2")
+NOW = 1_700_000_000.0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "agent.db"
+
+
+def filled(path: Path) -> tuple[Store, Desired]:
+    store = open_store(path)
+    desired = Desired.taken(store.epoch, Snapshot(5, (server(),), (account(2), account(3)), "Europe/Warsaw"))
+    store.save_snapshot(desired)
+    return store, desired
+
+
+def test_a_new_file_holds_nothing_and_is_root_s_alone(path: Path) -> None:
+    store = open_store(path)
+    assert store.load() is None
+    assert {os.stat(p).st_mode & 0o777 for p in path.parent.iterdir()} == {0o600}
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    store.close()
+
+
+def test_what_was_saved_is_there_after_a_restart(path: Path) -> None:
+    store, desired = filled(path)
+    patch = Patch(store.epoch, 5, 6, (server(2),), (), (account(4),), (3,))
+    patched = desired.patched(patch)
+    store.save_patch(patched, patch)
+    store.close()
+    again = open_store(path)
+    assert again.load() == patched
+    again.close()
+
+
+def test_an_acknowledged_change_survives_kill_9(path: Path) -> None:
+    code = """
+import os, signal, sys
+from pathlib import Path
+from tests.unit.agent.test_store import filled
+store, _ = filled(Path(sys.argv[1]))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], timeout=60, check=False)
+    assert done.returncode == -9
+    store = open_store(path)
+    loaded = store.load()
+    assert loaded is not None and loaded.revision == 5 and set(loaded.accounts) == {2, 3}
+    store.close()
+
+
+def test_durability_is_not_a_matter_of_luck(path: Path) -> None:
+    store = open_store(path)
+    assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    store.close()
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"not a database " * 500, lambda data: data[:5000] + os.urandom(4000)])
+def test_a_damaged_file_is_put_aside_whole_and_a_new_epoch_begins(path: Path, damage: object) -> None:
+    store, _ = filled(path)
+    epoch = store.epoch
+    store.close()
+    broken = damage(path.read_bytes())  # type: ignore[operator]
+    path.write_bytes(broken)
+    fresh, aside = open_store_or_new(path)
+    assert aside is not None and aside.read_bytes() == broken
+    assert fresh.load() is None and fresh.epoch != epoch
+    fresh.close()
+
+
+def test_a_value_that_cannot_be_right_is_damage_too(path: Path) -> None:
+    store, _ = filled(path)
+    store.close()
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE accounts SET mark = 7")
+    db.close()
+    fresh, aside = open_store_or_new(path)
+    assert aside is not None and fresh.load() is None
+    fresh.close()
+
+
+def test_a_file_of_a_newer_agent_is_left_alone(path: Path) -> None:
+    filled(path)[0].close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(StoreError, match="newer"):
+        open_store_or_new(path)
+
+
+def test_a_second_agent_is_kept_away(path: Path) -> None:
+    with only_agent(path), pytest.raises(StoreError, match="another wirelane-agent"), only_agent(path):
+        pass
+
+
+def test_usage_goes_on_after_a_restart_and_the_cursor_tells_what_changed(path: Path) -> None:
+    store, desired = filled(path)
+    usage = Usage(store, lambda: NOW)
+    usage.observe({}, desired.by_address, "UTC")
+    usage.observe({A: Counters(1, 100, 1, 10)}, desired.by_address, "UTC")
+    cursor, totals = store.totals(0)
+    assert [(t.account_id, t.day, t.used) for t in totals] == [(2, 20231114, Used(100, 10))]
+    store.close()
+    again = open_store(path)
+    usage = Usage(again, lambda: NOW)
+    assert again.totals(cursor) == (cursor, [])
+    usage.observe({A: Counters(2, 150, 2, 20)}, desired.by_address, "UTC")
+    assert [t.used for t in again.totals(cursor)[1]] == [Used(150, 20)]
+    assert again.totals(cursor, (3,))[1] == []
+    again.close()
+
+
+def test_the_owner_of_an_address_is_known_before_the_first_sample(path: Path) -> None:
+    store, _ = filled(path)
+    assert store.load_baselines()[A] == Baseline(2, NO_COUNTERS)
+    usage = Usage(store, lambda: NOW)
+    usage.hand_over({A: 9})
+    assert store.load_baselines()[A].owner == 9
+    usage.forget([A])
+    assert A not in store.load_baselines()
+    store.close()
+
+
+def test_secrets_do_not_show(path: Path) -> None:
+    assert server().private_key.reveal() not in repr(server())

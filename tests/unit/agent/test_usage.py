@@ -1,0 +1,91 @@
+from datetime import datetime
+from ipaddress import IPv4Address
+from zoneinfo import ZoneInfo
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.model import NO_COUNTERS, Counters
+from agent.usage import Baseline, Usage, Used, advance, day_of
+from tests.fakes.state import MemoryKeeper
+
+A = IPv4Address("10.0.0.2")
+
+
+def counted(download: int, upload: int = 0) -> Counters:
+    return Counters(1, download, 1, upload)
+
+
+def test_only_what_is_new_counts() -> None:
+    moved, used = advance({A: Baseline(7, counted(100, 10))}, {A: counted(150, 10)}, {A: 7})
+    assert used == {7: Used(50, 0)} and moved == {A: Baseline(7, counted(150, 10))}
+
+
+def test_a_counter_that_fell_was_reset_and_all_of_it_is_new() -> None:
+    _, used = advance({A: Baseline(7, counted(100, 10))}, {A: counted(30, 4)}, {A: 7})
+    assert used == {7: Used(30, 4)}
+
+
+def test_bytes_belong_to_whom_the_rules_counted_for() -> None:
+    _, used = advance({A: Baseline(7, counted(100))}, {A: counted(130)}, {A: 8})
+    assert used == {7: Used(30, 0)}
+
+
+def test_rules_of_nobody_count_for_nobody() -> None:
+    assert advance({}, {A: counted(5)}, {}) == ({}, {})
+
+
+def test_an_idle_address_costs_nothing() -> None:
+    assert advance({A: Baseline(7, counted(1))}, {A: counted(1)}, {A: 7}) == ({}, {})
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.booleans(), st.booleans()), max_size=30))
+def test_totals_are_exact_through_resets_and_restarts(steps: list[tuple[int, bool, bool]]) -> None:
+    """Each step: some bytes pass; perhaps the counter is zeroed right after a sample; perhaps the agent restarts."""
+    keeper, now = MemoryKeeper(), 1_700_000_000.0
+    usage = Usage(keeper, lambda: now)
+    usage.observe({}, {}, "UTC")
+    counter = passed = 0
+    for octets, zeroed, restarted in steps:
+        counter, passed = counter + octets, passed + octets
+        usage.observe({A: Counters(0, counter, 0, 0)}, {A: 7}, "UTC")
+        if zeroed:
+            counter = 0
+            usage.observe({A: NO_COUNTERS}, {A: 7}, "UTC")
+        if restarted:
+            usage = Usage(keeper, lambda: now)
+    assert keeper.total(7) == Used(passed, 0)
+
+
+def at(zone: str, *when: int) -> float:
+    return datetime(*when, tzinfo=ZoneInfo(zone)).timestamp()  # type: ignore[misc,arg-type]
+
+
+def test_a_day_is_one_of_the_time_zone() -> None:
+    moment = at("UTC", 2026, 12, 31, 23, 30)
+    assert (day_of(moment, "UTC"), day_of(moment, "Europe/Warsaw")) == (20261231, 20270101)
+    assert day_of(at("Asia/Kathmandu", 2028, 2, 29, 23, 59), "Asia/Kathmandu") == 20280229
+
+
+def days_of(samples: list[tuple[float, int]]) -> dict[int, int]:
+    keeper = MemoryKeeper()
+    clock = iter([moment for moment, _ in samples])
+    usage = Usage(keeper, lambda: next(clock))
+    for _, total in samples:
+        usage.observe({A: Counters(0, total, 0, 0)} if total else {}, {A: 7}, "Europe/Warsaw")
+    return {day: used.download for (_, day), used in keeper.days.items()}
+
+
+def test_a_sample_at_midnight_closes_the_old_day() -> None:
+    before, edge, after = (at("Europe/Warsaw", 2026, 2, 28, 23, 59, 50), at("Europe/Warsaw", 2026, 3, 1), 10.0)
+    assert days_of([(before, 0), (edge + 0.02, 500), (edge + after, 600)]) == {20260228: 500, 20260301: 100}
+
+
+def test_a_clock_that_is_set_back_counts_on() -> None:
+    noon = at("Europe/Warsaw", 2026, 5, 5, 12)
+    assert days_of([(noon, 0), (noon - 3 * 86_400, 100), (noon - 3 * 86_400 + 10, 150)]) == {20260502: 150}
+
+
+def test_after_a_long_stop_bytes_belong_to_now() -> None:
+    noon = at("Europe/Warsaw", 2026, 5, 5, 12)
+    assert days_of([(noon, 0), (noon + 7 * 86_400, 100)]) == {20260512: 100}

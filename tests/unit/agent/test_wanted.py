@@ -1,0 +1,71 @@
+from ipaddress import IPv4Address, IPv4Network
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.desired import Desired, Snapshot
+from agent.diff import diff, diff_of
+from agent.model import Class, Forwarding, Mark, Peer, Qdisc, is_mark, minor
+from agent.wanted import wanted, wanted_accounts
+from tests.fakes.state import EPOCH, account, key, server
+
+
+def desired(*accounts: object) -> Desired:
+    return Desired.taken(EPOCH, Snapshot(1, (server(),), accounts))  # type: ignore[arg-type]
+
+
+def test_one_account_is_two_classes_a_mark_and_a_peer() -> None:
+    want = wanted(desired(account(2)), "eth0")
+    assert want.classes == {("wg1", 0x100): Class("wg1", 0x100, 20), ("eth0", 0x100): Class("eth0", 0x100, 10)}
+    address = IPv4Address("10.0.1.2")
+    assert want.marks == {address: Mark(address, 100)} and want.marks[address].owner == 2
+    assert want.peers == {("wg1", key(2)): Peer("wg1", key(2), address)}
+    assert want.qdiscs == {"wg1": Qdisc("wg1"), "eth0": Qdisc("eth0")}
+    assert want.forwarding == {"wg1": Forwarding("wg1", IPv4Network("10.0.1.0/24"), "eth0", 51821, False, None)}
+    assert want.links["wg1"].mtu == 1420
+
+
+def test_unlimited_has_no_class_and_each_direction_counts_for_itself() -> None:
+    assert wanted(desired(account(2, download=0, upload=0)), "eth0").classes == {}
+    assert set(wanted(desired(account(2, download=0)), "eth0").classes) == {("eth0", 0x100)}
+
+
+def test_a_disabled_account_only_lacks_its_peer() -> None:
+    on, off = wanted(desired(account(2)), "eth0"), wanted(desired(account(2, enabled=False)), "eth0")
+    assert off.peers == {} and (off.classes, off.marks) == (on.classes, on.marks)
+
+
+def test_without_servers_nothing_is_wanted_on_the_uplink() -> None:
+    assert wanted(Desired(EPOCH), "eth0").qdiscs == {}
+
+
+def test_accounts_alone_are_the_same_objects() -> None:
+    state = desired(account(2), account(3))
+    assert wanted_accounts(state, [2, 77], "eth0").peers == {
+        ("wg1", key(2)): Peer("wg1", key(2), IPv4Address("10.0.1.2"))
+    }
+
+
+def test_no_two_marks_share_a_minor() -> None:
+    marks = [mark for mark in range(65536) if is_mark(mark)]
+    minors = {minor(mark) for mark in marks}
+    assert len(marks) == len(minors) == 34_475 and minor(109) == 0x109 and max(minors) == 0xFFFE
+
+
+maps = st.dictionaries(st.integers(0, 8), st.integers(0, 2))
+
+
+@given(maps, maps)
+def test_applying_a_diff_gives_wanted_and_the_next_is_empty(want: dict[int, int], found: dict[int, int]) -> None:
+    step = diff(want, found)
+    after = {k: v for k, v in found.items() if k not in step.remove} | dict(step.add) | dict(step.change)
+    assert after == want and not diff(want, after)
+
+
+@given(maps, maps, st.sets(st.integers(0, 8)))
+def test_a_diff_of_some_keys_is_that_part_of_the_whole(
+    want: dict[int, int], found: dict[int, int], keys: set[int]
+) -> None:
+    whole, part = diff(want, found), diff_of(keys, want, found)
+    for name in ("add", "change", "remove"):
+        assert getattr(part, name) == {k: v for k, v in getattr(whole, name).items() if k in keys}
