@@ -21,7 +21,6 @@ from starlette.responses import HTMLResponse, Response
 from gateway.errors import ApiError
 from gateway.http.account import config_picture, config_text
 from gateway.http.services import HttpSettings, Services
-from gateway.model import Account
 
 KEY = re.compile(r"[0-9a-f]{80}")
 # wg-quick and the Android app take the tunnel's name from the file's and want at most 15 characters (IFNAMSIZ).
@@ -37,8 +36,8 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-FRAME, ASK, CONFIG, QR, NO_KEY, GONE, LATER = (
-    Template(_page(f"{name}.html")) for name in ("frame", "ask", "config", "qr", "no_key", "gone", "later")
+FRAME, ASK, CONFIG, QR, OWN_KEY, GONE, LATER = (
+    Template(_page(f"{name}.html")) for name in ("frame", "ask", "config", "qr", "own_key", "gone", "later")
 )
 STYLE, ASK_SCRIPT, CONFIG_SCRIPT = _page("style.css"), _page("ask.js"), _page("config.js")
 POLICY = "; ".join(
@@ -95,15 +94,14 @@ class Pages:
             # As data: the file can be saved without asking for it again, which the link would not allow.
             file=f"data:application/octet-stream;base64,{base64.b64encode(text.encode()).decode()}",
             file_name=escape(f"{account.name[:FILE_NAME_LENGTH]}.conf"),
-            qr=await _qr(account, text),
+            # No app takes a configuration without a private key from a picture: then it says what to do instead.
+            own_key="" if account.private_key else OWN_KEY.substitute(),
+            qr=await _qr(text) if account.private_key else "",
         )
         return _framed("Your VPN configuration", body, CONFIG_SCRIPT)
 
 
-async def _qr(account: Account, text: str) -> str:
-    """No app takes a configuration without a private key from a picture: then say what to do instead."""
-    if not account.private_key:
-        return NO_KEY.substitute()
+async def _qr(text: str) -> str:
     picture = base64.b64encode(await config_picture(text)).decode()
     return QR.substitute(picture=f"data:image/png;base64,{picture}")
 
