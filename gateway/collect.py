@@ -31,13 +31,13 @@ NODES_AT_ONCE = 8  # a fold of ten thousand totals is one transaction; more at o
 
 
 def oldest_kept(today: date, months: int) -> date:
-    """The first day that is kept: this month and so many full months before it."""
-    month = today.year * 12 + today.month - 1 - months
+    """The first day of the months that are kept, the current one included."""
+    month = today.year * 12 + today.month - months
     return date(month // 12, month % 12 + 1, 1)
 
 
 class Collect:
-    """`usage_months`: how many full months are kept besides the current one; 0 = all."""
+    """`usage_months`: how many months are kept, the current one included; 0 = all."""
 
     def __init__(
         self,

@@ -45,6 +45,18 @@ def check(connection: Connection) -> None:
         raise ConfigError([f"database: its schema is {current or 'empty'}, needed is {head}: run `migrate`"])
 
 
+async def is_empty(url: str) -> bool:
+    """Whether no version of this program has ever made its tables here: a first start may do so unasked."""
+    engine = Engine(parsed_url(url))
+    try:
+        async with engine.read() as connection:
+            return await connection.run_sync(lambda sync: not MigrationContext.configure(sync).get_current_heads())
+    except UNAVAILABLE as error:
+        raise unusable(error) from error
+    finally:
+        await engine.close()
+
+
 async def migrate(url: str) -> None:
     """One transaction on either database: all of it, or nothing. Safe to call from several gateways at once."""
     engine = Engine(parsed_url(url))

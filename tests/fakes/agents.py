@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from datetime import date
 from typing import TypeVar
 
-from gateway.agents import AgentLacks, AgentRefused, StaleAgent
+from gateway.agents import AgentLacks, AgentRefused, Agents, StaleAgent
 from gateway.errors import AgentUnreachable
 from gateway.model import (
     Account,
@@ -217,10 +217,11 @@ def _class_text(mark: int, rate: int) -> str | None:
     )
 
 
-class FakeAgents:
-    """The methods of `gateway.agents.Agents`, answered by fakes."""
+class FakeAgents(Agents):
+    """Every method of `Agents`, answered by fakes; nothing of it is used but its type."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._agents: dict[str, FakeAgent] = {}
 
     def __getitem__(self, node: str) -> FakeAgent:

@@ -1,0 +1,205 @@
+"""Command line of the gateway: serve, migrate, key add|list|revoke, node add|edit|list|remove|resync, check.
+
+Exit status: 0 well; 1 something is wrong (and said on standard error); 2 the command line or configuration is.
+Changes made here reach a running gateway by themselves: it looks into the database every few seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from gateway.agents import checked_target
+from gateway.config import DEFAULT_PATH, Config, load_config, shown
+from gateway.errors import ConfigError, GatewayError
+from gateway.keys import Keys
+from gateway.store import Store
+
+Options = argparse.Namespace
+
+
+# -- the commands -----------------------------------------------------------------------------------------------------
+
+
+def serve(config: Config, options: Options) -> int:
+    import uvloop
+
+    from gateway import wiring
+
+    wiring.start_logging(config.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(wiring.serve(config))
+    return 0
+
+
+def migrate(config: Config, options: Options) -> int:
+    from gateway.wiring import prepare_database
+
+    asyncio.run(prepare_database(config))
+    return 0
+
+
+def check(config: Config, options: Options) -> int:
+    from gateway.wiring import check_files
+
+    check_files(config)
+    print(shown(config))
+    return 0
+
+
+async def key_add(store: Store, options: Options) -> None:
+    secret = await Keys(store).add(options.name, options.ip)
+    print(secret.reveal(), flush=True)
+    _explain(f"key {options.name}: the line above is the access hash, shown only this once; send it as the cookie")
+    _explain(f"access_hash. It works for calls from {', '.join(options.ip)}.")
+
+
+async def key_list(store: Store, options: Options) -> None:
+    keys = await Keys(store).list()
+    _print_table(
+        ("NAME", "NETWORKS", "CREATED"),
+        [(key.name, ",".join(key.networks), f"{key.created:%Y-%m-%d %H:%M}") for key in keys],
+    )
+
+
+async def key_revoke(store: Store, options: Options) -> None:
+    await Keys(store).revoke(options.name)
+    _explain(f"key {options.name} is revoked; running gateways refuse it within seconds")
+
+
+async def node_add(store: Store, options: Options) -> None:
+    node = await store.add_node(options.name, checked_target(options.target), options.endpoint)
+    _explain(f"node {node.name} is added; running gateways call it within seconds")
+
+
+async def node_edit(store: Store, options: Options) -> None:
+    target = None if options.target is None else checked_target(options.target)
+    await store.edit_node(options.name, target, options.endpoint)
+
+
+async def node_list(store: Store, options: Options) -> None:
+    rows = [
+        (n.name, n.target, str(n.revision), str(n.acknowledged), n.epoch or "-", n.endpoint or "-")
+        for n in await store.nodes()
+    ]
+    _print_table(("NAME", "TARGET", "REVISION", "ACKNOWLEDGED", "EPOCH", "ENDPOINT"), rows)
+
+
+async def node_remove(store: Store, options: Options) -> None:
+    await store.remove_node(options.name)
+    _explain(f"node {options.name} is forgotten here; its agent keeps what it holds")
+
+
+async def node_resync(store: Store, options: Options) -> None:
+    await store.resync_node(options.name)
+    _explain(f"node {options.name} gets everything anew within seconds, without a drop on sessions that are right")
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+def _on_store(work: Callable[[Store, Options], Awaitable[None]]) -> Callable[[Config, Options], int]:
+    async def run(config: Config, options: Options) -> None:
+        from gateway.wiring import opened_store
+
+        async with opened_store(config) as store:
+            await work(store, options)
+
+    def call(config: Config, options: Options) -> int:
+        asyncio.run(run(config, options))
+        return 0
+
+    return call
+
+
+def _print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(line[column]) for line in (titles, *rows)) for column in range(len(titles))]
+    for line in (titles, *rows):
+        print("  ".join(f"{text:{width}}" for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _explain(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wirelane-gateway", description="REST API, database, and sync with the agents."
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"default {DEFAULT_PATH}, which may be absent")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(
+        to: argparse._SubParsersAction[argparse.ArgumentParser],
+        name: str,
+        call: Callable[[Config, Options], int],
+        sentence: str,
+    ) -> argparse.ArgumentParser:
+        command = to.add_parser(name, help=sentence, description=sentence)
+        command.set_defaults(call=call)
+        return command
+
+    add(commands, "serve", serve, "Run the gateway until it is told to stop.")
+    add(commands, "migrate", migrate, "Make the database, or bring its schema up to this version.")
+    add(commands, "check", check, "Print the configuration in force, or every mistake in it.")
+    keys = commands.add_parser("key", help="Who may call the API.").add_subparsers(required=True, metavar="ACTION")
+    command = add(keys, "add", _on_store(key_add), "Make an access key; prints its hash, once.")
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("--ip", action="append", required=True, metavar="CIDR", help="from where; may be repeated")
+    add(keys, "list", _on_store(key_list), "List the access keys.")
+    add(keys, "revoke", _on_store(key_revoke), "Revoke an access key.").add_argument("name", metavar="NAME")
+    nodes = commands.add_parser("node", help="The hosts with an agent.").add_subparsers(required=True, metavar="ACTION")
+    command = add(nodes, "add", _on_store(node_add), "Add a node.")
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("target", metavar="TARGET", help="where its agent listens: unix:/path/to/agent.sock")
+    command.add_argument("--endpoint", default="", metavar="ADDRESS", help="where clients reach it")
+    command = add(nodes, "edit", _on_store(node_edit), "Change where a node is reached.")
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("--target", metavar="TARGET", help="where its agent listens: unix:/path/to/agent.sock")
+    command.add_argument("--endpoint", metavar="ADDRESS", help='where clients reach it; "" clears')
+    add(nodes, "list", _on_store(node_list), "List the nodes, and how far each has come.")
+    for name, work, sentence in (
+        ("remove", node_remove, "Forget a node that has no servers."),
+        ("resync", node_resync, "Send a node everything anew."),
+    ):
+        add(nodes, name, _on_store(work), sentence).add_argument("name", metavar="NAME")
+    return parser
+
+
+def _become_owner(config: Config) -> None:
+    """Root takes the place of the user whom the gateway's folder belongs to, so that no file in it becomes root's."""
+    folder = (config.sqlite_file or Path(config.key_file)).parent
+    if os.geteuid() != 0 or not folder.is_dir():
+        return
+    owner = folder.stat()
+    if owner.st_uid != 0:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
+    try:
+        config = load_config(options.config)
+        _become_owner(config)
+        return int(options.call(config, options))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"wirelane-gateway: {problem}", file=sys.stderr)
+        return 2
+    except GatewayError as error:
+        print(f"wirelane-gateway: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

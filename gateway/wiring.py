@@ -1,0 +1,186 @@
+"""Builds the real objects, joins them, and runs them. The only file of the gateway that knows all the others.
+
+One asyncio loop and one TaskGroup: the HTTP listener, the sync loops, the collector, the watchdog. A task that ends
+with an error is a bug: it takes the process with it, and systemd starts it again. SIGTERM and SIGINT stop: requests
+that are under way are answered first, within bounds. SIGHUP is ignored: a change of the configuration is taken over
+by a restart, which touches no tunnel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import ip_network
+from pathlib import Path
+
+from starlette.types import ASGIApp
+
+from gateway.accounts import Accounts
+from gateway.agents import Agents
+from gateway.collect import Collect
+from gateway.config import Config, database_url, listen_address, read_key
+from gateway.errors import ConfigError
+from gateway.http.app import HttpSettings, Services, build_app
+from gateway.http.listener import Listener, bound_socket, tls_context
+from gateway.keys import Keys
+from gateway.links import Links
+from gateway.notify import keep_watchdog, tell
+from gateway.servers import Servers
+from gateway.store import Store, is_empty, migrate, open_store
+from gateway.sync import Sync
+from gateway.system import System
+
+log = logging.getLogger(__name__)
+
+
+class _Line(logging.Formatter):
+    """`time=... level=... room=... key=value ...`: one line, whatever is in it; a traceback follows on its own."""
+
+    def __init__(self) -> None:
+        super().__init__("time=%(asctime)s level=%(levelname)s room=%(name)s %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.levelname = record.levelname.lower()
+        return super().formatMessage(record).replace("\n", "\\n").replace("\r", "\\r")
+
+
+def start_logging(level: str) -> None:
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(_Line())
+    logging.basicConfig(level=level.upper(), handlers=[lines], force=True)
+    # Of these, only what is wrong: uvicorn's warnings are about what clients send, and are answered already.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    for name in ("alembic", "asyncio", "sqlalchemy"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+# -- the database -----------------------------------------------------------------------------------------------------
+
+
+async def prepare_database(config: Config) -> None:
+    """Makes or upgrades the schema, and the key with the first database. Raises ConfigError, DatabaseUnavailable."""
+    url = database_url(config)
+    read_key(config, may_make=await is_empty(url))
+    await migrate(url)
+    await (await open_store(url, read_key(config))).close()  # is it this key's database?
+
+
+@asynccontextmanager
+async def opened_store(config: Config) -> AsyncIterator[Store]:
+    """A database that is there, with its own key. Raises ConfigError, DatabaseUnavailable."""
+    if config.sqlite_file and not config.sqlite_file.exists():
+        raise ConfigError([f"database: {config.sqlite_file} does not exist: `wirelane-gateway migrate` makes it"])
+    store = await open_store(database_url(config), read_key(config))
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+# -- the process ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Gateway:
+    app: ASGIApp
+    sync: Sync
+    collect: Collect
+
+
+def _gateway(config: Config, store: Store, agents: Agents) -> _Gateway:
+    sync = Sync(store, agents, config.settle_seconds)
+    collect = Collect(store, agents, config.collect_seconds, config.usage_months, config.time_zone)
+    services = Services(
+        accounts=Accounts(store, sync, collect, agents, config.account_limit),
+        servers=Servers(store, sync, agents, config.endpoint, config.handshake_uptime),
+        links=Links(store, config.link_days),
+        keys=Keys(store),
+        system=System(store, sync, config.account_limit),
+        ping=store.ping,
+    )
+    settings = HttpSettings(
+        public_url=config.public_url.rstrip("/"),
+        http_status=config.http_status,
+        trusted_proxies=tuple(ip_network(text) for text in config.trusted_proxies),
+        tabs=config.config_tabs,
+        time_zone=config.time_zone,
+    )
+    return _Gateway(build_app(services, settings), sync, collect)
+
+
+def check_files(config: Config) -> None:
+    """Opens what the configuration names and `serve` will need. Raises ConfigError with every problem."""
+    problems: list[str] = []
+    if config.tls_certificate:
+        try:
+            tls_context(config.tls_certificate, config.tls_key)
+        except OSError as error:
+            problems.append(f"tls_certificate, tls_key: {error.strerror or error}")
+    try:
+        database_url(config)
+        if Path(config.key_file).exists():
+            read_key(config)
+    except ConfigError as error:
+        problems.extend(error.problems)
+    if problems:
+        raise ConfigError(problems)
+
+
+async def serve(config: Config) -> None:
+    """Runs until SIGTERM or SIGINT. Raises ConfigError, DatabaseUnavailable when it cannot start."""
+    check_files(config)
+    address, port = listen_address(config.listen)
+    try:
+        listening = bound_socket(address, port)
+    except OSError as error:
+        raise ConfigError([f"listen: {config.listen}: {error.strerror}"]) from None
+    with listening:
+        if await is_empty(database_url(config)):
+            await prepare_database(config)
+        async with opened_store(config) as store, _agents() as agents:
+            await store.set_time_zone(config.time_zone)
+            gateway = _gateway(config, store, agents)
+            tls = tls_context(config.tls_certificate, config.tls_key) if config.tls_certificate else None
+            listener = Listener(gateway.app, tls, lambda: _ready(config))
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, _stop, listener)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            async with asyncio.TaskGroup() as group:
+                loops = [
+                    group.create_task(gateway.sync.run(), name="sync"),
+                    group.create_task(gateway.collect.run(), name="collect"),
+                    group.create_task(keep_watchdog(), name="watchdog"),
+                ]
+                await listener.serve([listening])
+                for loop in loops:
+                    loop.cancel()
+    log.info("event=stopped")
+
+
+@asynccontextmanager
+async def _agents() -> AsyncIterator[Agents]:
+    agents = Agents()
+    try:
+        yield agents
+    finally:
+        await agents.close()
+
+
+def _ready(config: Config) -> None:
+    tell("READY=1")
+    log.info("event=ready listen=%s tls=%s", config.listen, "yes" if config.tls_certificate else "no")
+
+
+def _stop(listener: Listener) -> None:
+    tell("STOPPING=1")
+    log.info("event=stopping")
+    listener.should_exit = True
