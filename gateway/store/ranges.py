@@ -99,4 +99,5 @@ _SHRINK = {count: _shrink_statement(count) for count in range(1, 5)}
 
 
 def _shrink(count: int) -> Update:
-    return _SHRINK.get(count) or _shrink_statement(count)
+    ready = _SHRINK.get(count)  # a statement has no truth value: ask for None
+    return _shrink_statement(count) if ready is None else ready

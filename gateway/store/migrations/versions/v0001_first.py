@@ -22,6 +22,9 @@ def upgrade() -> None:
     _access()
     locks = sa.table("locks", sa.column("name", sa.Text))
     op.bulk_insert(locks, [{"name": "installation"}, {"name": "numbers"}])
+    free_ranges = sa.table("free_ranges", sa.column("scope", sa.Text), sa.column("lo"), sa.column("hi"))
+    # The numbers of generated names, `peer_N` and `user_N`.
+    op.bulk_insert(free_ranges, [{"scope": scope, "lo": 1, "hi": 999_999_999} for scope in ("peer", "user")])
 
 
 def _installation() -> None:
