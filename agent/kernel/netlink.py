@@ -113,7 +113,7 @@ class Netlink:
         first = self._transmit([request], NLM_F_ACK | NLM_F_ECHO)
         answer: bytes | None = None
         while True:
-            for kind, flags, sequence, data in self._receive():
+            for kind, flags, sequence, data in _split(self._receive()):
                 if sequence != first:
                     continue
                 if kind == NLMSG_ERROR:
@@ -132,26 +132,32 @@ class Netlink:
         raise KernelError("netlink: the objects change faster than they can be listed")
 
     def _dump_once(self, request: bytes) -> list[bytes] | None:
+        """None when it has to be started again. One loop without detours: it runs for 20,000 messages in a resync."""
         first = self._transmit([request], NLM_F_DUMP)
         found: list[bytes] = []
-        torn = False
+        torn = 0
         while True:
             try:
-                answers = self._receive()
+                data = self._receive()
             except _Overrun:
                 self._socket.close()  # with it the rest of this dump, which would refuse another one (EBUSY)
                 self._socket = _open()
                 return None
-            for kind, flags, sequence, data in answers:
+            offset, end = 0, len(data)
+            while offset + HEADER_BYTES <= end:
+                length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+                part = data[offset : offset + length]
+                offset += max(length, HEADER_BYTES) + 3 & ~3
                 if sequence != first:
                     continue
-                torn = torn or bool(flags & NLM_F_DUMP_INTR)
-                if kind in (NLMSG_DONE, NLMSG_ERROR):
-                    refusal = _refusal(data, flags, 0)
-                    if refusal:
-                        raise KernelError(f"netlink: listing failed: {refusal.text}")
-                    return None if torn else found
-                found.append(data)
+                torn |= flags & NLM_F_DUMP_INTR
+                if kind > NLMSG_DONE:
+                    found.append(part)
+                    continue
+                refusal = _refusal(part, flags, 0)
+                if refusal:
+                    raise KernelError(f"netlink: listing failed: {refusal.text}")
+                return None if torn else found
 
     def _send_chunk(self, chunk: Sequence[bytes], start: int) -> list[Refusal]:
         first = self._transmit(chunk, 0)
@@ -159,7 +165,7 @@ class Netlink:
         refusals: list[Refusal] = []
         while True:
             try:
-                answers = self._receive()
+                answers = _split(self._receive())
             except _Overrun:
                 return self._send_singly(chunk, start)
             for kind, flags, sequence, data in answers:
@@ -196,25 +202,15 @@ class Netlink:
             raise KernelError(f"netlink: sending failed: {error}") from error
         return first
 
-    def _receive(self) -> list[tuple[int, int, int, bytes]]:
-        """What one recv brings, as (type, flags, sequence, whole message)."""
+    def _receive(self) -> bytes:
         try:
-            data = self._socket.recv(RECEIVE_BYTES)
+            return self._socket.recv(RECEIVE_BYTES)
         except TimeoutError as error:
             raise KernelError(f"netlink: no answer within {DEADLINE:.0f} s") from error
         except OSError as error:
             if error.errno == errno.ENOBUFS:
                 raise _Overrun("netlink: answers were lost: the receive buffer was full") from error
             raise KernelError(f"netlink: receiving failed: {error}") from error
-        found = []
-        offset, end = 0, len(data)
-        while offset + HEADER_BYTES <= end:
-            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-            if length < HEADER_BYTES:
-                break
-            found.append((kind, flags, sequence, data[offset : offset + length]))
-            offset += length + 3 & ~3
-        return found
 
 
 class _Overrun(KernelError):
@@ -236,6 +232,17 @@ def _open() -> socket.socket:
             opened.close()
         raise KernelError(f"netlink: {error.strerror} (the agent needs CAP_NET_ADMIN)", retry=False) from error
     return opened
+
+
+def _split(data: bytes) -> list[tuple[int, int, int, bytes]]:
+    """What one recv brought, as (type, flags, sequence, whole message)."""
+    found = []
+    offset, end = 0, len(data)
+    while offset + HEADER_BYTES <= end:
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+        found.append((kind, flags, sequence, data[offset : offset + length]))
+        offset += max(length, HEADER_BYTES) + 3 & ~3
+    return found
 
 
 def _refusal(data: bytes, flags: int, index: int) -> Refusal | None:
