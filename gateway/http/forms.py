@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qsl
@@ -17,6 +18,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from gateway.http.envelope import HttpError
+
+# The parser warns of every odd byte: one line for each of a stranger's mistakes is his to choose, not ours to write.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 BODY_SECONDS = 20.0  # below the listener's own bound, so that there is an answer
 MAX_FIELDS = 100

@@ -8,7 +8,7 @@ from dataclasses import fields as attributes
 from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import fields
@@ -265,6 +265,7 @@ def problem_of(parse: Callable[[], object]) -> str | None:
     return None
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(FORMS)
 def test_no_form_whatsoever_raises_anything_but_invalid_value(form: dict[str, str]) -> None:
     for parse in (fields.new_account, fields.account_edit, fields.server_values):
@@ -272,12 +273,14 @@ def test_no_form_whatsoever_raises_anything_but_invalid_value(form: dict[str, st
         assert text is None or (text.isprintable() and 0 < len(text) < 120)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(ANY_TEXT, ANY_TEXT)
 def test_no_month_whatsoever_raises_anything_but_invalid_value(year: str, number: str) -> None:
     text = problem_of(lambda: fields.month(year, number))
     assert text in (None, "Wrong month setting", "Wrong year setting")
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(FORMS)
 def test_what_is_accepted_can_be_put_into_a_configuration_line(form: dict[str, str]) -> None:
     try:

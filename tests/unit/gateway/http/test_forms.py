@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.types import Message
@@ -158,6 +158,7 @@ def test_body_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
     assert caught.value.status == 408
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.binary(max_size=200), st.sampled_from([URLENCODED, MULTIPART, "application/json", "", "multipart/form-data"]))
 def test_any_bytes_are_fields_or_malformed(body: bytes, content_type: str) -> None:
     try:
@@ -171,6 +172,7 @@ def test_any_bytes_are_fields_or_malformed(body: bytes, content_type: str) -> No
 FORMS = st.dictionaries(st.from_regex(r"[a-zA-Z_]{1,12}", fullmatch=True), st.text(max_size=40), max_size=8)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(FORMS)
 def test_what_a_client_encodes_is_what_comes_out(form: dict[str, str]) -> None:
     for encoded in (

@@ -1,0 +1,118 @@
+"""gateway/http/link.py: the one-time link's pages, as bytes. What a browser makes of them: tests/contract."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import html
+import re
+
+import httpx
+import pytest
+
+from gateway.errors import DatabaseUnavailable
+from tests.unit.gateway.http.conftest import Api
+
+pytestmark = pytest.mark.anyio
+
+
+async def new_link(api: Api, **form: str) -> str:
+    await api.msg("POST", "/account", wg_name="Default_1", name="one", **form)
+    return httpx.URL(await api.msg("GET", "/account/one/otl")).path
+
+
+async def test_previews_do_not_use_the_link_up_and_the_button_does(api: Api) -> None:
+    path = await new_link(api)
+    api.http.cookies.clear()  # whoever has the link needs nothing else
+    for method in ("GET", "HEAD", "GET", "HEAD"):
+        answer = await api.http.request(method, path)
+        assert answer.status_code == 200 and "PrivateKey" not in answer.text
+    opened = await api.http.post(path)
+    assert opened.status_code == 200 and "PrivateKey" in opened.text
+    for method in ("GET", "POST"):
+        assert (await api.http.request(method, path)).status_code == 404
+
+
+async def test_of_many_who_press_the_button_one_sees_it(api: Api) -> None:
+    path = await new_link(api)
+    answers = await asyncio.gather(*(api.http.post(path) for _ in range(20)))
+    assert sorted(answer.status_code for answer in answers) == [200] + [404] * 19
+
+
+async def test_what_is_not_relevant_looks_always_the_same(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, expired = await new_link(api), httpx.URL(await api.msg("GET", "/account/one/otl")).path
+    deleted = httpx.URL(await api.msg("GET", "/account/one/otl")).path
+    await api.http.post(used)
+    future = api.product.links._now() + 11 * 86400
+    pages = set()
+    with monkeypatch.context() as patch:
+        patch.setattr(api.product.links, "_now", lambda: future)
+        pages |= {(answer.status_code, answer.text) for answer in [await api.http.get(expired)]}
+    await api.msg("DELETE", "/account/one")
+    unknown = [f"/otl/{'0' * 80}", "/otl/short", f"/otl/{'A' * 80}", f"/otl/{'a' * 81}", "/otl/a%00b"]
+    for path in (used, deleted, *unknown):
+        for method in ("GET", "POST"):
+            answer = await api.http.request(method, path)
+            pages.add((answer.status_code, answer.text))
+    assert len(pages) == 1 and "not relevant" in pages.pop()[1]
+
+
+async def test_page_has_text_picture_and_file_of_the_same_configuration(api: Api) -> None:
+    path = await new_link(api)
+    text = await api.msg("GET", "/account/one/config_text")
+    picture = await api.msg("GET", "/account/one/config_qr")
+    page = (await api.http.post(path)).text
+    (shown,) = re.findall(r"<pre[^>]*>(.*?)</pre>", page, re.DOTALL)
+    assert html.unescape(shown) == text
+    assert f'src="data:image/png;base64,{picture}"' in page
+    ((name, file),) = re.findall(r'download="([^"]*)" href="data:[^,]*;base64,([^"]*)"', page)
+    assert (name, base64.b64decode(file).decode()) == ("one.conf", text)
+
+
+async def test_file_of_a_long_name_is_one_that_wireguard_takes(api: Api) -> None:
+    name = "customer-2024-0001"
+    await api.msg("POST", "/account", wg_name="Default_1", name=name)
+    page = (await api.http.post(httpx.URL(await api.msg("GET", f"/account/{name}/otl")).path)).text
+    assert 'download="customer-2024-0.conf"' in page and f"<strong>{name}</strong>" in page
+
+
+async def test_disabled_account_still_sees_its_configuration(api: Api) -> None:
+    assert (await api.http.post(await new_link(api, status="disable"))).status_code == 200
+
+
+async def test_customer_who_keeps_the_key_is_told_what_to_do(api: Api) -> None:
+    public = "sdxzHEBOdgm9ZzRn2tw2bzdnU1v7mUp1plpAU+craSo="
+    page = (await api.http.post(await new_link(api, public_key=public))).text
+    assert 'id="own-key"' in page and "# PrivateKey = (yours)" in page and 'id="qr"' not in page
+
+
+async def test_policy_allows_what_is_in_the_page_and_nothing_else(api: Api) -> None:
+    path = await new_link(api)
+    for method in ("GET", "POST"):
+        answer = await api.http.request(method, path)
+        policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
+        assert policy["default-src"] == "'none'" and policy["frame-ancestors"] == "'none'"
+        assert (policy["img-src"], policy["form-action"], policy["base-uri"]) == ("data:", "'self'", "'none'")
+        for element, source in (("style", "style-src"), ("script", "script-src")):
+            (inside,) = re.findall(rf"<{element}>(.*?)</{element}>", answer.text, re.DOTALL)
+            digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+            assert f"'sha256-{digest}'" in policy[source] and "unsafe" not in policy[source]
+        assert not re.search(r"""\son\w+=|\sstyle=|(src|href)=(?!"data:)|https?:|@import|url\(""", answer.text)
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["x-robots-tag"] == "noindex, nofollow"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_store_that_is_away_does_not_look_like_a_used_link(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = await new_link(api)
+
+    async def away(_: str) -> None:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(api.product.links, "valid", away)
+    monkeypatch.setattr(api.product.links, "open", away)
+    for method in ("GET", "POST"):
+        answer = await api.http.request(method, path)
+        assert answer.status_code == 503 and "try again" in answer.text

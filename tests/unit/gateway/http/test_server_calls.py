@@ -1,0 +1,89 @@
+"""gateway/http/server.py and system.py: the calls around servers."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.fakes.product import NODE
+from tests.unit.gateway.http.conftest import Api
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_server_lives_from_add_to_delete(api: Api) -> None:
+    made = await api.msg(
+        "POST", "/wireguard", name="west", address="10.7.0.1/24", dns_2="", keep_alive="25", mtu="1380"
+    )
+    assert made["name"] == "west" and made["address"] == "10.7.0.1/24" and made["keep_alive"] == 25
+    assert (made["dns_1"], made["dns_2"], made["ikev2"], made["internal_traffic"]) == ("8.8.8.8", "", False, False)
+    assert await api.msg("GET", "/wireguard/west") == made
+    assert list(await api.msg("GET", "/wireguard")) == ["Default_1", "west"]
+    edited = await api.msg("PUT", "/wireguard/west", internal_traffic="1", b_download="5", dns_1="")
+    assert edited == {**made, "internal_traffic": True, "b_download": "5", "dns_1": ""}
+    assert await api.msg("DELETE", "/wireguard/west") == "success"
+    assert await api.error("GET", "/wireguard/west") == "Wireguard server not found"
+
+
+async def test_server_that_is_not_there_is_not_found_by_any_call(api: Api) -> None:
+    for method, path in (("GET", ""), ("PUT", ""), ("DELETE", ""), ("GET", "/peers"), ("GET", "/available_ips")):
+        for name in ("nowhere", "info", "a%20b", "a%00b"):
+            assert await api.error(method, f"/wireguard/{name}{path}") == "Wireguard server not found"
+    assert await api.error("PUT", "/wireguard/nowhere/set_bandwidth") == "Wireguard server not found"
+    assert await api.error("GET", "/wireguard/nowhere/dump") == "Wireguard server not found"
+
+
+async def test_no_server_can_hide_the_online_page(api: Api) -> None:
+    assert (await api.error("POST", "/wireguard", name="online")).startswith("Wrong name")
+    assert await api.msg("GET", "/wireguard/online") == []
+
+
+async def test_ikev2_is_refused_until_it_is_served(api: Api) -> None:
+    assert await api.error("POST", "/wireguard", ikev2="1") == "IKEv2 is not supported yet"
+    assert await api.error("PUT", "/wireguard/Default_1", ikev2="true") == "IKEv2 is not supported yet"
+
+
+async def test_peers_are_a_map_by_name(api: Api) -> None:
+    assert await api.msg("GET", "/wireguard/Default_1/peers") == {}
+    made = await api.msg("POST", "/account", wg_name="Default_1", name="123-456-text")
+    assert await api.msg("GET", "/wireguard/Default_1/peers") == {"123-456-text": made}
+    assert await api.error("DELETE", "/wireguard/Default_1") == "Cannot be deleted. There are active peers."
+
+
+async def test_available_addresses_are_ascending_and_lack_what_is_taken(api: Api) -> None:
+    await api.msg("POST", "/account", wg_name="Default_1", allowed_IPs="10.0.0.5")
+    free = await api.msg("GET", "/wireguard/Default_1/available_ips")
+    assert free == [f"10.0.0.{number}" for number in range(2, 255) if number != 5]
+
+
+async def test_set_bandwidth_gives_its_limits_to_all_accounts(api: Api) -> None:
+    await api.msg("POST", "/account", wg_name="Default_1", name="one", b_download="1", b_upload="1")
+    assert await api.msg("PUT", "/wireguard/Default_1/set_bandwidth") == ""
+    account = await api.msg("GET", "/account/one")
+    assert (account["b_download"], account["b_upload"]) == ("12", "10")
+
+
+async def test_dump_has_port_and_key(api: Api) -> None:
+    server = await api.msg("GET", "/wireguard/Default_1")
+    dump = {"port": server["listen_port"], "public_key": server["public_key"]}
+    assert await api.msg("GET", "/wireguard/Default_1/dump") == dump
+
+
+async def test_online_shows_who_had_a_handshake_lately(api: Api) -> None:
+    for name in ("one", "two"):
+        await api.msg("POST", "/account", wg_name="Default_1", name=name)
+    agent = api.product.agents[NODE]
+    by_name = {account.name: account for account in agent.accounts.values()}
+    agent.handshake(by_name["one"].id, int(time.time()) - 10)
+    agent.handshake(by_name["two"].id, int(time.time()) - 1000)
+    (online,) = await api.msg("GET", "/wireguard/online")
+    assert (online["name"], online["status"], online["endpoint"]) == ("one", "enable", "192.0.2.1:40000")
+    assert set(map(type, online.values())) == {str}
+
+
+async def test_system_status_counts_and_names_nodes_that_are_behind(api: Api) -> None:
+    await api.msg("POST", "/account", wg_name="Default_1")
+    status = await api.msg("GET", "/system/status")
+    assert (status["count_accounts"], status["count_wireguard"], status["license_valid"]) == (1, 1, True)
+    assert [node["name"] for node in status["nodes"]] == [NODE]
