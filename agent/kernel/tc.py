@@ -85,17 +85,19 @@ class Found(NamedTuple):
 
 
 def parse(data: bytes) -> Found:
-    """Reads the kind and the options, which the kernel puts first; statistics come after them."""
+    """Reads the kind, which the kernel puts first, and the options: next, or behind the chain of a filter."""
     ifindex, handle, parent, info, length, number = _HEAD.unpack_from(data)
     if number != TCA_KIND:
         raise ValueError("a traffic control message does not begin with its kind")
     kind = data[BODY + 4 : BODY + length - 1].decode()
     start = BODY + (length + 3 & ~3)
     options = b""
-    if start < len(data):
+    while start < len(data):
         length, number = _ATTRIBUTE.unpack_from(data, start)
         if number & NLA_TYPE_MASK == TCA_OPTIONS:
             options = data[start + 4 : start + length]
+            break
+        start += length + 3 & ~3
     return Found(ifindex, handle, parent, info, kind, options)
 
 
