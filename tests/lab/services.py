@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WEB_PORT = 80
 IPERF_PORTS = (5201, 5202, 5203, 5204)  # an iperf3 server serves one test at a time
 START_SECONDS = 30.0
+# gRPC's own pause after a refused connection grows from 1 s; we look many times a second.
+IMPATIENT = tuple((f"grpc.{which}_reconnect_backoff_ms", 100) for which in ("initial", "min", "max"))
 SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse{status: SERVING}
 Settings = Mapping[str, str | int | float | bool]
 
@@ -136,7 +138,7 @@ def start_agent(node: Host, state: Path) -> Process:
 def wait_for_agent(node: Host, state: Path, running: Process) -> None:
     """Until the agent's gRPC health service says SERVING."""
     what = f"agent of {node.name}, see {state}/agent-{node.name}.log"
-    with grpc.insecure_channel(agent_target(node, state)) as channel:
+    with grpc.insecure_channel(agent_target(node, state), IMPATIENT) as channel:
         # Raw bytes on purpose: the wire form of an empty request and of SERVING need no generated code.
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check", request_serializer=bytes, response_deserializer=bytes
