@@ -52,7 +52,10 @@ async def _counts(tx: Transaction) -> tuple[list[Node], int, int]:
 
 def _node_state(node: Node, status: AgentStatus | None) -> dict[str, str]:
     """`status` None: it does not answer, or nobody has asked it yet."""
-    waiting = node.revision - node.acknowledged
+    held = node.acknowledged
+    if status is not None and status.epoch == node.epoch:
+        held = max(held, status.revision)  # its own word comes a moment before its acknowledgement is written
+    waiting = node.revision - held
     if status is None:
         missing = f", {waiting} changes wait for it" if waiting else ""
         return {"name": node.name, "status": "away", "problem": f"the agent does not answer{missing}"}

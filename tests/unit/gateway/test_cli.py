@@ -1,0 +1,191 @@
+"""The command line: what it prints where, and its exit status. `serve` is tried in tests/contract/test_serve.py."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.__main__ import main
+from tests.fakes.product import migrated_sqlite
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "gateway.toml"
+    path.write_text(f'database = "sqlite:///{tmp_path}/gateway.db"\nkey_file = "{tmp_path}/secret.key"\n')
+    return str(path)
+
+
+@pytest.fixture
+def ready(config: str, capfd: Captured) -> str:
+    """A configuration whose database is there."""
+    assert main(["--config", config, "migrate"]) == 0
+    capfd.readouterr()
+    return config
+
+
+def outcome(capfd: Captured, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, standard output, standard error."""
+    status = main(["--config", *arguments])
+    out, err = capfd.readouterr()
+    return status, out, err
+
+
+def test_migrate_makes_database_and_key_and_may_be_repeated(config: str, capfd: Captured, tmp_path: Path) -> None:
+    assert outcome(capfd, config, "migrate") == (0, "", "")
+    key = (tmp_path / "secret.key").read_text()
+    assert outcome(capfd, config, "migrate") == (0, "", "")
+    assert (tmp_path / "secret.key").read_text() == key
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("gateway.db", "secret.key")} == {0o600}
+
+
+def test_a_missing_database_is_named_with_the_cure(config: str, capfd: Captured, tmp_path: Path) -> None:
+    status, out, err = outcome(capfd, config, "key", "list")
+    assert (status, out) == (2, "")
+    assert err == (
+        f"wirelane-gateway: database: {tmp_path}/gateway.db does not exist: `wirelane-gateway migrate` makes it\n"
+    )
+    assert not (tmp_path / "gateway.db").exists()
+
+
+def test_another_key_than_the_databases_is_refused(ready: str, capfd: Captured, tmp_path: Path) -> None:
+    (tmp_path / "secret.key").write_text("ab" * 32)
+    for command in (("key", "list"), ("migrate",)):
+        status, _, err = outcome(capfd, ready, *command)
+        assert status == 2
+        assert "not the key that the database was written with" in err
+    (tmp_path / "secret.key").unlink()
+    status, _, err = outcome(capfd, ready, "migrate")
+    assert status == 2
+    assert "put it back from your backup" in err
+    assert not (tmp_path / "secret.key").exists()
+
+
+def test_a_key_is_printed_alone_and_once(ready: str, capfd: Captured) -> None:
+    status, out, err = outcome(capfd, ready, "key", "add", "billing", "--ip", "192.0.2.1", "--ip", "10.0.0.0/8")
+    assert status == 0
+    assert re.fullmatch(r"[0-9a-f]{80}\n", out)
+    assert "only this once" in err
+    status, listing, _ = outcome(capfd, ready, "key", "list")
+    title, line = listing.splitlines()
+    assert title.split() == ["NAME", "NETWORKS", "CREATED"]
+    assert line.startswith("billing  192.0.2.1/32,10.0.0.0/8  20")
+    assert out.strip() not in listing
+
+
+def test_keys_are_refused_in_one_line(ready: str, capfd: Captured) -> None:
+    assert outcome(capfd, ready, "key", "add", "k", "--ip", "192.0.2.1")[0] == 0
+    for arguments, text in (
+        (("key", "add", "k", "--ip", "192.0.2.1"), "There is a key k already; revoke it first"),
+        (("key", "add", "x y", "--ip", "192.0.2.1"), "Wrong name of a key"),
+        (("key", "add", "x", "--ip", "10.0.0.1/8"), "Wrong address of a key"),
+        (("key", "revoke", "other"), "There is no key other"),
+    ):
+        status, out, err = outcome(capfd, ready, *arguments)
+        assert (status, out) == (1, "")
+        assert err.startswith(f"wirelane-gateway: {text}")
+        assert err.count("\n") == 1
+    assert outcome(capfd, ready, "key", "revoke", "k")[0] == 0
+    assert outcome(capfd, ready, "key", "list")[1].splitlines()[1:] == []
+
+
+def test_nodes_are_added_shown_changed_and_removed(ready: str, capfd: Captured) -> None:
+    assert outcome(capfd, ready, "node", "add", "fra", "unix:/run/fra.sock", "--endpoint", "fra.example.com")[0] == 0
+    status, out, _ = outcome(capfd, ready, "node", "list")
+    title, line = out.splitlines()
+    assert title.split() == ["NAME", "TARGET", "REVISION", "ACKNOWLEDGED", "EPOCH", "ENDPOINT"]
+    assert line.split() == ["fra", "unix:/run/fra.sock", "1", "0", "-", "fra.example.com"]
+    assert outcome(capfd, ready, "node", "edit", "fra", "--target", "unix:/run/b.sock", "--endpoint", "")[0] == 0
+    assert outcome(capfd, ready, "node", "list")[1].splitlines()[1].split()[1::4] == ["unix:/run/b.sock", "-"]
+    assert outcome(capfd, ready, "node", "resync", "fra")[0] == 0
+    assert outcome(capfd, ready, "node", "list")[1].splitlines()[1].split()[2] == "2"
+    assert outcome(capfd, ready, "node", "remove", "fra")[0] == 0
+    assert outcome(capfd, ready, "node", "list")[1].count("\n") == 1
+    status, _, err = outcome(capfd, ready, "node", "resync", "fra")
+    assert (status, err) == (1, "wirelane-gateway: Node fra not found\n")
+
+
+def test_a_target_over_tcp_is_refused_with_a_clear_sentence(ready: str, capfd: Captured) -> None:
+    status, _, err = outcome(capfd, ready, "node", "add", "fra", "192.0.2.1:9000")
+    assert status == 2
+    assert "agents over TCP are not supported yet" in err
+    assert outcome(capfd, ready, "node", "list")[1].count("\n") == 1
+
+
+def test_check_prints_what_is_in_force_or_every_mistake(config: str, capfd: Captured, tmp_path: Path) -> None:
+    status, out, err = outcome(capfd, config, "check")
+    assert (status, err) == (0, "")
+    assert 'listen = "127.0.0.1:8080"' in out
+    Path(config).write_text('listen = 5\nlink_day = 1\nendpoint = "a b"\n')
+    status, out, err = outcome(capfd, config, "check")
+    assert (status, out) == (2, "")
+    assert [line.split(": ")[1:3] for line in err.splitlines()] == [
+        [f"{config}:1", "listen"],
+        [f"{config}:2", "link_day"],
+        [f"{config}:3", "endpoint"],
+    ]
+
+
+def test_check_opens_the_files_that_serve_will_need(config: str, capfd: Captured, tmp_path: Path) -> None:
+    (tmp_path / "secret.key").write_text("ab" * 32)
+    (tmp_path / "secret.key").chmod(0o644)
+    with open(config, "a") as file:
+        file.write(f'tls_certificate = "{tmp_path}/absent.pem"\ntls_key = "{tmp_path}/absent.key"\n')
+    status, _, err = outcome(capfd, config, "check")
+    assert status == 2
+    assert "tls_certificate, tls_key: No such file or directory" in err
+    assert "chmod 600" in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["key"], ["key", "add", "x"], ["node", "add", "x"], ["nonsense"]])
+def test_a_wrong_command_line_is_status_2(arguments: list[str], capfd: Captured) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage:" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to see what root does")
+def test_root_makes_no_file_of_its_own_in_the_gateways_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o700)
+    for path in (tmp_path, *tmp_path.parents):  # another user has to get there
+        if path.stat().st_uid == 0 and path.stat().st_mode & 0o005 != 0o005 and path.name.startswith("pytest"):
+            path.chmod(0o755)
+    tmp_path.chmod(0o755)
+    os.chown(folder, 65534, 65534)
+    config = tmp_path / "gateway.toml"
+    config.write_text(f'database = "sqlite:///{folder}/gateway.db"\nkey_file = "{folder}/secret.key"\n')
+    command = [sys.executable, "-m", "gateway", "--config", str(config), "migrate"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.stat().st_uid for path in folder.iterdir()} == {65534}
+
+
+def test_an_sqlite_file_that_is_no_database_is_one_clear_line(ready: str, capfd: Captured, tmp_path: Path) -> None:
+    (tmp_path / "gateway.db").write_bytes(b"nonsense" * 1000)
+    status, out, err = outcome(capfd, ready, "node", "list")
+    assert (status, out) == (2, "")
+    assert "put it aside and restore your backup" in err
+    assert "Traceback" not in err
+
+
+def test_an_older_schema_is_refused_with_the_command_that_helps(config: str, capfd: Captured, tmp_path: Path) -> None:
+    migrated_sqlite(tmp_path / "gateway.db")
+    (tmp_path / "secret.key").write_text("ab" * 32)
+    (tmp_path / "secret.key").chmod(0o600)
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "gateway.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'older'")
+    database.close()
+    status, _, err = outcome(capfd, config, "serve")
+    assert status == 2
+    assert "migrate" in err

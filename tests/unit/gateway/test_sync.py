@@ -1,0 +1,351 @@
+"""Sync over a real store and agents in this process: what reaches an agent, who is released when, and what is said."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+
+from gateway.model import AccountEdit, NewAccount, ServerValues
+from gateway.store import Store, open_store
+from gateway.sync import Sync
+from tests.fakes.agents import FakeAgent, FakeAgents
+from tests.fakes.product import KEY, NODE, Product, running_product
+
+pytestmark = pytest.mark.anyio
+
+
+async def until(holds: Callable[[], bool], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not holds():  # noqa: ASYNC110 - it looks at several things at once
+            await asyncio.sleep(0.01)
+
+
+async def with_server(product: Product) -> FakeAgent:
+    """One server, known to the agent; answers the agent."""
+    await product.servers.create(ServerValues(name="s1"))
+    return product.agents[NODE]
+
+
+async def create(product: Product, number: int = 0) -> str:
+    """Creates an account; answers the node it is pending on."""
+    name = f"a{number}" if number else None
+    return (await product.accounts.create(NewAccount(server="s1", name=name))).pending
+
+
+async def until_acknowledged(store: Store, agent: FakeAgent) -> None:
+    """Until the database says that the agent holds everything."""
+    async with asyncio.timeout(5):
+        while True:
+            node = await store.node(NODE)
+            if (node.epoch, node.acknowledged) == (agent.epoch, agent.revision) and node.revision == agent.revision:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_a_new_agent_gets_a_snapshot_and_then_patches(product: Product) -> None:
+    agent = await with_server(product)
+    assert await create(product) == ""
+    assert len(agent.snapshots) == 1
+    assert [len(patch.put_accounts) for patch in agent.patches[-1:]] == [1]
+    assert agent.patches[-1].base == agent.patches[-1].revision - 1
+    await until_acknowledged(product.store, agent)
+    assert product.sync.pending() == []
+
+
+async def test_a_thousand_waiters_cost_a_few_patches(product: Product) -> None:
+    agent = await with_server(product)
+    await create(product)
+    revision = (await product.store.node(NODE)).revision
+    before, agent.slow = len(agent.patches), 0.05
+    async with asyncio.TaskGroup() as group:
+        creates = [group.create_task(create(product, number)) for number in range(1, 41)]
+        waits = [group.create_task(product.sync.settled(NODE, revision + n % 40 + 1)) for n in range(1000)]
+    assert {task.result() for task in creates} == {""}
+    assert {task.result() for task in waits} == {"applied"}
+    assert len(agent.patches) - before <= 25
+    assert len(agent.accounts) == 41
+
+
+async def test_one_patch_is_in_flight_at_a_time(product: Product) -> None:
+    agent = await with_server(product)
+    together = most = 0
+    real = agent.patch
+
+    async def watched(*arguments: object) -> object:
+        nonlocal together, most
+        together += 1
+        most = max(most, together)
+        try:
+            await asyncio.sleep(0.02)
+            return await real(*arguments)  # type: ignore[arg-type]
+        finally:
+            together -= 1
+
+    agent.patch = watched  # type: ignore[method-assign, assignment]
+    await asyncio.gather(*(create(product, number) for number in range(1, 9)))
+    assert most == 1
+
+
+async def test_a_change_while_the_agent_is_away_is_pending_and_arrives_when_it_is_back(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="gateway.sync")
+    async with running_product(database, settle_seconds=0.3) as product:
+        agent = await with_server(product)
+        agent.away = True
+        started = time.monotonic()
+        assert await create(product) == NODE
+        assert 0.25 < time.monotonic() - started < 1.0
+        assert product.sync.pending() == [NODE]
+        assert product.sync.statuses() == {NODE: None}
+        await asyncio.sleep(0.5)
+        agent.away = False
+        await until(lambda: len(agent.accounts) == 1)
+        await until(lambda: product.sync.pending() == [])
+        assert product.sync.statuses()[NODE] is not None
+    said = [record.message for record in caplog.records if "event=" in record.message]
+    assert [line for line in said if "event=away" in line] == [f"node={NODE} event=away reason='away'"]
+    assert len([line for line in said if "event=back" in line]) == 1
+
+
+async def test_an_agent_that_is_away_is_not_called_more_often_when_many_changes_come(database: str) -> None:
+    async with running_product(database, settle_seconds=0.2) as product:
+        agent = await with_server(product)
+        agent.away = True
+        await create(product)
+        before = len(agent.calls)
+        for number in range(1, 11):
+            await asyncio.gather(create(product, number), create(product, number + 100))
+        assert len(agent.calls) - before <= 12  # 2 s and a pause of at least 0.25 s, but for its spread
+
+
+async def test_a_lost_answer_is_no_lost_change(product: Product) -> None:
+    agent = await with_server(product)
+    agent.lose_next_answer = True
+    assert await create(product) == ""
+    assert len(agent.accounts) == 1
+    await until_acknowledged(product.store, agent)
+
+
+async def test_an_agent_with_a_new_state_file_gets_a_snapshot(product: Product) -> None:
+    agent = await with_server(product)
+    await create(product)
+    agent.lose_state()
+    await until(lambda: len(agent.accounts) == 1)
+    assert len(agent.snapshots) == 2
+    await until(lambda: product.sync.pending() == [])
+    await until_acknowledged(product.store, agent)
+
+
+async def test_a_patch_to_an_agent_that_lost_its_state_becomes_a_snapshot_at_once(database: str) -> None:
+    """Nothing was polled in between: the patch itself is refused as stale."""
+    async with running_product(database) as product:
+        agent = await with_server(product)
+        await create(product)
+        product.sync._loops[NODE]._status_due = float("inf")
+        agent.lose_state()
+        assert await create(product) == ""
+        assert len(agent.accounts) == 2
+        assert len(agent.snapshots) == 2
+
+
+async def test_an_agent_ahead_of_a_restored_database_gets_a_snapshot(product: Product) -> None:
+    agent = await with_server(product)
+    await create(product)
+    agent.revision += 100
+    agent._ready.append((0.0, agent.revision))
+    await until(lambda: len(agent.snapshots) == 2)
+    assert agent.revision == (await product.store.node(NODE)).revision
+
+
+async def test_resync_of_a_node_sends_everything_anew(product: Product) -> None:
+    agent = await with_server(product)
+    await create(product)
+    agent.accounts.clear()  # what the agent says it holds is not what it holds
+    await product.store.resync_node(NODE)
+    await until(lambda: len(agent.accounts) == 1)
+
+
+async def test_a_change_that_another_process_commits_is_found(product: Product, database: str) -> None:
+    agent = await with_server(product)
+    async with running_other_gateway(database) as other:
+        assert other is not product.store
+        await other.set_time_zone("Europe/Warsaw")
+    await until(lambda: agent.time_zone == "Europe/Warsaw")
+
+
+class running_other_gateway:
+    """A second store on the same database, without a sync of its own."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    async def __aenter__(self) -> Store:
+        self._store = await open_store(self._url, KEY)
+        return self._store
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._store.close()
+
+
+async def test_two_gateways_may_sync_one_agent(product: Product, database: str) -> None:
+    agent = await with_server(product)
+    async with running_other_gateway(database) as store:
+        second = Sync(store, product.agents, 5.0, poll_seconds=0.05)
+        task = asyncio.create_task(second.run())
+        await asyncio.gather(*(create(product, number) for number in range(1, 31)))
+        await until(lambda: product.sync.pending() == second.pending() == [])
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    assert len(agent.accounts) == 30
+    assert len(agent.snapshots) == 1
+    await until_acknowledged(product.store, agent)
+
+
+async def test_a_slow_kernel_is_waited_for_by_polling(database: str) -> None:
+    async with running_product(database, settle_seconds=0.2) as product:
+        agent = await with_server(product)
+        agent.slow = 0.3
+        assert await create(product) == NODE
+        assert product.sync.pending() == [NODE]
+        await until(lambda: product.sync.pending() == [])
+
+
+async def test_a_waiter_that_comes_while_the_kernel_is_slow_is_released_in_time(product: Product) -> None:
+    agent = await with_server(product)
+    real = agent.patch
+
+    async def impatient(patch: object, settle_ms: int) -> object:
+        return await real(patch, 0)  # type: ignore[arg-type]
+
+    agent.patch, agent.slow = impatient, 0.4  # type: ignore[method-assign, assignment]
+    started = time.monotonic()
+    assert await create(product) == ""
+    assert 0.35 < time.monotonic() - started < 1.5
+    assert agent.calls.count("status") > 3
+
+
+async def test_what_the_kernel_refuses_is_failed_for_its_waiters_and_shown(product: Product) -> None:
+    agent = await with_server(product)
+    await create(product, 1)
+    agent.refuse[next(iter(agent.accounts))] = "no room"
+    assert (await product.accounts.edit("a1", AccountEdit(download=5))).pending == NODE
+    status = product.sync.statuses()[NODE]
+    assert status is not None
+    assert [failure.reason for failure in status.failures] == ["no room"]
+    assert await create(product, 2) == ""
+    agent.refuse.clear()
+    await until(lambda: not getattr(product.sync.statuses()[NODE], "failures", True))
+
+
+async def test_a_patch_that_is_refused_as_wrong_is_followed_by_a_snapshot(
+    product: Product, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = await with_server(product)
+    server = agent.servers.pop("s1")  # the agent's idea of the world is wrong
+    assert await create(product) == ""
+    assert agent.servers["s1"] == server
+    assert len(agent.snapshots) == 2
+    assert len([record for record in caplog.records if "event=refused" in record.message]) == 1
+
+
+async def test_an_edit_that_changes_nothing_waits_for_nobody(product: Product) -> None:
+    agent = await with_server(product)
+    await create(product, 1)
+    await until(lambda: product.sync.pending() == [])
+    before = len(agent.patches)
+    account = await product.accounts.get("a1")
+    assert (await product.accounts.edit("a1", AccountEdit(download=account.download))).pending == ""
+    assert len(agent.patches) == before
+
+
+async def test_a_pass_that_breaks_is_logged_once_and_tried_again(
+    product: Product, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await with_server(product)
+    broken = 4
+    real = product.store.changes_since
+
+    async def changes_since(node: str, epoch: str, revision: int) -> object:
+        nonlocal broken
+        if broken:
+            broken -= 1
+            raise RuntimeError("broken")
+        return await real(node, epoch, revision)
+
+    monkeypatch.setattr(product.store, "changes_since", changes_since)
+    assert await create(product) == ""
+    assert len(agent.accounts) == 1
+    failures = [record for record in caplog.records if record.exc_info]
+    assert len(failures) == 1
+    assert "event=pass-failed" in failures[0].message
+
+
+async def test_nodes_come_and_go_at_run_time(product: Product) -> None:
+    await product.store.add_node("second", "unix:/run/second.sock")
+    await until(lambda: len(product.agents["second"].snapshots) == 1)
+    assert set(product.sync.statuses()) == {NODE, "second"}
+    await product.store.remove_node("second")
+    await until(lambda: set(product.sync.statuses()) == {NODE})
+    calls = len(product.agents["second"].calls)
+    await asyncio.sleep(0.5)
+    assert len(product.agents["second"].calls) == calls
+
+
+async def test_a_node_that_was_added_a_moment_ago_is_waited_for(database: str) -> None:
+    """The caller knows the node before the loops do; nobody has to wait for the next look at the list."""
+    store = await open_store(database, KEY)
+    agents = FakeAgents()
+    sync = Sync(store, agents, 2.0, poll_seconds=60)
+    task = asyncio.create_task(sync.run())
+    await asyncio.sleep(0.1)
+    node = await store.add_node("late", "unix:/run/late.sock", "vpn.example.com")
+    assert await sync.settled("late", node.revision) == "applied"
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    await store.close()
+
+
+async def test_a_node_that_does_not_exist_is_pending_at_the_deadline(database: str) -> None:
+    async with running_product(database, settle_seconds=0.2) as product:
+        assert await product.sync.settled("nowhere", 1) == "pending"
+        await until(lambda: set(product.sync.statuses()) == {NODE})
+
+
+async def test_waiters_that_give_up_leave_nothing_behind(database: str) -> None:
+    async with running_product(database, settle_seconds=0.1) as product:
+        agent = await with_server(product)
+        agent.away = True
+        assert set(await asyncio.gather(*(product.sync.settled(NODE, 99) for _ in range(50)))) == {"pending"}
+        assert not product.sync._loops[NODE].waited_for
+        task = asyncio.create_task(product.sync.settled(NODE, 99))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        assert not product.sync._loops[NODE].waited_for
+
+
+async def test_a_quiet_node_is_only_asked_for_its_status(product: Product) -> None:
+    agent = await with_server(product)
+    await until(lambda: product.sync.pending() == [])
+    agent.calls.clear()
+    await asyncio.sleep(0.7)
+    assert set(agent.calls) == {"status"}
+    assert 2 <= len(agent.calls) <= 6
+
+
+async def test_a_very_large_patch_goes_as_a_snapshot(product: Product, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = await with_server(product)
+    monkeypatch.setattr("gateway.sync.LARGEST_PATCH", 0)
+    assert await create(product) == ""
+    assert len(agent.snapshots) == 2
+    assert agent.snapshots[-1] == replace(agent.snapshots[-1], revision=agent.revision)
