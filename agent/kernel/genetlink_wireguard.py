@@ -81,12 +81,13 @@ class KernelWireGuard:
         if private_key is not None:
             packed += attribute(DEVICE_PRIVATE_KEY, base64.b64decode(private_key.reveal()))
         if listen_port is not None:
-            packed += attribute(DEVICE_LISTEN_PORT, _U16.pack(listen_port))
+            packed += _port(listen_port)
         with _Conversation() as kernel:
             try:
                 kernel.set(interface, packed)
             except Refused as error:
                 if listen_port and isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE:
+                    kernel.set(interface, _port(0))  # it would go on naming the port that it did not get
                     raise PortBusy(interface, listen_port) from error
                 raise
 
@@ -106,6 +107,10 @@ class KernelWireGuard:
 
 
 # -- packing ------------------------------------------------------------------------------------------------------
+
+
+def _port(number: int) -> bytes:
+    return attribute(DEVICE_LISTEN_PORT, _U16.pack(number))
 
 
 def peers_attribute(changes: Sequence[PeerChange]) -> bytes:

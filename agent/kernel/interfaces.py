@@ -2,7 +2,8 @@
 
 Owns the reading and the single changes of interfaces, and the mark of ownership that they carry: the alias. Knows
 nothing of WireGuard and decides nothing: `link`, `peers` and the WireGuard doors do. Everything happens in the network
-namespace of the calling thread; every call opens its own socket (about a millisecond) and closes it again.
+namespace of the calling thread; every call opens its own socket (about a millisecond) and closes it again. The library
+cannot be used on a thread that runs an event loop: call from a worker thread.
 """
 
 from __future__ import annotations

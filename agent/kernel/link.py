@@ -152,16 +152,18 @@ class Links:
     def _listen(self, interface: Interface, device: Device, port: int) -> None:
         """Up, and on this port. A link that listens already keeps its socket.
 
-        The port is looked up first, because a userspace WireGuard that goes up on a busy port says nothing.
+        The port is looked up first, because a userspace WireGuard that goes up on a busy port says nothing. It may also
+        hold its port while its link is down, or not: it lets go of it, so that what is left is another program's.
         """
-        ports = udp_ports()
-        listens = interface.up and device.listen_port in ports
+        door = self._doors[interface.kind]
+        listens = interface.up and device.listen_port in udp_ports()
         if listens and device.listen_port == port:
             return
-        if port in ports:
+        if device.listen_port == port:
+            door.configure(interface.name, listen_port=0)
+        if port in udp_ports():
             raise PortBusy(interface.name, port)
-        if device.listen_port != port:
-            self._doors[interface.kind].configure(interface.name, listen_port=port)
+        door.configure(interface.name, listen_port=port)
         if not listens:
             # Where it is up already its WireGuard has not followed, and there is no session that "down" could end.
             if interface.up:
