@@ -151,7 +151,12 @@ def target_at(rule: bytes) -> int:
 def target_name(rule: bytes) -> str:
     """Name of a rule's target: of the chain or verdict if it is a jump; "" = a rule without target."""
     at = target_at(rule)
-    return bytes(rule[at + 2 : at + 31]).rstrip(b"\0").decode("latin-1")
+    return _text(rule[at + 2 : at + 31])
+
+
+def _text(field: bytes) -> str:
+    """A name up to its zero; others may use names that are no UTF-8."""
+    return field.partition(b"\0")[0].decode(errors="surrogateescape")
 
 
 def source(rule: bytes) -> IPv4Network:
@@ -160,11 +165,11 @@ def source(rule: bytes) -> IPv4Network:
 
 def in_interface(rule: bytes) -> str:
     """The interface in -i, also in an inverted one; "" = any."""
-    return rule[16:32].rstrip(b"\0").decode("latin-1")
+    return _text(rule[16:32])
 
 
 def out_interface(rule: bytes) -> str:
-    return rule[32:48].rstrip(b"\0").decode("latin-1")
+    return _text(rule[32:48])
 
 
 def udp_port(rule: bytes) -> int:
@@ -227,7 +232,7 @@ class Image:
             if size == _CHAIN_HEAD_SIZE and blob[offset + 112 : offset + 144] == _CHAIN_HEAD:
                 if name:  # each user-defined chain ends with one entry of its own: its RETURN
                     chains[name] = Span(start, previous)
-                name = blob[offset + 144 : offset + 176].rstrip(b"\0").decode("latin-1")
+                name = _text(blob[offset + 144 : offset + 176])
                 start = offset + size
             if not size:
                 raise ValueError("a rule of size 0")

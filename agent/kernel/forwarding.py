@@ -161,9 +161,9 @@ class Forwardings:
             return {}
         stateful = _is_stateful()
         rules = _rules({table: xtables.read(table) for table in TABLES})
-        # Asked to repair, who is wanted and not right is in `add`. Else leave alone what the difference does not name.
-        stay = sound(rules, stateful) if BROKEN in diff.remove else guessed(rules)
-        final = {key: one for key, one in stay.items() if key not in diff.remove} | {**diff.add, **diff.change}
+        # What is wanted and not right is in `add`; what is not right and not there belongs to nobody.
+        stay = {key: one for key, one in sound(rules, stateful).items() if key not in diff.remove}
+        final = stay | {**diff.add, **diff.change}
         wanted = all_rules(final.values(), stateful) if final else {}
         for table, hooks in TABLES.items():
             xtables.transact(table, partial(_settle, hooks, wanted))

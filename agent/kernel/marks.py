@@ -30,10 +30,11 @@ from agent.kernel.marktree import (
     Direction,
     LeafRule,
     address_of,
-    first_rules,
+    by_address,
     is_own,
     leaf_rules,
     read_branch,
+    standing_rules,
 )
 from agent.kernel.xtables import Hook, Transaction
 from agent.model import NO_COUNTERS, Counters, Diff, Mark, Scope
@@ -73,7 +74,7 @@ class IptablesMarks:
         before. Half of them would look like a reset.
         """
         image = xtables.read(TABLE)
-        upward, downward = first_rules(image, FROM), first_rules(image, TO)
+        upward, downward = standing_rules(image, FROM), standing_rules(image, TO)
         return {address_of(raw): _counters(up, downward[raw]) for raw, up in upward.items() if raw in downward}
 
     def apply(self, diff: Diff[IPv4Address, Mark]) -> Mapping[IPv4Address, KernelError]:
@@ -151,26 +152,28 @@ class _Edit:
     def _leaf(self, direction: Direction, leaf: str, wanted: Mapping[bytes, Mark]) -> bool:
         """Settles the rules of one leaf. Returns whether it holds any."""
         found = leaf_rules(self._to.image, direction, leaf)
-        missing = dict(wanted)
-        seen: set[bytes] = set()
+        kept = {raw: rule for raw, rule in by_address(found).items() if raw not in self._gone}
         doomed = []
-        for position, (raw, number, _, _) in enumerate(found):
-            if raw is None or raw in self._gone or raw in seen:
+        unseen = set(kept)
+        for position, rule in enumerate(found):
+            raw = rule[0]
+            if raw not in unseen or rule != kept[raw]:
                 doomed.append(position)
                 continue
-            seen.add(raw)
-            mark = missing.pop(raw, None)
+            unseen.remove(raw)
+            mark = wanted.get(raw)
             if mark is not None and mark.restart:
                 self._to.replace(leaf, _rule(direction, mark), position)
-            elif mark is not None and mark.mark != number:
+            elif mark is not None and mark.mark != rule[1]:
                 self._to.patch(leaf, position, direction.mark(raw, mark.mark))
         for position in reversed(doomed):
             self._to.delete(leaf, position)
-        if missing:
+        if wanted:
             self._to.create(leaf)
-        for mark in missing.values():
-            self._to.append(leaf, _rule(direction, mark))
-        return bool(seen or missing)
+        for raw, mark in wanted.items():
+            if raw not in kept:
+                self._to.append(leaf, _rule(direction, mark))
+        return bool(kept or wanted)
 
     def _inner(self, direction: Direction, chain: str, children: list[str]) -> None:
         missing = {direction.goto(child) for child in children}

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from agent.kernel import entries
@@ -126,7 +126,7 @@ def _node(root: str, chain: str) -> tuple[int, int] | None:
     address, _, length = chain.removeprefix(root + "_").partition("/")
     try:
         node = int(IPv4Address(address)), int(length)
-    except (AddressValueError, ValueError):
+    except ValueError:
         return None
     in_tree = node[1] in PREFIXES and not node[0] & ((1 << (32 - node[1])) - 1)
     return node if in_tree and _chain(root, *node) == chain else None
@@ -152,18 +152,25 @@ class Branch:
     """One direction as it was found."""
 
     direction: Direction
-    rules: dict[bytes, LeafRule]  # by address; the first if there are several
+    rules: dict[bytes, LeafRule]  # see `by_address`
     repeated: frozenset[bytes]  # addresses that have several
     unreached: frozenset[bytes]  # addresses that no packet is led to
     whole: bool  # every chain is as it should be
 
 
-def first_rules(image: Image, direction: Direction) -> dict[bytes, LeafRule]:
-    """Of each address the MARK rule that comes first, whatever else there is."""
+def standing_rules(image: Image, direction: Direction) -> dict[bytes, LeafRule]:
+    """The MARK rule of each address, whatever else there is."""
     rules: dict[bytes, LeafRule] = {}
     for chain in image.chains:
-        found = leaf_rules(image, direction, chain)
-        rules |= {rule[0]: rule for rule in reversed(found) if rule[0] is not None}
+        rules |= by_address(leaf_rules(image, direction, chain))
+    return rules
+
+
+def by_address(found: list[LeafRule]) -> dict[bytes, LeafRule]:
+    """The rule of each address in a leaf; of several the one that has counted most, for it has stood longest."""
+    rules = {rule[0]: rule for rule in found if rule[0] is not None}
+    if len(rules) < len(found):
+        rules = {rule[0]: rule for rule in sorted(found, key=lambda rule: rule[3]) if rule[0] is not None}
     return rules
 
 
@@ -177,7 +184,7 @@ def read_branch(image: Image, direction: Direction) -> Branch:
         if direction.leaf_prefix(chain) is None:
             continue
         found = leaf_rules(image, direction, chain)
-        ours = {rule[0]: rule for rule in reversed(found) if rule[0] is not None}
+        ours = by_address(found)
         rules |= ours
         if not found or len(ours) < len(found):
             whole = False
