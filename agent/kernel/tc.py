@@ -54,7 +54,9 @@ FULL_PACKET = 1514  # bytes
 MIN_FQ_CODEL_PACKETS = 1_000
 MIN_FQ_CODEL_BYTES = 1 << 20  # of memory, which is about twice the length of the packets
 MAX_FQ_CODEL_BYTES = 32 << 20  # the kernel's default
-MIN_BFIFO_BYTES = 65_536 + 15_000  # below, a segment of 64 kB that the stack has not cut yet could never enter
+# A TCP sender near by hands over 64 kB at once, which stay one packet until after this queue (GSO). Where such a packet
+# can never enter, TCP falls to 5 % of the rate (measured at 1, 2 and 5 Mbit/s); with this it holds 90-95 %.
+MIN_BFIFO_BYTES = 65_536 + 15_000
 
 _TCMSG = struct.Struct("=BxxxiIII")  # family, ifindex, handle, parent, info
 _RATESPEC = struct.Struct("=BBHhHI")  # cell_log, linklayer, overhead, cell_align, mpu, bytes per second
