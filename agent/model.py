@@ -51,6 +51,17 @@ def checked_key(name: str, text: str) -> str:
     return text
 
 
+def clamped(private_key: Secret) -> Secret:
+    """The key as WireGuard keeps it: X25519 ignores five of its bits, and WireGuard stores them cleared or set.
+
+    Source: RFC 7748, section 5. Both spellings have the same public key, but only this one reads back equal.
+    """
+    raw = bytearray(base64.b64decode(private_key.reveal()))
+    raw[0] &= 0xF8
+    raw[31] = raw[31] & 0x7F | 0x40
+    return Secret(base64.b64encode(raw).decode())
+
+
 def minor(mark: int) -> int:
     """Class minor of a mark: the decimal digits read as hex up to 9999, the number itself from 40960 on.
 

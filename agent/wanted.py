@@ -27,6 +27,7 @@ from agent.model import (
     PeerKey,
     Qdisc,
     Server,
+    clamped,
     minor,
 )
 
@@ -77,7 +78,9 @@ def _add(result: Wanted, account: Account, interface: str, uplink: str) -> None:
 
 
 def _link(server: Server) -> Link:
-    return Link(server.interface, server.private_key, server.listen_port, server.address, server.mtu or DEFAULT_MTU)
+    return Link(
+        server.interface, clamped(server.private_key), server.listen_port, server.address, server.mtu or DEFAULT_MTU
+    )
 
 
 def _forwarding(server: Server, uplink: str) -> Forwarding:

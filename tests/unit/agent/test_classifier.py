@@ -67,8 +67,8 @@ def test_no_two_marks_share_a_class() -> None:
 def test_the_program_is_one_the_kernel_takes() -> None:
     """bpf_check_classic: jumps stay inside, the last instruction returns, at most 4096 of them."""
     program = classifier.PROGRAM
-    for position, (_, jump_true, jump_false, _) in enumerate(program):
-        assert position + 1 + max(jump_true, jump_false) <= len(program) - (position < len(program) - 1)
+    for position, (_, jump_true, jump_false, _) in enumerate(program[:-1]):
+        assert position + 1 + max(jump_true, jump_false) < len(program)
     assert program[-1][0] in (classifier.RETURN, classifier.RETURN_A)
     assert len(program) <= 4096
 

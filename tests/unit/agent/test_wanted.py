@@ -1,3 +1,4 @@
+import base64
 from ipaddress import IPv4Address, IPv4Network
 
 from hypothesis import given
@@ -23,6 +24,11 @@ def test_one_account_is_two_classes_a_mark_and_a_peer() -> None:
     assert want.qdiscs == {"wg1": Qdisc("wg1"), "eth0": Qdisc("eth0")}
     assert want.forwarding == {"wg1": Forwarding("wg1", IPv4Network("10.0.1.0/24"), "eth0", 51821, False, None)}
     assert want.links["wg1"].mtu == 1420
+
+
+def test_a_private_key_is_wanted_as_wireguard_keeps_it() -> None:
+    raw = base64.b64decode(wanted(desired(), "eth0").links["wg1"].private_key.reveal())
+    assert (raw[0] & 7, raw[31] >> 6) == (0, 1)
 
 
 def test_unlimited_has_no_class_and_each_direction_counts_for_itself() -> None:

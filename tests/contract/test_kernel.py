@@ -1,0 +1,177 @@
+"""The parts of the kernel, one suite twice: the fake that the unit tests stand on, and Linux itself in a namespace.
+
+What the core relies on is here: what was written reads back equal, applying is idempotent, one bad key spoils only
+itself, counters start where they are told to and are kept by a change.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Any
+
+import pytest
+
+from agent.errors import KernelError
+from agent.model import Class, Counters, Diff, Forwarding, Link, Mark, Peer, Qdisc, Scope, Secret, clamped
+from agent.parts import PARTS
+from tests.fakes.kernel import FakeKernel
+from tests.fakes.state import key
+from tests.netns.conftest import enter, make_namespace  # noqa: F401 - make_namespace is a fixture
+
+UPLINK = "eth0"
+_numbers = itertools.count()
+
+
+@dataclass
+class Held:
+    """A kernel with one link and its surroundings in place. `run` calls on the thread that lives in its namespace."""
+
+    kernel: Any
+    run: Callable[..., Any]
+    link: str
+
+    @property
+    def scope(self) -> Scope:
+        return Scope(frozenset({self.link}), UPLINK)
+
+    def read(self, part: str) -> dict[Any, Any]:
+        found: dict[Any, Any] = self.run(lambda: getattr(self.kernel, part).read(self.scope))
+        return found
+
+    def apply(self, part: str, **diff: Any) -> dict[Any, KernelError]:
+        return dict(self.run(lambda: getattr(self.kernel, part).apply(Diff(**diff))))
+
+    def values(self) -> dict[str, dict[Any, Any]]:
+        """Something of every part."""
+        address = IPv4Address("10.99.0.2")
+        link = Link(self.link, clamped(Secret(key(7))), 51999, IPv4Interface("10.99.0.1/24"), 1420)
+        peer = Peer(self.link, key(8), address)
+        down, up = Class(self.link, 0x100, 20), Class(UPLINK, 0x100, 10)
+        return {
+            "links": {self.link: link},
+            "qdiscs": {self.link: Qdisc(self.link), UPLINK: Qdisc(UPLINK)},
+            "classes": {(self.link, 0x100): down, (UPLINK, 0x100): up},
+            "forwarding": {self.link: Forwarding(self.link, IPv4Network("10.99.0.0/24"), UPLINK, 51999, False, None)},
+            "marks": {address: Mark(address, 100)},
+            "peers": {(self.link, key(8)): peer},
+        }
+
+    def build(self) -> None:
+        for part in PARTS:
+            assert self.apply(part, add=self.values()[part]) == {}
+
+    def take_down(self) -> None:
+        for part in reversed(PARTS):
+            self.apply(part, remove=self.read(part))
+
+
+@contextmanager
+def real(make: Callable[[], str]) -> Iterator[Held]:
+    from agent.kernel.link import choose_mode
+    from agent.wiring import LinuxKernel
+
+    namespace = make()
+    for command in (
+        f"link add {UPLINK} type veth peer name other",
+        f"addr add 192.0.2.2/24 dev {UPLINK}",
+        f"link set {UPLINK} up",
+        "link set other up",
+        "route add default via 192.0.2.1",
+    ):
+        subprocess.run(["ip", "-n", namespace, *command.split()], check=True, timeout=30)
+    with enter(namespace) as run:
+        held = Held(run(lambda: LinuxKernel(choose_mode("auto"), "auto")), run, f"wlk{os.getpid()}x{next(_numbers)}")
+        try:
+            yield held
+        finally:
+            held.take_down()
+
+
+@pytest.fixture(params=["fake", "real"])
+def held(request: pytest.FixtureRequest) -> Iterator[Held]:
+    if request.param == "fake":
+        yield Held(FakeKernel(UPLINK), lambda call: call(), "wg9")
+        return
+    with real(request.getfixturevalue("make_namespace")) as box:
+        yield box
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_was_written_reads_back_equal_and_twice_is_once(held: Held, part: str) -> None:
+    held.build()
+    assert held.read(part) == held.values()[part]
+    assert held.apply(part, add=held.values()[part]) == {}
+    assert held.read(part) == held.values()[part]
+
+
+def test_everything_removed_is_nothing_left(held: Held) -> None:
+    held.build()
+    held.take_down()
+    assert {part: held.read(part) for part in PARTS} == {part: {} for part in PARTS}
+    held.take_down()  # what is absent is removed already
+
+
+def test_what_is_absent_is_removed_already(held: Held) -> None:
+    for part in reversed(PARTS):
+        assert held.apply(part, remove=held.values()[part]) == {}
+
+
+def test_values_change_in_place(held: Held) -> None:
+    held.build()
+    values = held.values()
+    changed: dict[str, dict[Any, Any]] = {
+        "links": {held.link: replace(values["links"][held.link], listen_port=51998, mtu=1380)},
+        "classes": {(UPLINK, 0x100): Class(UPLINK, 0x100, 300)},
+        "forwarding": {held.link: replace(values["forwarding"][held.link], internal_traffic=True)},
+        "peers": {(held.link, key(8)): Peer(held.link, key(8), IPv4Address("10.99.0.77"))},
+    }
+    for part, change in changed.items():
+        assert held.apply(part, change=change) == {}
+        assert held.read(part) == {**values[part], **change}
+
+
+def test_rules_start_from_their_counters_keep_them_and_start_anew_when_told(held: Held) -> None:
+    address, before = IPv4Address("10.99.0.2"), Counters(3, 3000, 2, 200)
+    held.apply("marks", add={address: Mark(address, 100, counters=before)})
+    assert held.run(held.kernel.marks.counters) == {address: before}
+    held.apply("marks", change={address: Mark(address, 101)})
+    assert held.read("marks") == {address: Mark(address, 101)}
+    assert held.run(held.kernel.marks.counters) == {address: before}
+    held.apply("marks", change={address: Mark(address, 101, restart=True)})
+    assert held.run(held.kernel.marks.counters) == {address: Counters()}
+    assert held.read("marks")[address].counters == Counters()
+
+
+def test_one_bad_key_spoils_only_itself(held: Held) -> None:
+    held.build()
+    good, bad = Class(held.link, 0x200, 5), Class("nowhere", 0x200, 5)
+    assert set(held.apply("classes", add={("nowhere", 0x200): bad, (held.link, 0x200): good})) == {("nowhere", 0x200)}
+    assert held.read("classes")[held.link, 0x200] == good
+    fine, lost = Peer(held.link, key(9), IPv4Address("10.99.0.9")), Peer("nowhere", key(9), IPv4Address("10.99.0.9"))
+    assert set(held.apply("peers", add={("nowhere", key(9)): lost, (held.link, key(9)): fine})) == {("nowhere", key(9))}
+    assert held.read("peers")[held.link, key(9)] == fine
+
+
+def test_a_link_takes_with_it_what_hangs_on_it(held: Held) -> None:
+    held.build()
+    assert held.apply("links", remove=held.values()["links"]) == {}
+    assert held.read("peers") == {} and set(held.read("qdiscs")) == {UPLINK}
+    assert set(held.read("classes")) == {(UPLINK, 0x100)}
+
+
+def test_the_uplink_is_the_way_out(held: Held) -> None:
+    assert held.run(held.kernel.uplink) == UPLINK
+
+
+def test_live_reads_tell_what_is_there(held: Held) -> None:
+    held.build()
+    states = held.run(lambda: held.kernel.peer_states(held.link))
+    assert {k: s.address for k, s in states.items()} == {key(8): IPv4Address("10.99.0.2")}
+    assert "rate 20Mbit" in held.run(lambda: held.kernel.class_text(held.link, 0x100))
+    assert held.run(lambda: held.kernel.class_text(held.link, 0x101)) is None

@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+
+from agent.__main__ import main
+from agent.config import Config, load_config, parse_config, shown
+from agent.errors import ConfigError
+
+
+def test_every_problem_is_told_at_once() -> None:
+    table = {"sample_seconds": 0, "uplnk": "eth0", "wireguard": "magic", "listen": "0.0.0.0:1", "resync_seconds": "x"}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(table)
+    told = "\n".join(caught.value.problems)
+    for name in ("sample_seconds", "uplnk", "wireguard", "listen", "resync_seconds"):
+        assert name in told
+
+
+def test_what_is_shown_reads_back_as_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    config = parse_config({"uplink": "ens18", "sample_seconds": 3})
+    path.write_text(shown(config))
+    assert load_config(path) == config
+
+
+def test_true_is_not_a_number() -> None:
+    with pytest.raises(ConfigError, match="sample_seconds: must be a whole number"):
+        parse_config({"sample_seconds": True})
+
+
+def test_a_named_file_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", str(tmp_path / "no.toml"), "check"]) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_check_prints_the_configuration_in_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text('uplink = "ens18"\n')
+    assert main(["--config", str(path), "check"]) == 0
+    out = capsys.readouterr().out
+    assert 'uplink = "ens18"' in out and f"sample_seconds = {Config().sample_seconds}" in out
+
+
+def test_status_without_an_agent_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(f'listen = "unix:{tmp_path}/agent.sock"\n')
+    assert main(["--config", str(path), "status"]) == 1
+    assert "is it running?" in capsys.readouterr().err
