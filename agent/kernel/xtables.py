@@ -25,6 +25,7 @@ import fcntl
 import os
 import socket
 import struct
+import sysconfig
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -42,6 +43,8 @@ from agent.kernel.entries import BUILTINS, Image, Jump
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the library's own source has invalid escapes, which each fresh install compiles
+    # Told the folder of its C part, the library does not run gcc and ld, ten times, to find it.
+    os.environ.setdefault("IPTABLES_LIBDIR", sysconfig.get_path("platlib"))
     import iptc
 
 LOCK = "/run/xtables.lock"
