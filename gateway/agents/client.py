@@ -7,8 +7,9 @@ for live reads.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,9 @@ PATCH_SECONDS = 10.0
 SNAPSHOT_SECONDS = 60.0
 LIVE_SECONDS = 5.0
 TOTALS_SECONDS = 30.0
+# How long a call waits for a lost connection to come back: gRPC looks again every half second (see below), and a call
+# in between would fail although the agent was only restarted.
+RECONNECT_SECONDS = 1.0
 
 MAX_SOCKET_PATH = 107  # bytes: sun_path of unix(7) is 108 with the final zero
 
@@ -101,19 +105,22 @@ class Agents:
     async def status(self, node: Node) -> AgentStatus:
         """What the agent is and how it does; cheap. Raises AgentUnreachable."""
         with _translated(node):
-            return codec.agent_status(await self._stub(node).Status(pb.StatusRequest(), timeout=STATUS_SECONDS))
+            stub = await self._stub(node)
+            return codec.agent_status(await stub.Status(pb.StatusRequest(), timeout=STATUS_SECONDS))
 
     async def patch(self, node: Node, patch: Patch, settle_ms: int) -> Applied:
         """Sends changes; waits up to settle_ms for the kernel. Raises StaleAgent, AgentRefused, AgentUnreachable."""
         request = codec.patch_request(patch, settle_ms)
         with _translated(node):
-            return codec.applied(await self._stub(node).Patch(request, timeout=PATCH_SECONDS + settle_ms / 1000))
+            stub = await self._stub(node)
+            return codec.applied(await stub.Patch(request, timeout=PATCH_SECONDS + settle_ms / 1000))
 
     async def snapshot(self, node: Node, snapshot: Snapshot, settle_ms: int) -> Applied:
         """Sends everything, in chunks. Raises AgentRefused, AgentUnreachable."""
         with _translated(node):
             chunks = codec.snapshot_chunks(snapshot, settle_ms)
-            return codec.applied(await self._stub(node).Snapshot(chunks, timeout=SNAPSHOT_SECONDS + settle_ms / 1000))
+            stub = await self._stub(node)
+            return codec.applied(await stub.Snapshot(chunks, timeout=SNAPSHOT_SECONDS + settle_ms / 1000))
 
     async def totals(
         self, node: Node, epoch: str, after: int, account_ids: Iterable[int] = (), *, fresh: bool = False
@@ -125,7 +132,8 @@ class Agents:
         request = pb.TotalsRequest(after=after, epoch=epoch, account_ids=account_ids, fresh=fresh)
         found_epoch, cursor, totals = "", 0, list[DayTotal]()
         with _translated(node):
-            async for chunk in self._stub(node).Totals(request, timeout=TOTALS_SECONDS):
+            stub = await self._stub(node)
+            async for chunk in stub.Totals(request, timeout=TOTALS_SECONDS):
                 if found_epoch not in ("", chunk.epoch):
                     raise ValueError("two epochs in one answer")
                 found_epoch, cursor = chunk.epoch, chunk.cursor
@@ -138,12 +146,14 @@ class Agents:
         """One account as the kernel has it now. Raises AgentLacks, AgentUnreachable."""
         with _translated(node):
             request = pb.InspectRequest(account_id=account_id)
-            return codec.live_account(await self._stub(node).Inspect(request, timeout=LIVE_SECONDS))
+            stub = await self._stub(node)
+            return codec.live_account(await stub.Inspect(request, timeout=LIVE_SECONDS))
 
     async def peers(self, node: Node, server: str) -> list[PeerState]:
         """The peers of one server as WireGuard has them now. Raises AgentLacks, AgentUnreachable."""
         with _translated(node):
-            call = self._stub(node).Peers(pb.PeersRequest(server=server), timeout=LIVE_SECONDS)
+            stub = await self._stub(node)
+            call = stub.Peers(pb.PeersRequest(server=server), timeout=LIVE_SECONDS)
             return [codec.peer_state(peer) async for chunk in call for peer in chunk.peers]
 
     async def close(self) -> None:
@@ -151,9 +161,12 @@ class Agents:
         for line in lines.values():
             await line.channel.close(None)
 
-    def _stub(self, node: Node) -> AgentAsyncStub:
+    async def _stub(self, node: Node) -> AgentAsyncStub:
         line = self._lines.get(node.target)
         if line is None:
             channel = grpc.aio.insecure_channel(checked_target(node.target), options=CHANNEL_OPTIONS)
             line = self._lines[node.target] = _Line(channel, AgentStub(channel))
+        if line.channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(line.channel.channel_ready(), RECONNECT_SECONDS)
         return line.stub
