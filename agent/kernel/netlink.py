@@ -41,7 +41,10 @@ SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 SO_RCVBUFFORCE = 33
 
 CHUNK = 200  # messages for one send(): the kernel works through all of them before send() returns
-BUFFER_BYTES = 4 << 20  # an error takes about 1.3 kB of the receive buffer: a chunk of nothing but errors must fit
+RECEIVE_BUFFER_BYTES = (
+    4 << 20
+)  # an error takes about 1.3 kB of the receive buffer: a chunk of nothing but errors must fit
+SEND_BUFFER_BYTES = 1 << 20  # a chunk is one datagram of some 30 kB
 RECEIVE_BYTES = 1 << 17
 DEADLINE = 30.0  # seconds for one chunk or one piece of a dump; 200 classes beside 30,000 others take 0.5 s
 DUMP_TRIES = 5
@@ -140,8 +143,7 @@ class Netlink:
             try:
                 data = self._receive()
             except _Overrun:
-                self._socket.close()  # with it the rest of this dump, which would refuse another one (EBUSY)
-                self._socket = _open()
+                self._reopen()  # the rest of this dump would refuse another one (EBUSY)
                 return None
             offset, end = 0, len(data)
             while offset + HEADER_BYTES <= end:
@@ -178,7 +180,8 @@ class Netlink:
                     return refusals
 
     def _send_singly(self, chunk: Sequence[bytes], start: int) -> list[Refusal]:
-        """Errors were lost: ask again for each message. Every message of ours may be sent twice."""
+        """Answers were lost: ask again for each message. Every message of ours may be sent twice."""
+        self._reopen()  # a socket that overran drops everything until it has been emptied
         refusals: list[Refusal] = []
         for index, request in enumerate(chunk):
             refusals += self._send_chunk([request], start + index)
@@ -202,6 +205,10 @@ class Netlink:
             raise KernelError(f"netlink: sending failed: {error}") from error
         return first
 
+    def _reopen(self) -> None:
+        self._socket.close()
+        self._socket = _open()
+
     def _receive(self) -> bytes:
         try:
             return self._socket.recv(RECEIVE_BYTES)
@@ -222,8 +229,8 @@ def _open() -> socket.socket:
     try:
         opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         opened.settimeout(DEADLINE)
-        opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_BYTES)
-        opened.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER_BYTES)
+        opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
+        opened.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER_BYTES)
         opened.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         opened.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
         opened.bind((0, 0))
