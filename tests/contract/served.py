@@ -1,0 +1,65 @@
+"""A gateway that real clients can reach: the whole product and the real listener, on a loop in a thread of its own.
+
+Only the agents are fakes. For curl, browsers and fuzzers, which block the thread that they are called from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from gateway.http.app import HttpSettings, Services, build_app
+from gateway.http.listener import Listener, bound_socket
+from tests.fakes.product import Product, running_product
+
+T = TypeVar("T")
+DEADLINE_SECONDS = 30
+
+
+@dataclass
+class Served:
+    url: str
+    access_hash: str
+    product: Product
+    loop: asyncio.AbstractEventLoop
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a use case where the product lives."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(DEADLINE_SECONDS)
+
+
+@contextmanager
+def served(database: str, **settings: Any) -> Iterator[Served]:
+    """`database`: URL of a migrated database. `settings`: of HttpSettings, besides the public URL."""
+    listening = bound_socket("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    ready, stop = threading.Event(), threading.Event()
+    found: list[Served] = []
+
+    async def run() -> None:
+        async with running_product(database) as product:
+            services = Services(
+                product.accounts, product.servers, product.links, product.keys, product.system, product.store.ping
+            )
+            access_hash = await product.keys.add("tests", ["127.0.0.1"])
+            found.append(Served(url, access_hash.reveal(), product, asyncio.get_running_loop()))
+            app = build_app(services, HttpSettings(url, **settings))
+            listener = Listener(app, None, on_ready=ready.set)
+            serving = asyncio.create_task(listener.serve([listening]))
+            await asyncio.to_thread(stop.wait)
+            listener.should_exit = True
+            await serving
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),), name="served gateway")
+    thread.start()
+    try:
+        assert ready.wait(DEADLINE_SECONDS), "the gateway did not start"
+        yield found[0]
+    finally:
+        stop.set()
+        thread.join(DEADLINE_SECONDS)
+        listening.close()
