@@ -14,12 +14,9 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_network
 from pathlib import Path
-
-from starlette.types import ASGIApp
 
 from gateway.accounts import Accounts
 from gateway.agents import Agents
@@ -89,16 +86,7 @@ async def opened_store(config: Config) -> AsyncIterator[Store]:
 # -- the process ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Gateway:
-    app: ASGIApp
-    sync: Sync
-    collect: Collect
-
-
-def _gateway(config: Config, store: Store, agents: Agents) -> _Gateway:
-    sync = Sync(store, agents, config.settle_seconds)
-    collect = Collect(store, agents, config.collect_seconds, config.usage_months, config.time_zone)
+def _listener(config: Config, store: Store, agents: Agents, sync: Sync, collect: Collect) -> Listener:
     services = Services(
         accounts=Accounts(store, sync, collect, agents, config.account_limit),
         servers=Servers(store, sync, agents, config.endpoint, config.handshake_uptime),
@@ -114,7 +102,8 @@ def _gateway(config: Config, store: Store, agents: Agents) -> _Gateway:
         tabs=config.config_tabs,
         time_zone=config.time_zone,
     )
-    return _Gateway(build_app(services, settings), sync, collect)
+    tls = tls_context(config.tls_certificate, config.tls_key) if config.tls_certificate else None
+    return Listener(build_app(services, settings), tls, lambda: _ready(config))
 
 
 def check_files(config: Config) -> None:
@@ -148,16 +137,16 @@ async def serve(config: Config) -> None:
             await prepare_database(config)
         async with opened_store(config) as store, _agents() as agents:
             await store.set_time_zone(config.time_zone)
-            gateway = _gateway(config, store, agents)
-            tls = tls_context(config.tls_certificate, config.tls_key) if config.tls_certificate else None
-            listener = Listener(gateway.app, tls, lambda: _ready(config))
+            sync = Sync(store, agents, config.settle_seconds)
+            collect = Collect(store, agents, config.collect_seconds, config.usage_months, config.time_zone)
+            listener = _listener(config, store, agents, sync, collect)
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, _stop, listener)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             async with asyncio.TaskGroup() as group:
                 loops = [
-                    group.create_task(gateway.sync.run(), name="sync"),
-                    group.create_task(gateway.collect.run(), name="collect"),
+                    group.create_task(sync.run(), name="sync"),
+                    group.create_task(collect.run(), name="collect"),
                     group.create_task(keep_watchdog(), name="watchdog"),
                 ]
                 await listener.serve([listening])

@@ -1,35 +1,103 @@
-"""What every agent promises its gateway: the same suite for the fake, and for the client over a real gRPC socket."""
+"""What every agent promises its gateway: one suite for the fake, for the fake over gRPC, and for the real agent."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
 from gateway.agents import AgentLacks, AgentRefused, Agents, StaleAgent, checked_target
 from gateway.errors import AgentUnreachable, ConfigError
 from gateway.model import Account, DayTotal, Node, Patch, Secret, Server, Snapshot
+from tests.fakes.agent_core import AgentCore, running_core
 from tests.fakes.agent_server import serving
 from tests.fakes.agents import FakeAgent, FakeAgents
 
 SERVER_KEY = "YAnz5TF+lXXJte14tji3zlMNftft3pbcpK+3rJ0FR2Q="
+KINDS = ("fake", "fake over gRPC", "real agent")
+
+
+class FarEnd(Protocol):
+    """What a test does to an agent, past the gateway's back."""
+
+    async def use(self, account: Account, day: date, download: int, upload: int) -> None: ...
+    async def leave(self) -> None: ...
+    async def come_back(self) -> None: ...
+    def be_slow(self, seconds: float) -> None: ...
+    def refuse(self, account: Account, reason: str) -> None: ...
+    def accounts(self) -> Iterable[Any]: ...
+    def servers(self) -> Iterable[Any]: ...
+
+
+class FakeEnd:
+    def __init__(self, agent: FakeAgent) -> None:
+        self._agent = agent
+
+    async def use(self, account: Account, day: date, download: int, upload: int) -> None:
+        self._agent.use(account.id, day, download, upload)
+
+    async def leave(self) -> None:
+        self._agent.away = True
+
+    async def come_back(self) -> None:
+        self._agent.away = False
+
+    def be_slow(self, seconds: float) -> None:
+        self._agent.slow = seconds
+
+    def refuse(self, account: Account, reason: str) -> None:
+        self._agent.refuse[account.id] = reason
+
+    def accounts(self) -> Iterable[Any]:
+        return self._agent.accounts.values()
+
+    def servers(self) -> Iterable[Any]:
+        return self._agent.servers.values()
+
+
+class CoreEnd:
+    def __init__(self, core: AgentCore) -> None:
+        self._core = core
+
+    async def use(self, account: Account, day: date, download: int, upload: int) -> None:
+        await self._core.use(str(account.address), day, download, upload)
+
+    async def leave(self) -> None:
+        await self._core.stop()
+
+    async def come_back(self) -> None:
+        await self._core.start()
+
+    def be_slow(self, seconds: float) -> None:
+        self._core.slow = seconds
+
+    def refuse(self, account: Account, reason: str) -> None:
+        self._core.kernel.refuses["peers", "add", ("wg1", account.public_key)] = reason
+
+    def accounts(self) -> Iterable[Any]:
+        desired = self._core.reconciler.desired
+        return desired.accounts.values() if desired else ()
+
+    def servers(self) -> Iterable[Any]:
+        desired = self._core.reconciler.desired
+        return desired.servers.values() if desired else ()
 
 
 @dataclass(frozen=True)
 class Rig:
-    """An agent, seen from the gateway; `agent` is the fake at the far end."""
+    """An agent, seen from the gateway, and its far end."""
 
-    agents: Any
+    agents: Agents
     node: Node
-    agent: FakeAgent
+    end: FarEnd
 
 
 Story = Callable[[Rig], Awaitable[None]]
@@ -40,17 +108,22 @@ async def rig(kind: str, folder: Path) -> AsyncIterator[Rig]:
     node = Node(id=1, name="fra", target=f"unix:{folder}/agent.sock")
     if kind == "fake":
         fakes = FakeAgents()
-        yield Rig(fakes, node, fakes["fra"])
+        yield Rig(fakes, node, FakeEnd(fakes["fra"]))
         return
-    agent, agents = FakeAgent(), Agents()
-    async with serving(agent, node.target):
-        try:
-            yield Rig(agents, node, agent)
-        finally:
-            await agents.close()
+    agents = Agents()
+    try:
+        if kind == "real agent":
+            async with running_core(folder / "agent.sock", folder / "agent.db") as core:
+                yield Rig(agents, node, CoreEnd(core))
+        else:
+            agent = FakeAgent()
+            async with serving(agent, node.target):
+                yield Rig(agents, node, FakeEnd(agent))
+    finally:
+        await agents.close()
 
 
-@pytest.fixture(params=["fake", "grpc"])
+@pytest.fixture(params=KINDS)
 def told(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Story], None]:
     """Runs a story against one kind of agent."""
 
@@ -131,12 +204,13 @@ def test_a_snapshot_of_thousands_of_accounts_arrives_whole(told: Callable[[Story
 def test_every_value_of_an_account_crosses_the_wire(told: Callable[[Story], None]) -> None:
     async def story(it: Rig) -> None:
         await with_snapshot(it)
-        (there,) = it.agent.accounts.values()
-        secret = Secret()
-        sent = replace(an_account(1), username="", password=secret, private_key=secret, node="")
-        assert replace(there, username="", password=secret, private_key=secret, node="") == sent
-        (server,) = it.agent.servers.values()
-        assert replace(server, id=0, node="", public_key="") == replace(a_server(), id=0, node="", public_key="")
+        (account,) = it.end.accounts()
+        for name in ("id", "name", "server", "address", "public_key", "mark", "download", "upload", "enabled"):
+            assert getattr(account, name) == getattr(an_account(1), name)
+        (server,) = it.end.servers()
+        for name in ("name", "interface", "listen_port", "address", "mtu", "internal_traffic", "external_ip"):
+            assert getattr(server, name) == getattr(a_server(), name)
+        assert server.private_key.reveal() == SERVER_KEY
 
     told(story)
 
@@ -237,17 +311,19 @@ def test_a_live_read_shows_peer_marks_and_classes(told: Callable[[Story], None])
 
 def test_totals_only_bring_what_changed_after_the_cursor(told: Callable[[Story], None]) -> None:
     async def story(it: Rig) -> None:
-        one, two, day = an_account(1).id, an_account(2).id, date(2024, 2, 29)
-        it.agent.use(one, day, 1 << 40, 5)
-        it.agent.use(two, day, 7, 8)
+        one, two, day = an_account(1), an_account(2), date(2024, 2, 29)
+        await with_snapshot(it, accounts=2)
+        await it.end.use(one, day, 1 << 40, 5)
+        await it.end.use(two, day, 7, 8)
         epoch, cursor, totals = await it.agents.totals(it.node, "", 0)
-        assert sorted(totals, key=lambda t: t.account_id) == [DayTotal(one, day, 1 << 40, 5), DayTotal(two, day, 7, 8)]
+        first, second = DayTotal(one.id, day, 1 << 40, 5), DayTotal(two.id, day, 7, 8)
+        assert sorted(totals, key=lambda total: total.account_id) == [first, second]
         assert await it.agents.totals(it.node, epoch, cursor) == (epoch, cursor, [])
-        it.agent.use(two, day, 1, 1)
+        await it.end.use(two, day, 1, 1)
         again = await it.agents.totals(it.node, epoch, cursor)
-        assert again[2] == [DayTotal(two, day, 8, 9)]
+        assert again[2] == [DayTotal(two.id, day, 8, 9)]
         assert again[1] > cursor
-        assert (await it.agents.totals(it.node, epoch, 0, [one], fresh=True))[2] == [DayTotal(one, day, 1 << 40, 5)]
+        assert (await it.agents.totals(it.node, epoch, 0, [one.id], fresh=True))[2] == [first]
         assert len((await it.agents.totals(it.node, "another", again[1]))[2]) == 2
 
     told(story)
@@ -256,7 +332,7 @@ def test_totals_only_bring_what_changed_after_the_cursor(told: Callable[[Story],
 def test_an_agent_that_is_away_is_one_error_everywhere_and_comes_back(told: Callable[[Story], None]) -> None:
     async def story(it: Rig) -> None:
         epoch = await with_snapshot(it)
-        it.agent.away = True
+        await it.end.leave()
         calls = (
             it.agents.status(it.node),
             it.agents.patch(it.node, Patch(epoch, 5, 6), 0),
@@ -269,8 +345,13 @@ def test_an_agent_that_is_away_is_one_error_everywhere_and_comes_back(told: Call
             with pytest.raises(AgentUnreachable) as caught:
                 await call
             assert type(caught.value) is AgentUnreachable
-        it.agent.away = False
-        assert (await it.agents.status(it.node)).revision == 5
+        await it.end.come_back()
+        while True:
+            try:
+                assert (await it.agents.status(it.node)).revision == 5
+                break
+            except AgentUnreachable:
+                await asyncio.sleep(0.05)
 
     told(story)
 
@@ -278,7 +359,7 @@ def test_an_agent_that_is_away_is_one_error_everywhere_and_comes_back(told: Call
 def test_a_slow_kernel_is_pending_then_applied(told: Callable[[Story], None]) -> None:
     async def story(it: Rig) -> None:
         epoch = await with_snapshot(it)
-        it.agent.slow = 0.3
+        it.end.be_slow(0.3)
         applied = await it.agents.patch(it.node, Patch(epoch, 5, 6, put_accounts=(an_account(2),)), 10)
         assert (applied.outcome, applied.revision) == ("pending", 6)
         assert (await it.agents.status(it.node)).applied_revision == 5
@@ -292,7 +373,7 @@ def test_one_refused_account_spoils_only_its_own_patch(told: Callable[[Story], N
     async def story(it: Rig) -> None:
         epoch = await with_snapshot(it)
         bad = an_account(2)
-        it.agent.refuse[bad.id] = "no room"
+        it.end.refuse(bad, "no room")
         applied = await it.agents.patch(it.node, Patch(epoch, 5, 6, put_accounts=(bad,)), 2000)
         assert applied.outcome == "failed"
         assert [(f.account_id, f.subject, f.reason) for f in applied.failures] == [(bad.id, "peer_2", "no room")]

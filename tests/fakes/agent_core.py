@@ -1,0 +1,88 @@
+"""The real agent, from its gRPC server to its one writer, over a kernel with a memory: everything but Linux."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from datetime import UTC, date, datetime
+from datetime import time as time_of_day
+from pathlib import Path
+from typing import Any
+
+from agent.reconcile import Reconciler
+from agent.rpc.access import bind
+from agent.rpc.server import AgentServicer, RpcServer
+from agent.status import Status
+from agent.store import open_store
+from agent.usage import Usage
+from agent.writer import Writer
+from tests.fakes.kernel import FakeKernel
+
+
+class AgentCore:
+    """Made by `running_core`. `slow`: seconds that the kernel takes for each peer."""
+
+    def __init__(self, socket: Path, reconciler: Reconciler, kernel: FakeKernel, servicer: AgentServicer) -> None:
+        self.reconciler = reconciler
+        self.kernel = kernel
+        self.now = time.time()
+        self.slow = 0.0
+        self._socket = socket
+        self._servicer = servicer
+        self._server: RpcServer | None = None
+        kernel.watch = self._take_time
+
+    async def start(self) -> None:
+        self._server = RpcServer(self._servicer)
+        bind(self._server.grpc, self._socket, "")
+        await self._server.start()
+        await self._server.ready()
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(0)
+            self._server = None
+
+    async def use(self, address: str, day: date, download: int, upload: int) -> None:
+        """Traffic flows at noon of a day."""
+        self.now = datetime.combine(day, time_of_day(12), UTC).timestamp()
+        await self.reconciler.sample()
+        self.kernel.pass_traffic(address, download, upload)
+        await self.reconciler.sample()
+
+    def _take_time(self, part: str, verb: str, key: Any) -> None:
+        if part == "peers":
+            time.sleep(self.slow)  # on the writer thread, as Linux would
+
+
+@asynccontextmanager
+async def running_core(socket: Path, state: Path) -> AsyncIterator[AgentCore]:
+    kernel, store = FakeKernel(), open_store(state)
+    core: AgentCore | None = None
+
+    def clock() -> float:
+        return core.now if core else time.time()
+
+    with ThreadPoolExecutor(1) as writer_thread, ThreadPoolExecutor(1) as reader_thread:
+        reconciler = Reconciler(
+            Writer(kernel, Usage(store, clock)),
+            store,
+            writer_thread,
+            desired=store.load(),
+            resync_seconds=60,
+            clock=clock,
+            about=Status(store.epoch, wireguard="userspace", marks="iptables"),
+        )
+        core = AgentCore(socket, reconciler, kernel, AgentServicer(reconciler, store, kernel, reader_thread, "test"))
+        loop = asyncio.create_task(reconciler.run())
+        await core.start()
+        try:
+            yield core
+        finally:
+            await core.stop()
+            loop.cancel()
+            await asyncio.wait({loop})
+            store.close()
