@@ -1,0 +1,292 @@
+"""The rules of a server on real packets: who reaches whom, from which address, and damage repaired without a loss."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.diff import diff
+from agent.kernel.forwarding import BROKEN, Forwardings
+from agent.kernel.marks import IptablesMarks
+from agent.model import Diff, Forwarding, Mark, Scope
+from tests.netns.conftest import enter
+from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, ip, iptables, saved, sysctl
+
+SCOPE = Scope(frozenset({"wl0", "wl1"}), "up0")
+ROUTER = "192.0.2.1"
+FIRST = Forwarding("wl0", IPv4Network("10.66.0.0/24"), "up0", 51820, False, None)
+SECOND = Forwarding("wl1", IPv4Network("10.67.0.0/24"), "up0", 51821, True, IPv4Address("192.0.2.77"))
+WANTED = {"wl0": FIRST, "wl1": SECOND}
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def crossing(make_namespace: Callable[[], str]) -> Iterator[Crossing]:
+    """A router whose own rules let nothing through and nothing in."""
+    made = build(make_namespace)
+    ip(made.router, "address", "add", "192.0.2.77/32", "dev", "up0")
+    for chain in ("FORWARD", "INPUT"):
+        iptables(made.router, f"-P {chain} DROP")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def run(crossing: Crossing) -> Iterator[Run]:
+    """Calls on a thread in the router."""
+    with enter(crossing.router) as call:
+        yield call
+
+
+def read(run: Run) -> dict[str, Forwarding]:
+    found: dict[str, Forwarding] = run(Forwardings().read, SCOPE)
+    return found
+
+
+def make(run: Run, wanted: dict[str, Forwarding]) -> Diff[str, Forwarding]:
+    """One pass, in the writer's order: what is missing first, what is too much last."""
+    difference = diff(wanted, read(run))
+    assert run(Forwardings().apply, Diff(difference.add, difference.change)) == {}
+    assert run(Forwardings().apply, Diff(remove=difference.remove)) == {}
+    return difference
+
+
+def all_tables(crossing: Crossing, *, foreign_only: bool = False) -> list[str]:
+    tables = ("mangle", "nat", "filter")
+    return [line for table in tables for line in saved(crossing.router, table, foreign_only=foreign_only)]
+
+
+# -- who reaches whom ---------------------------------------------------------------------------------------------
+
+
+def seen_source(crossing: Crossing, client: str) -> str:
+    """From which address the internet sees a client's packet; the answer has to come back too."""
+    sender, receiver = crossing.udp(client), crossing.udp(INTERNET)
+    sender.sendto(b"question", receiver.getsockname())
+    question, source = receiver.recvfrom(100)
+    receiver.sendto(b"answer to " + question, source)
+    assert sender.recv(100) == b"answer to question"
+    return str(source[0])
+
+
+def test_accounts_reach_the_internet_from_the_right_address(crossing: Crossing, run: Run) -> None:
+    make(run, WANTED)
+    assert seen_source(crossing, ALICE) == ROUTER
+    assert seen_source(crossing, CAROL) == "192.0.2.77"
+    make(run, WANTED | {"wl1": replace(SECOND, external_ip=None)})
+    assert seen_source(crossing, CAROL) == ROUTER
+
+
+def test_nobody_reaches_an_account_that_did_not_ask(crossing: Crossing, run: Run) -> None:
+    iptables(crossing.router, "-P FORWARD ACCEPT")
+    make(run, WANTED)
+    assert not crossing.passes(INTERNET, ALICE)
+    assert not crossing.passes(ALICE, CAROL)
+    assert not crossing.passes(CAROL, ALICE)
+
+
+@pytest.mark.parametrize("internal", [False, True])
+def test_accounts_of_a_server_reach_one_another_only_if_they_may(crossing: Crossing, run: Run, internal: bool) -> None:
+    make(run, {"wl0": replace(FIRST, internal_traffic=not internal)})
+    make(run, {"wl0": replace(FIRST, internal_traffic=internal)})
+    assert crossing.passes(ALICE, BOB) is internal
+
+
+def test_a_foreign_source_address_does_not_pass(crossing: Crossing, run: Run) -> None:
+    make(run, WANTED)
+    ip(crossing.hosts[ALICE], "address", "add", "10.66.9.9/32", "dev", "eth0")
+    ip(crossing.router, "route", "add", "10.66.9.9/32", "dev", "wl0")
+    crossing.hosts["10.66.9.9"] = crossing.hosts[ALICE]
+    assert not crossing.passes("10.66.9.9", INTERNET)
+
+
+def test_input_opens_the_port_of_the_server_and_nothing_else(crossing: Crossing, run: Run) -> None:
+    make(run, WANTED)
+    assert crossing.passes(INTERNET, ROUTER, 51820)
+    assert crossing.passes(INTERNET, ROUTER, 51821)
+    assert not crossing.passes(INTERNET, ROUTER, 51822)
+    for client in (ALICE, CAROL):
+        assert not crossing.passes(client, ROUTER, 51820)
+
+
+# -- MSS ----------------------------------------------------------------------------------------------------------
+
+
+def mss_seen(crossing: Crossing, listener: str, sniffer: str, flags: int) -> int:
+    """The MSS in the first TCP packet with these flags that comes in at `sniffer`, when the other end connects."""
+
+    def open_sniffer() -> socket.socket:
+        made = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
+        made.settimeout(5)
+        return made
+
+    server = crossing.tcp(listener)
+    server.listen()
+    with enter(crossing.hosts[sniffer]) as call:
+        packets: socket.socket = call(open_sniffer)
+    crossing.sockets.append(packets)
+    client = crossing.tcp(ALICE if listener == INTERNET else INTERNET)
+    client.connect(server.getsockname())
+    while True:
+        packet, (_, _, kind, *_) = packets.recvfrom(2000)
+        tcp = packet[20:]
+        if kind != socket.PACKET_OUTGOING and packet[9] == socket.IPPROTO_TCP and tcp[13] & 0x12 == flags:
+            assert tcp[20:22] == b"\x02\x04"  # the MSS option comes first in what Linux sends
+            (mss,) = struct.unpack_from(">H", tcp, 22)
+            return int(mss)
+
+
+def test_the_mss_is_clamped_to_the_path_both_ways(crossing: Crossing, run: Run) -> None:
+    ip(crossing.router, "link", "set", "wl0", "mtu", "1280")
+    make(run, {})
+    make(run, WANTED)
+    assert mss_seen(crossing, INTERNET, INTERNET, 0x02) == 1240  # SYN of alice
+    assert mss_seen(crossing, INTERNET, ALICE, 0x12) == 1240  # SYN-ACK to her
+
+
+def test_marks_and_mss_share_the_forward_chain_in_either_order(crossing: Crossing, run: Run) -> None:
+    address = IPv4Address(ALICE)
+    marks = {address: Mark(address, 109)}
+    for first_marks in (True, False):
+        steps: list[Callable[[], Any]] = [
+            lambda: run(IptablesMarks().apply, Diff(add=marks)),
+            lambda: make(run, WANTED),
+        ]
+        for step in steps if first_marks else reversed(steps):
+            step()
+        assert run(IptablesMarks().read, SCOPE) == marks
+        assert read(run) == WANTED
+        lines = [line for line in saved(crossing.router, "mangle", counters=False) if line.startswith("-A FORWARD")]
+        assert lines == ["-A FORWARD -j WL_MARK", "-A FORWARD -j WL_MSS"]
+        make(run, {})
+        run(IptablesMarks().apply, Diff(remove=marks))
+        assert read(run) == run(IptablesMarks().read, SCOPE) == {}
+
+
+# -- reading, repairing, removing ---------------------------------------------------------------------------------
+
+
+def test_what_was_applied_reads_back_equal_and_goes_without_a_trace(crossing: Crossing, run: Run) -> None:
+    iptables(crossing.router, "-A FORWARD -s 203.0.113.7 -j DROP")
+    iptables(crossing.router, "-t nat -A POSTROUTING -s 10.99.0.0/24 -o up0 -j MASQUERADE")
+    assert read(run) == {}
+    before = all_tables(crossing)
+    make(run, WANTED)
+    assert read(run) == WANTED
+    text = all_tables(crossing)
+    assert make(run, WANTED) == Diff()
+    run(Forwardings().apply, Diff(add=WANTED))
+    assert all_tables(crossing) == text
+    for changed in (
+        replace(FIRST, internal_traffic=True),
+        replace(FIRST, external_ip=IPv4Address("192.0.2.78")),
+        replace(FIRST, listen_port=5000),
+        replace(FIRST, network=IPv4Network("10.66.0.0/16")),
+        replace(FIRST, uplink="eth1"),
+    ):
+        make(run, WANTED | {"wl0": changed})
+        assert read(run) == WANTED | {"wl0": changed}
+    make(run, {"wl1": SECOND})
+    assert read(run) == {"wl1": SECOND}
+    make(run, {})
+    assert all_tables(crossing) == before
+
+
+def test_the_rules_are_what_an_administrator_would_have_written(crossing: Crossing, run: Run) -> None:
+    make(run, {"wl0": replace(FIRST, external_ip=IPv4Address("192.0.2.77"))})
+    rules = [
+        line
+        for t in ("mangle", "nat", "filter")
+        for line in saved(crossing.router, t, counters=False)
+        if "-A WL" in line
+    ]
+    assert rules == [
+        "-A WL_MSS -i wl0 -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu",
+        "-A WL_MSS -o wl0 -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu",
+        "-A WL_NAT -s 10.66.0.0/24 -o up0 -j SNAT --to-source 192.0.2.77",
+        "-A WL_FORWARD -s 10.66.0.0/24 -i wl0 -o up0 -j ACCEPT",
+        "-A WL_FORWARD -d 10.66.0.0/24 -i up0 -o wl0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        "-A WL_FORWARD -i wl0 -o wl0 -j DROP",
+        "-A WL_FORWARD -i wl0 -j DROP",
+        "-A WL_FORWARD -o wl0 -j DROP",
+        "-A WL_INPUT -i wl0 -j RETURN",
+        "-A WL_INPUT ! -i wl0 -p udp -m udp --dport 51820 -j ACCEPT",
+    ]
+
+
+DAMAGE = {
+    "a hook is gone": ["-D FORWARD -j WL_FORWARD"],
+    "a hook is not the first": ["-I INPUT -p icmp -j ACCEPT"],
+    "the hook of MSS is behind a strange rule": ["-t mangle -I FORWARD -s 203.0.113.9 -j ACCEPT"],
+    "a hook is there twice": ["-t nat -A POSTROUTING -j WL_NAT"],
+    "two ways in from another chain": ["-N other", "-A other -j WL_INPUT", "-A other", "-A other -j WL_FORWARD"],
+    "NAT is flushed": ["-t nat -F WL_NAT"],
+    "a rule is gone": ["-D WL_FORWARD 2"],
+    "the last rule is gone": ["-D WL_FORWARD 10"],
+    "the order is wrong": ["-D WL_FORWARD 4", "-I WL_FORWARD -i wl0 -j DROP"],
+    "the RETURNs are not first": ["-D WL_INPUT 2", "-A WL_INPUT -i wl1 -j RETURN"],
+    "a rule is there twice": ["-A WL_FORWARD -i wl0 -j DROP"],
+    "a strange rule is inserted": ["-I WL_FORWARD -p tcp -m tcp --dport 22 -j ACCEPT"],
+    "one chain of ours leads to another": ["-I WL_INPUT -j WL_FORWARD"],
+    "a rule has another port": ["-R WL_INPUT 3 ! -i wl0 -p udp --dport 9 -j ACCEPT"],
+    "rules of a link that nobody wants": [
+        "-A WL_FORWARD -i wl9 -j DROP",
+        "-A WL_FORWARD -s 10.9.0.0/24 -i wl9 -o up0 -j ACCEPT",
+        "-A WL_INPUT ! -i wl9 -p udp --dport 9 -j ACCEPT",
+        "-t nat -A WL_NAT -s 10.9.0.0/24 -o up0 -j MASQUERADE",
+    ],
+}
+
+
+@pytest.mark.parametrize("commands", DAMAGE.values(), ids=DAMAGE.keys())
+def test_damage_is_seen_and_repaired_in_one_pass(crossing: Crossing, run: Run, commands: list[str]) -> None:
+    iptables(crossing.router, "-A FORWARD -s 203.0.113.7 -j DROP")
+    iptables(crossing.router, "-t nat -A POSTROUTING -s 10.99.0.0/24 -o up0 -j MASQUERADE")
+    make(run, WANTED)
+    seen_source(crossing, CAROL)
+    counted = "[1:46] -A WL_FORWARD -d 10.67.0.0/24 -i up0 -o wl1"
+    assert any(line.startswith(counted) for line in saved(crossing.router, "filter"))
+    for command in commands:
+        iptables(crossing.router, command)
+    foreign = all_tables(crossing, foreign_only=True)
+
+    assert read(run) != WANTED
+    make(run, WANTED)
+
+    assert read(run) == WANTED
+    assert all_tables(crossing, foreign_only=True) == foreign
+    assert any(line.startswith(counted) for line in saved(crossing.router, "filter"))
+    assert not crossing.passes(ALICE, CAROL)
+    assert seen_source(crossing, ALICE) == ROUTER
+
+
+def test_flushed_tables_are_rebuilt(crossing: Crossing, run: Run) -> None:
+    make(run, WANTED)
+    for commands in (["-F"], ["-F", "-X"]):
+        for table in ("filter", "nat", "mangle"):
+            for command in commands:
+                iptables(crossing.router, f"-t {table} {command}")
+        make(run, WANTED)
+        assert read(run) == WANTED
+    assert seen_source(crossing, ALICE) == ROUTER
+
+
+def test_ip_forward_switched_off_is_found_and_switched_on_in_this_namespace_only(
+    crossing: Crossing, run: Run, make_namespace: Callable[[], str]
+) -> None:
+    other = make_namespace()
+    make(run, WANTED)
+    sysctl(crossing.router, "ipv4/ip_forward", "0")
+    assert read(run).keys() == {BROKEN}
+    make(run, WANTED)
+    assert read(run) == WANTED
+    assert seen_source(crossing, ALICE) == ROUTER
+    with enter(other) as call:
+        assert call(Path("/proc/sys/net/ipv4/ip_forward").read_text) == "0\n"

@@ -1,0 +1,57 @@
+"""The rules of a server as values: what is wanted, and what is recognised."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from agent.kernel import entries
+from agent.kernel.forwarding import FORWARD, INPUT, NAT, all_rules, guessed, sound, wanted_rules
+from agent.model import Forwarding
+
+FIRST = Forwarding("wg1", IPv4Network("10.66.0.0/24"), "up0", 51820, False, None)
+SECOND = Forwarding("wg0", IPv4Network("10.67.0.0/24"), "up0", 51821, True, IPv4Address("192.0.2.77"))
+
+
+@pytest.mark.parametrize("stateful", [True, False])
+def test_what_is_wanted_is_recognised(stateful: bool) -> None:
+    rules = all_rules([FIRST, SECOND], stateful)
+    assert sound(rules, stateful) == {"wg0": SECOND, "wg1": FIRST}
+    assert sound(rules, not stateful) == {}
+
+
+def test_the_order_of_interfaces_does_not_depend_on_the_order_of_asking() -> None:
+    assert all_rules([FIRST, SECOND], True) == all_rules([SECOND, FIRST], True)
+
+
+def test_without_conntrack_the_answers_are_let_through_by_address_alone() -> None:
+    answers = wanted_rules(FIRST, False)[FORWARD.chain][1]
+    assert answers == entries.entry(entries.jump("ACCEPT"), destination=FIRST.network, came_in="up0", goes_out="wg1")
+
+
+def test_no_tunnel_reaches_the_port_of_any_server() -> None:
+    rules = all_rules([FIRST, SECOND], True)[INPUT.chain]
+    assert [entries.target_name(rule) for rule in rules] == ["RETURN", "RETURN", "ACCEPT", "ACCEPT"]
+    assert {entries.in_interface(rule) for rule in rules[:2]} == {"wg0", "wg1"}
+
+
+@pytest.mark.parametrize("chain", [NAT.chain, FORWARD.chain, INPUT.chain])
+def test_an_interface_without_one_of_its_rules_is_not_sound_and_the_other_still_is(chain: str) -> None:
+    rules = dict(all_rules([FIRST, SECOND], True))
+    mine = wanted_rules(FIRST, True)[chain]
+    for gone in mine:
+        assert sound(rules | {chain: tuple(rule for rule in rules[chain] if rule != gone)}, True) == {"wg0": SECOND}
+
+
+def test_a_rule_that_is_there_twice_or_out_of_order_makes_its_interface_unsound() -> None:
+    rules = dict(all_rules([FIRST], True))
+    chain = rules[FORWARD.chain]
+    assert sound(rules | {FORWARD.chain: (*chain, chain[3])}, True) == {}
+    assert sound(rules | {FORWARD.chain: (chain[3], *chain[:3], chain[4])}, True) == {}
+
+
+def test_a_guess_follows_what_the_rules_say() -> None:
+    changed = replace(FIRST, internal_traffic=True, listen_port=9, external_ip=IPv4Address("192.0.2.1"))
+    assert guessed(all_rules([changed], True)) == {"wg1": changed}
