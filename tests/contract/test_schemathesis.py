@@ -43,7 +43,7 @@ def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @schemathesis.check
-def answers_in_the_envelope(_: Any, response: schemathesis.Response, case: schemathesis.Case) -> None:
+def answers_in_the_envelope(_: Any, response: schemathesis.Response, case: schemathesis.Case[Any]) -> None:
     if case.path.endswith("/openapi.json") and response.status_code == 200:
         return
     found = response.json()
@@ -69,7 +69,7 @@ def test_no_request_whatsoever_leaves_the_envelope(call: Call, gateway: Served) 
         suppress_health_check=list(hypothesis.HealthCheck),
         phases=[hypothesis.Phase.generate],
     )
-    def exchange(case: schemathesis.Case) -> None:
+    def exchange(case: schemathesis.Case[Any]) -> None:
         case.call_and_validate(**options)
         if case.path_parameters:
             known = {name: KNOWN[name] for name in case.path_parameters}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -79,7 +80,7 @@ async def test_errors_of_http_itself_have_their_status_in_both_modes(api: Api, h
 
 
 async def test_body_too_large_is_refused_without_a_length_too(api: Api) -> None:
-    async def chunks():  # type: ignore[no-untyped-def]
+    async def chunks() -> AsyncIterator[bytes]:
         for _ in range(100):
             yield b"a" * 1000
 
@@ -142,7 +143,7 @@ async def test_healthz_tells_whether_the_store_answers(api: Api) -> None:
     async def stuck() -> None:
         await asyncio.sleep(3600)
 
-    async def health(api: Api, ping: object) -> tuple[int, str]:
+    async def health(api: Api, ping: Callable[[], Awaitable[object]]) -> tuple[int, str]:
         app = build_app(replace(api.services, ping=ping), HttpSettings(PUBLIC_URL))
         async with _client(app, {}) as client:
             answer = await client.get("/healthz")
