@@ -23,11 +23,12 @@ from agent.desired import Desired
 from agent.errors import AgentError, BrokenStore
 from agent.kernel.forwarding import Forwardings
 from agent.kernel.interfaces import uplink
-from agent.kernel.link import Links, Mode, choose_mode
+from agent.kernel.link import Links, choose_mode
 from agent.kernel.marks import IptablesMarks
 from agent.kernel.peers import Peers
 from agent.kernel.shaper import Classes, Qdiscs, class_text
 from agent.kernel.watch import ANY, watch
+from agent.kernel.wireguard import Mode
 from agent.model import PeerState
 from agent.notify import tell_systemd, watchdog_seconds
 from agent.reconcile import Reconciler
