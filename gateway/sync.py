@@ -59,7 +59,10 @@ WAITED_PAUSE = 0.25  # the shortest pause in trouble, however many changes come
 KERNEL_PAUSE = 0.05  # between looks at an agent whose kernel is slow, while somebody waits
 
 STALE_TRIES = 3  # in one pass; more means that two gateways are at odds, and a pause is due
-AWAY = "away"  # the trouble of an agent that does not answer, whatever gRPC's words for it
+
+# Troubles that have no text of their own.
+AWAY = "away"  # it does not even tell its status
+UNSENT = "unsent"  # it did not take what we sent; perhaps it is away, its status will tell
 
 LARGEST_PATCH = 10_000  # changes; about 2.5 MB at most. A message may have 4 MB; a snapshot has no limit
 
@@ -148,6 +151,7 @@ class _NodeLoop:
         self._status_due = 0.0  # time of the loop's clock
         self._snapshot_due = False  # a patch was refused as wrong: what it builds on may be
         self._trouble = ""  # what went wrong in the last pass, as it was logged
+        self._away = False  # it was logged that it is away, and not yet that it is back
         self._pause = FIRST_PAUSE
         self.status: AgentStatus | None = None
 
@@ -207,12 +211,14 @@ class _NodeLoop:
         except AgentRefused as error:
             self._refused(str(error))
         except AgentUnreachable as error:
-            self._gone(str(error))
+            self._unreachable(str(error))
         except Exception as error:
             if self._is_new_trouble(repr(error)):
                 log.exception("node=%s event=pass-failed cure='is tried again'", self._name)
         else:
-            self._trouble, self._pause = "", FIRST_PAUSE
+            if self._away:
+                log.info("node=%s event=back", self._name)
+            self._away, self._trouble, self._pause = False, "", FIRST_PAUSE
             return rest
         self._holds = None
         pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE)
@@ -222,6 +228,7 @@ class _NodeLoop:
         """Compares, sends, acknowledges: once. Answers how many seconds to rest unless somebody wakes us."""
         for _ in range(STALE_TRIES):
             if self._holds is None or _now() >= self._status_due:
+                self._holds = None  # in case it does not answer
                 self._holds = await self._read_status()
             node = await self._store.node(self._name)
             self._wanted = max(node.revision, *self._waiters.values(), 0)
@@ -251,8 +258,6 @@ class _NodeLoop:
         """Asks the agent. An agent without any state holds ("", -1), which is equal to nothing."""
         node = await self._store.node(self._name)
         status = await self._agents.status(node)
-        if self._trouble == AWAY:
-            log.info("node=%s event=back revision=%d ours=%d", self._name, status.revision, node.revision)
         self.status, self._shown = status, status.applied_revision
         # Spread, so that nodes are not asked in step.
         self._status_due = _now() + self._poll_seconds * random.uniform(0.8, 1.0)
@@ -304,15 +309,25 @@ class _NodeLoop:
         self._trouble, before = trouble, self._trouble
         return trouble != before
 
-    def _gone(self, reason: str) -> None:
-        self.status = None
-        if self._is_new_trouble(AWAY):
-            log.warning("node=%s event=away reason=%r", self._name, reason)
+    def _unreachable(self, reason: str) -> None:
+        if self._holds is None:
+            self.status, self._away = None, True
+            if self._is_new_trouble(AWAY):
+                log.warning("node=%s event=away reason=%r", self._name, reason)
+        elif not self._trouble:
+            self._trouble = UNSENT
+        else:
+            self._note_problem(reason)
+            if self._is_new_trouble(reason):
+                log.error("node=%s event=not-taken reason=%r", self._name, reason)
+
+    def _note_problem(self, reason: str) -> None:
+        if self.status is not None:
+            self.status = replace(self.status, problem=reason)
 
     def _refused(self, reason: str) -> None:
         self._snapshot_due = True
-        if self.status is not None:
-            self.status = replace(self.status, problem=reason)
+        self._note_problem(reason)
         if self._is_new_trouble(reason):
             log.error("node=%s event=refused reason=%r cure='everything is sent anew'", self._name, reason)
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from gateway.errors import AgentUnreachable
 from gateway.model import AccountEdit, NewAccount, ServerValues
 from gateway.store import Store, open_store
 from gateway.sync import Sync
@@ -109,6 +110,8 @@ async def test_a_change_while_the_agent_is_away_is_pending_and_arrives_when_it_i
         await until(lambda: len(agent.accounts) == 1)
         await until(lambda: product.sync.pending() == [])
         assert product.sync.statuses()[NODE] is not None
+        await until(lambda: "event=back" in caplog.text)
+        await asyncio.sleep(0.5)
     said = [record.message for record in caplog.records if "event=" in record.message]
     assert [line for line in said if "event=away" in line] == [f"node={NODE} event=away reason='away'"]
     assert len([line for line in said if "event=back" in line]) == 1
@@ -254,6 +257,32 @@ async def test_a_patch_that_is_refused_as_wrong_is_followed_by_a_snapshot(
     assert agent.servers["s1"] == server
     assert len(agent.snapshots) == 2
     assert len([record for record in caplog.records if "event=refused" in record.message]) == 1
+
+
+async def test_an_agent_that_answers_but_cannot_take_anything_is_a_problem_and_not_away(
+    database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="gateway.sync")
+    async with running_product(database, settle_seconds=0.3) as product:
+        agent = await with_server(product)
+        real = agent.patch
+
+        async def full(*_: object) -> object:
+            raise AgentUnreachable("its disk is full")
+
+        agent.patch = full  # type: ignore[method-assign, assignment]
+        assert await create(product) == NODE
+        await asyncio.sleep(1.0)
+        status = product.sync.statuses()[NODE]
+        assert status is not None
+        assert status.problem == "its disk is full"
+        assert product.sync.pending() == [NODE]
+        agent.patch = real  # type: ignore[method-assign]
+        await until(lambda: product.sync.pending() == [])
+    said = [
+        record.message for record in caplog.records if record.levelno >= logging.WARNING or "back" in record.message
+    ]
+    assert said == [f"node={NODE} event=not-taken reason='its disk is full'"]
 
 
 async def test_an_edit_that_changes_nothing_waits_for_nobody(product: Product) -> None:
