@@ -22,7 +22,8 @@ from tests.lab.readings import (
     fetch,
     is_shaped,
     mangle_counters,
-    measured_rate,
+    received,
+    shaped_rate,
     usage,
 )
 
@@ -107,7 +108,7 @@ class Demo:
             self._measure(direction, SOLD[direction])
 
     def _measure(self, direction: Direction, sold: int) -> None:
-        rate = measured_rate(self._lab, CLIENT, direction)
+        rate = shaped_rate(self._lab, CLIENT, direction, sold)
         self._story.step(
             is_shaped(rate, sold),
             f"{direction}: measured {rate:.2f} Mbit/s, sold {sold} "
@@ -164,11 +165,12 @@ class Demo:
             began = time.monotonic()
             self._rest.put(f"account/{self._account}", status="disable")
             taken = time.monotonic() - began
-            first = mangle_counters(self._rest, self._account)
+            time.sleep(0.1)  # what the VPN box sent before has reached the client by then
+            first = received(self._lab, CLIENT)
             reachable = fetch(self._lab, CLIENT, "/ip", seconds=2.0)
-            last = mangle_counters(self._rest, self._account)
+            last = received(self._lab, CLIENT)
         self._story.step(
-            first.download_packets > 0 and first == last, f"answered after {taken * 1000:.0f} ms; no packet since"
+            first == last > 0, f"the call answered after {taken * 1000:.0f} ms; {last - first} bytes came through since"
         )
         self._story.step(reachable is None, "the client reaches nothing")
 
@@ -176,7 +178,7 @@ class Demo:
         self._story.chapter("Switched on again")
         self._rest.put(f"account/{self._account}", status="enable")
         began = time.monotonic()
-        while (seen := fetch(self._lab, CLIENT, "/ip")) is None and time.monotonic() - began < 30.0:
+        while (seen := fetch(self._lab, CLIENT, "/ip")) is None and time.monotonic() - began < 40.0:
             time.sleep(0.2)
         self._story.step(
             seen is not None,

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Literal
 
+from tests.lab.connect import INTERFACE
 from tests.lab.errors import LabError
 from tests.lab.lab import Lab
 from tests.lab.rest import Rest
@@ -40,6 +41,21 @@ def measured_rate(lab: Lab, client: str, direction: Direction, seconds: int = 7,
 def is_shaped(rate: float, sold: int) -> bool:
     """Within 5 % of 95 % of what was sold."""
     return abs(rate - GOODPUT * sold) <= TOLERANCE * GOODPUT * sold
+
+
+def shaped_rate(
+    lab: Lab, client: str, direction: Direction, sold: int, *, seconds: int = 7, attempts: int = 3
+) -> float:
+    """The goodput; measured again, at most `attempts` times in all, while it is too low.
+
+    Other work on the machine starves userspace WireGuard and makes a rate smaller; nothing but wrong shaping makes it
+    larger, so a rate that is too high is final.
+    """
+    rate = measured_rate(lab, client, direction, seconds)
+    while attempts > 1 and rate < GOODPUT * sold and not is_shaped(rate, sold):
+        attempts -= 1
+        rate = measured_rate(lab, client, direction, seconds)
+    return rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +95,12 @@ def usage(rest: Rest, account: str) -> tuple[int, int]:
         for day in rest.get(f"account/{account}/traffic_statistics/{month.year}/{month.month}")
     ]
     return sum(day["traffic_download"] for day in days), sum(day["traffic_upload"] for day in days)
+
+
+def received(lab: Lab, client: str) -> int:
+    """Bytes that came to a connected client through its tunnel."""
+    line = lab.exec(client, "wg", "show", INTERFACE, "transfer").stdout
+    return int(line.split("\t")[1])
 
 
 def fetch(lab: Lab, client: str, path: str, seconds: float = 5.0) -> str | None:

@@ -81,7 +81,7 @@ def test_what_somebody_breaks_is_repaired_within_one_resync(lab: Lab, make_accou
     assert found(lab) != right
     wait_until(lambda: found(lab) == right, f"{broken}: repaired", REPAIR_SECONDS)
     assert sorted(objects(lab).splitlines()) == sorted(before.splitlines())
-    wait_until(lambda: fetch(lab, "c1", "/ip", seconds=2.0) is not None, "the client is back", 20.0)
+    wait_until(lambda: fetch(lab, "c1", "/ip", seconds=2.0) is not None, "the client is back", 40.0)
     later = usage(lab.rest, account["name"])
     assert later[0] >= used[0] and later[1] >= used[1]
 
@@ -168,7 +168,7 @@ def test_a_killed_userspace_wireguard_comes_back(lab: Lab, make_account: MakeAcc
         pytest.skip("the kernel has WireGuard of its own here: no process to kill")
     for pid in inside:
         os.kill(pid, 9)
-    wait_until(lambda: fetch(lab, "c1", "/ip", seconds=2.0) is not None, "the client is back", REPAIR_SECONDS + 20.0)
+    wait_until(lambda: fetch(lab, "c1", "/ip", seconds=2.0) is not None, "the client is back", REPAIR_SECONDS + 40.0)
     assert found(lab) == wanted(lab)
 
 
