@@ -24,10 +24,13 @@ logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 BODY_SECONDS = 20.0  # below the listener's own bound, so that there is an answer
 MAX_FIELDS = 100
+# Of a body that is too long, so much is read and forgotten before the answer: a client that is still sending when the
+# connection closes loses the answer.
+DISCARDED_BYTES = 32 * 1024 * 1024
 
 
 async def read_form(request: Request, max_bytes: int) -> dict[str, str]:
-    """Raises HttpError: 413 above `max_bytes` (the rest is not read), 408 when too slow, 400 when unreadable."""
+    """Raises HttpError: 413 above `max_bytes` (which is never kept), 408 when too slow, 400 when unreadable."""
     body = await _read_body(request, max_bytes)
     if not body:
         return {}
@@ -47,20 +50,24 @@ async def read_form(request: Request, max_bytes: int) -> dict[str, str]:
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:
-    # The rest of a body that is too long is not read; the connection cannot be used again after that.
     too_large = HttpError(413, f"Body too large (only {max_bytes} bytes)", {"Connection": "close"})
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > max_bytes:
-        raise too_large
-    body = bytearray()
+    if request.headers.get("expect") and declared.isdecimal() and int(declared[:20]) > max_bytes:
+        raise too_large  # the client asked first and has sent nothing yet
+    body, size = bytearray(), 0
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > max_bytes:
-                    raise too_large
+                size += len(chunk)
+                if size <= max_bytes:
+                    body += chunk
+                elif size > max_bytes + DISCARDED_BYTES:
+                    break
     except TimeoutError:
-        raise HttpError(408, "Body too slow", {"Connection": "close"}) from None
+        if size <= max_bytes:
+            raise HttpError(408, "Body too slow", {"Connection": "close"}) from None
+    if size > max_bytes:
+        raise too_large
     return bytes(body)
 
 

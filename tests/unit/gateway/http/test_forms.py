@@ -123,13 +123,24 @@ def test_body_at_the_limit_is_read_and_one_byte_more_is_not() -> None:
     assert refused(b"name=" + b"a" * (LIMIT - 4)) == 413
 
 
-def test_declared_length_is_refused_before_anything_is_read() -> None:
+def test_client_that_asks_first_is_refused_before_it_sends_anything() -> None:
+    asking = request([], URLENCODED, length=LIMIT + 1)
+    asking.scope["headers"].append((b"expect", b"100-continue"))
     with pytest.raises(HttpError) as caught:
-        asyncio.run(forms.read_form(request([], URLENCODED, length=LIMIT + 1), LIMIT))
+        asyncio.run(forms.read_form(asking, LIMIT))
     assert (caught.value.status, caught.value.headers["Connection"]) == (413, "close")
 
 
-def test_body_without_end_is_dropped_at_the_limit() -> None:
+def test_body_that_is_too_long_is_read_to_its_end_but_not_kept() -> None:
+    """A client that is still sending would not see the answer."""
+    left = [b"a" * 1000] * 50
+    with pytest.raises(HttpError) as caught:
+        asyncio.run(forms.read_form(request(left, URLENCODED), LIMIT))
+    assert caught.value.status == 413
+
+
+def test_body_without_end_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "DISCARDED_BYTES", 10 * LIMIT)
     sent = 0
 
     async def endless() -> Message:
@@ -137,11 +148,10 @@ def test_body_without_end_is_dropped_at_the_limit() -> None:
         sent += 1
         return {"type": "http.request", "body": b"a" * 100, "more_body": True}
 
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
     with pytest.raises(HttpError) as caught:
-        asyncio.run(
-            forms.read_form(Request({"type": "http", "method": "POST", "path": "/", "headers": []}, endless), LIMIT)
-        )
-    assert (caught.value.status, sent) == (413, LIMIT // 100 + 1)
+        asyncio.run(forms.read_form(Request(scope, endless), LIMIT))
+    assert (caught.value.status, sent) == (413, 11 * LIMIT // 100 + 1)
 
 
 def test_body_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
