@@ -29,7 +29,7 @@ from agent.kernel.wireguard import PortBusy
 from agent.model import Diff, Link, Secret
 from tests.netns import tunnels
 from tests.netns.conftest import enter
-from tests.netns.tunnels import Client, Server, handshake, scope, shown, some_key, unique_name, within
+from tests.netns.tunnels import STDIN, Client, Server, handshake, scope, shown, some_key, unique_name, within
 
 pytestmark = pytest.mark.timeout(600)  # the kernel's one also runs under emulation
 
@@ -149,17 +149,15 @@ def test_private_key_changes_in_place(server: Server) -> None:
         "ip address del 10.77.0.1/16 dev {0}",
         "ip address replace 10.77.0.1/24 dev {0}",
         "wg set {0} listen-port 40000",
-        "wg set {0} private-key /etc/wirelane-no-such-file",
+        "wg set {0} private-key /proc/self/fd/0",
     ],
 )
 def test_drift_is_seen_and_mended_in_place(server: Server, drift: str) -> None:
     link = made(server)
     index = shown(server.namespace, link.interface)["ifindex"]
-    command = drift.format(link.interface).split()
-    if "private-key" in command:
-        within(server.namespace, *command[:-1], "/dev/stdin", stdin=some_key(3))
-    else:
-        within(server.namespace, *command)
+    within(
+        server.namespace, *drift.format(link.interface).split(), stdin=some_key(3)
+    )  # read by the one that changes the key
     assert tunnels.eventually(lambda: found(server) != {link.interface: link})
     assert applied(server, link) == {}
     assert found(server) == {link.interface: link}
@@ -239,7 +237,7 @@ def test_foreign_wireguard_that_is_configured_is_refused_and_untouched(server: S
     link = server.link()
     server.run(tunnels.door_of(server.mode).create, link.interface)
     key = tunnels.new_keys()[0]
-    within(server.namespace, "wg", "set", link.interface, "private-key", "/dev/stdin", stdin=key)
+    within(server.namespace, "wg", "set", link.interface, "private-key", STDIN, stdin=key)
     before = shown(server.namespace, link.interface), within(server.namespace, "wg", "showconf", link.interface)
     assert "not ours" in str(applied(server, link)[link.interface])
     after = shown(server.namespace, link.interface), within(server.namespace, "wg", "showconf", link.interface)

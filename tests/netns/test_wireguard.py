@@ -15,7 +15,7 @@ from agent.kernel.peers import Peers
 from agent.kernel.wireguard import Absent
 from agent.model import Diff, Link, Peer, PeerKey
 from tests.netns import tunnels
-from tests.netns.tunnels import Client, Server, handshake, scope, some_key, within
+from tests.netns.tunnels import STDIN, Client, Server, handshake, scope, some_key, within
 
 pytestmark = pytest.mark.timeout(600)  # the kernel's one also runs under emulation
 
@@ -134,7 +134,7 @@ def test_what_other_hands_change_is_seen_and_mended_in_place(tunnel: Tunnel, lin
     def wg(*change: str, stdin: str = "") -> None:
         within(server.namespace, "wg", "set", link.interface, "peer", *change, stdin=stdin)
 
-    wg(keyed[1], "preshared-key", "/dev/stdin", stdin=some_key(7))
+    wg(keyed[1], "preshared-key", STDIN, stdin=some_key(7))
     wg(wider[1], "allowed-ips", "10.77.3.233/32,10.99.0.0/24")
     wg(gone[1], "remove")
     wg(client.public_key, "persistent-keepalive", "25")

@@ -33,6 +33,7 @@ DEADLINE = 60.0  # seconds; a machine under emulation is 20 times slower
 SERVER_OUTER = "192.0.2.1"
 NETWORK = "10.77.0.1/16"
 ECHO_PORT = 7
+STDIN = "/proc/self/fd/0"  # a machine without udev has no /dev/stdin
 _numbers = itertools.count()
 
 T = TypeVar("T")
@@ -186,7 +187,7 @@ class Client:
             f"[Interface]\nPrivateKey={self.keys[0]}\n[Peer]\nPublicKey={server_key}\n"
             f"Endpoint={SERVER_OUTER}:{link.listen_port}\nAllowedIPs=0.0.0.0/0\n"
         )
-        within(self.namespace, "wg", "setconf", self.interface, "/dev/stdin", stdin=text)
+        within(self.namespace, "wg", "setconf", self.interface, STDIN, stdin=text)
         within(self.namespace, "ip", "address", "add", f"{self.address}/16", "dev", self.interface)
         within(self.namespace, "ip", "link", "set", self.interface, "up")
 
