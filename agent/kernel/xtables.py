@@ -35,6 +35,7 @@ from difflib import SequenceMatcher
 from functools import cache
 from ipaddress import IPv4Network
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.errors import KernelError
@@ -43,8 +44,11 @@ from agent.kernel.entries import BUILTINS, Image, Jump
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the library's own source has invalid escapes, which each fresh install compiles
-    # Told the folder of its C part, the library does not run gcc and ld, ten times, to find it.
+    # Told the folders of its C part and of Debian's extensions, the library neither runs gcc and ld, ten times, nor
+    # reads every library of the system to find them.
     os.environ.setdefault("IPTABLES_LIBDIR", sysconfig.get_path("platlib"))
+    if (_folder := Path(f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}/xtables")).is_dir():
+        os.environ.setdefault("XTABLES_LIBDIR", str(_folder))
     import iptc
 
 LOCK = "/run/xtables.lock"
