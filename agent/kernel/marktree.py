@@ -221,7 +221,7 @@ def leaf_rules(image: Image, direction: Direction, chain: str) -> list[LeafRule]
     blob = memoryview(image.blob)[span.start : span.end]
     if len(blob) % _LEAF_RULE.size == 0:
         found = _decoded(_LEAF_RULE.iter_unpack(blob), direction, prefix)
-        if all(rule[0] is not None for rule in found):
+        if _STRANGE not in found:
             return found
     found = []  # some are of another kind, and so perhaps of another size: one by one
     for offset, size in image.offsets(span):
