@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-GUEST_SECONDS = 330
+GUEST_SECONDS = 540  # half of it where nothing else runs
 SOLD = 2.0  # Mbit/s, guest.py's RATE
 LOWEST, HIGHEST = 1.4, 2.1  # HTB never overshoots; on a busy emulated machine it undershoots
 
+# one VM for all: the first test waits for it
 pytestmark = pytest.mark.timeout(GUEST_SECONDS + 120)
 
 # guest.py always ends with a file of facts; the namespace tests only run where it came to its end
@@ -36,7 +37,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vm")
     command = [str(ROOT / "scripts/vm"), "--seconds", str(GUEST_SECONDS), "--share", str(folder), "--"]
     guest = ["bash", "-c", SCRIPT, "guest", str(ROOT / ".venv/bin/python"), str(folder)]
-    done = subprocess.run([*command, *guest], cwd=ROOT, capture_output=True, text=True, timeout=480, check=False)
+    done = subprocess.run(
+        [*command, *guest], cwd=ROOT, capture_output=True, text=True, timeout=GUEST_SECONDS + 90, check=False
+    )
     print(done.stdout, done.stderr)  # pytest shows it with the first test that fails
     assert (folder / "facts.json").exists(), f"scripts/vm: status {done.returncode}\n{done.stderr[-4000:]}"
     return folder
@@ -97,8 +100,8 @@ def test_an_agent_restart_touches_nothing(facts: dict[str, Any]) -> None:
 
 def test_an_agent_restart_keeps_a_running_transfer_and_its_counters(facts: dict[str, Any]) -> None:
     restart = facts["restart"]
-    assert restart["transfer_error"] == ""
-    assert len(restart["interval_bytes"]) >= 9
+    assert restart["transfer_end"] == "interrupt - the client has terminated"  # by guest.py, not by itself
+    assert len(restart["interval_bytes"]) >= 3
     assert all(restart["interval_bytes"])
     before, after = restart["counters"]
     assert after["download_bytes"] > before["download_bytes"]
