@@ -118,7 +118,7 @@ def _found(kept: KeptAccount | None) -> KeptAccount:
 
 
 async def _create(tx: Transaction, new: NewAccount, pair: KeyPair, limit: int) -> KeptAccount:
-    place = await server_rows.find_locked(tx, new.server)
+    place = await server_rows.find_revised(tx, new.server)
     if place is None:
         raise InvalidValue("Wireguard server not valid")
     await tx.lock(NUMBERS)
@@ -126,13 +126,12 @@ async def _create(tx: Transaction, new: NewAccount, pair: KeyPair, limit: int) -
         raise Conflict("VPN account limit exceeded")
     if pair.public == place.server.public_key:
         raise InvalidValue("Keys are invalid")  # WireGuard has no peer with the interface's own key
-    revision = await node_rows.next_revision(tx, place.node_id)
     named = _named(new, place.server, pair)
     if new.name or new.username or new.address or new.private_key or new.public_key:
         await _refuse_taken(tx, named, place, generated=())
     if new.address is not None:
         _check_in_range(place.server, new.address)
-    kept = await _insert(tx, named, place, revision)
+    kept = await _insert(tx, named, place)
     await _take_named(tx, new, place)
     return kept
 
@@ -156,13 +155,13 @@ def _named(new: NewAccount, server: Server, pair: KeyPair) -> Account:
     )
 
 
-async def _insert(tx: Transaction, named: Account, place: KeptServer, revision: int) -> KeptAccount:
+async def _insert(tx: Transaction, named: Account, place: KeptServer) -> KeptAccount:
     """Fills in what is missing and writes it; again with the next numbers, should some belong to somebody already."""
     generated = frozenset(field for field, empty in _EMPTY.items() if getattr(named, field) == empty)
     missing: Iterable[str] = generated
     for _ in range(ATTEMPTS):
         named = await _filled(tx, named, place, missing)
-        kept = KeptAccount(named, place.server.id, place.node_id, revision)
+        kept = KeptAccount(named, place.server.id, place.node_id, place.revision)
         if await rows.insert(tx, kept):
             return kept
         missing = await _refuse_taken(tx, named, place, generated)

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, DatabaseUnavailable
 
 CONNECT_SECONDS = 10
 POOL_SECONDS = 30  # how long a request may wait for a connection (SQLite: for the writers before it)
@@ -31,7 +31,7 @@ LOCK_SECONDS = 10
 READERS = 4  # SQLite: connections that read beside the one that writes
 POOL_SIZE = 10  # PostgreSQL
 
-UNAVAILABLE = (
+_UNAVAILABLE = (
     sqlalchemy.exc.OperationalError,
     sqlalchemy.exc.InterfaceError,
     sqlalchemy.exc.TimeoutError,
@@ -46,6 +46,14 @@ def try_again_helps(error: Exception) -> bool:
     """Two changes were in each other's way, and this one was rolled back as a whole."""
     cause = getattr(error, "orig", None)
     return getattr(cause, "sqlstate", None) in _TRY_AGAIN
+
+
+def translated(error: Exception) -> ConfigError | DatabaseUnavailable | None:
+    """What a failure of the database means to people. None = it is a bug of ours."""
+    reason = str(getattr(error, "orig", None) or error)
+    if type(error) is sqlalchemy.exc.DatabaseError:  # SQLite: "file is not a database", "... is malformed"
+        return ConfigError([f"database: {reason}: put it aside and restore your backup"])
+    return DatabaseUnavailable(reason) if isinstance(error, _UNAVAILABLE) else None
 
 
 def parsed_url(text: str) -> URL:
@@ -111,18 +119,23 @@ def _sqlite(url: URL, *, size: int, begin: str, read_only: bool = False) -> Asyn
         url, pool_size=size, max_overflow=0, pool_timeout=POOL_SECONDS, connect_args={"timeout": LOCK_SECONDS}
     )
 
+    # In WAL mode only FULL survives a power cut; NORMAL may forget the last commits.
+    pragmas = ["journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"]
+    if read_only:
+        pragmas.append("query_only = ON")
+
     @event.listens_for(engine.sync_engine, "connect")
     def on_connect(connection: Any, _record: Any) -> None:
         # Python's sqlite3 begins transactions when it sees fit, and never for a read: we say BEGIN ourselves.
         connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode = WAL")
-        # In WAL mode only FULL survives a power cut; NORMAL may forget the last commits.
-        cursor.execute("PRAGMA synchronous = FULL")
-        cursor.execute("PRAGMA foreign_keys = ON")
-        if read_only:
-            cursor.execute("PRAGMA query_only = ON")
-        cursor.close()
+        try:
+            cursor = connection.cursor()
+            for pragma in pragmas:
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+        except BaseException:
+            connection.close()  # the pool forgets a connection that failed in here, and its thread would live on
+            raise
 
     @event.listens_for(engine.sync_engine, "begin")
     def on_begin(connection: Connection) -> None:

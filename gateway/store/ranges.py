@@ -20,6 +20,11 @@ USERS = "user"
 
 _scope, _lo, _hi = free_ranges.c.scope, free_ranges.c.lo, free_ranges.c.hi
 _delete = delete(free_ranges).where(_scope == bindparam("in_scope"), _lo == bindparam("from_lo"))
+_update = (
+    update(free_ranges)
+    .where(_scope == bindparam("in_scope"), _lo == bindparam("from_lo"))
+    .values(lo=bindparam("new_lo"), hi=bindparam("new_hi"))
+)
 # The one range that can hold a number, and the (at most two) that it can touch.
 _holding = (
     select(_lo, _hi)
@@ -80,6 +85,9 @@ async def give(tx: Transaction, scope: str, number: int) -> None:
 
 
 async def _replace(tx: Transaction, scope: str, old: Sequence[Range], new: Sequence[Range]) -> None:
+    if len(old) == len(new) == 1:
+        await tx.run(_update, {"in_scope": scope, "from_lo": old[0].lo, "new_lo": new[0].lo, "new_hi": new[0].hi})
+        return
     await tx.run_many(_delete, [{"in_scope": scope, "from_lo": part.lo} for part in old])
     await tx.run_many(free_ranges.insert(), [{"scope": scope, "lo": part.lo, "hi": part.hi} for part in new])
 

@@ -12,8 +12,8 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
-from gateway.errors import ConfigError, DatabaseUnavailable
-from gateway.store.engine import UNAVAILABLE, Engine, parsed_url
+from gateway.errors import ConfigError
+from gateway.store.engine import Engine, parsed_url, translated
 
 _LOCK_NUMBER = 0x776C_6D67  # "wlmg"; PostgreSQL's advisory locks are numbers
 _WAIT_SECONDS = 120  # for another gateway that is migrating
@@ -51,8 +51,10 @@ async def is_empty(url: str) -> bool:
     try:
         async with engine.read() as connection:
             return await connection.run_sync(lambda sync: not MigrationContext.configure(sync).get_current_heads())
-    except UNAVAILABLE as error:
-        raise unusable(error) from error
+    except Exception as error:
+        if (known := translated(error)) is not None:
+            raise known from error
+        raise
     finally:
         await engine.close()
 
@@ -63,15 +65,9 @@ async def migrate(url: str) -> None:
     try:
         async with asyncio.timeout(2 * _WAIT_SECONDS), engine.change() as connection:
             await connection.run_sync(_upgrade)
-    except UNAVAILABLE as error:
-        raise unusable(error) from error
+    except Exception as error:
+        if (known := translated(error)) is not None:
+            raise known from error
+        raise
     finally:
         await engine.close()
-
-
-def unusable(error: Exception) -> ConfigError | DatabaseUnavailable:
-    """A file that is no database will not become one by waiting; the rest may."""
-    reason = str(getattr(error, "orig", None) or error)
-    if "not a database" in reason or "malformed" in reason:
-        return ConfigError([f"database: {reason}: put it aside and restore your backup"])
-    return DatabaseUnavailable(reason)

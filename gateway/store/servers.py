@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
@@ -18,6 +18,12 @@ from gateway.store.transaction import Transaction
 _select = select(servers, nodes.c.name.label("node_name")).join(nodes, nodes.c.id == servers.c.node_id)
 _by_name = _select.where(servers.c.name == bindparam("server"))
 _node_of = select(servers.c.node_id).where(servers.c.name == bindparam("server"))
+_next_revision = (  # locks the node's row, see nodes.py
+    update(nodes)
+    .where(nodes.c.id == _node_of.scalar_subquery())
+    .values(revision=nodes.c.revision + 1)
+    .returning(nodes.c.revision)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +110,19 @@ async def find(tx: Transaction, name: str) -> KeptServer | None:
 
 async def find_locked(tx: Transaction, name: str) -> KeptServer | None:
     """The server as it is once nobody else changes its node."""
-    row = await tx.one(_node_of, {"server": name})
-    if row is None:
-        return None
-    await node_rows.lock(tx, row.node_id)
+    if not tx.is_sqlite:
+        row = await tx.one(_node_of, {"server": name})
+        if row is None:
+            return None
+        await node_rows.lock(tx, row.node_id)
     return await find(tx, name)
+
+
+async def find_revised(tx: Transaction, name: str) -> KeptServer | None:
+    """`find_locked` and `next_revision` in one go, for creates: the answer has the node's new revision."""
+    row = await tx.one(_next_revision, {"server": name})
+    kept = await find(tx, name) if row is not None else None
+    return replace(kept, revision=row.revision) if kept is not None and row is not None else None
 
 
 async def insert(tx: Transaction, kept: KeptServer) -> bool:

@@ -13,11 +13,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import date
 from typing import TypeVar
 
-import sqlalchemy.exc
-
 from gateway.model import DayTotal, DayUsage, Node, Patch, Snapshot
 from gateway.store import changes, nodes, schema, settings, usage
-from gateway.store.engine import UNAVAILABLE, Engine, parsed_url, try_again_helps
+from gateway.store.engine import Engine, parsed_url, translated, try_again_helps
 from gateway.store.seal import Seal
 from gateway.store.transaction import Transaction
 
@@ -42,8 +40,10 @@ class Store:
         try:
             async with self._engine.read() as connection:
                 return await work(Transaction(connection, self._seal, self._engine.is_sqlite))
-        except UNAVAILABLE as error:
-            raise schema.unusable(error) from error
+        except Exception as error:
+            if (known := translated(error)) is not None:
+                raise known from error
+            raise
 
     async def change(self, work: Work[T]) -> T:
         """What `work` did is durable when this returns, and nothing of it is there when it raises.
@@ -51,20 +51,16 @@ class Store:
         (Save DatabaseUnavailable: a connection that is lost during the commit leaves it open.) `work` may be called
         again from the start, so it does nothing but read and write the database.
         """
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(1, _ATTEMPTS + 1):
             try:
                 async with self._engine.change() as connection:
                     return await work(Transaction(connection, self._seal, self._engine.is_sqlite))
-            except sqlalchemy.exc.DBAPIError as error:
-                if not try_again_helps(error):
-                    if isinstance(error, UNAVAILABLE):
-                        raise schema.unusable(error) from error
+            except Exception as error:
+                if not try_again_helps(error) or attempt == _ATTEMPTS:
+                    if (known := translated(error)) is not None:
+                        raise known from error
                     raise
-                if attempt == _ATTEMPTS - 1:
-                    raise schema.unusable(error) from error
-            except UNAVAILABLE as error:
-                raise schema.unusable(error) from error
-            await asyncio.sleep(random.uniform(0, 0.05) * (attempt + 1))
+            await asyncio.sleep(random.uniform(0, 0.05) * attempt)
         raise AssertionError("unreachable")
 
     async def ping(self) -> None:

@@ -1,0 +1,83 @@
+"""The gateway's use cases over a real store, real sync and real collect; only the agents are in this process.
+
+`migrated_sqlite` gives a database file in a millisecond: the migrations run once, then the file is copied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.accounts import Accounts
+from gateway.collect import Collect
+from gateway.keys import Keys
+from gateway.links import Links
+from gateway.servers import Servers
+from gateway.store import Store, migrate, open_store
+from gateway.sync import Sync
+from gateway.system import System
+from tests.fakes.agents import FakeAgents
+
+KEY = bytes(range(32))
+NODE = "local"
+
+
+@dataclass
+class Product:
+    store: Store
+    agents: FakeAgents
+    sync: Sync
+    collect: Collect
+    accounts: Accounts
+    servers: Servers
+    links: Links
+    keys: Keys
+    system: System
+
+
+@functools.cache
+def _empty_database() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "empty.db"
+        asyncio.run(migrate(f"sqlite:///{path}"))
+        return path.read_bytes()
+
+
+def migrated_sqlite(path: Path) -> str:
+    """The URL of a new database at `path`. Not to be called inside a running loop for the first time."""
+    path.write_bytes(_empty_database())
+    path.chmod(0o600)
+    return f"sqlite:///{path}"
+
+
+@asynccontextmanager
+async def running_product(url: str, *, account_limit: int = 0, settle_seconds: float = 5.0) -> AsyncIterator[Product]:
+    """With one node, NODE, whose clients reach it at vpn.example.com."""
+    store, agents = await open_store(url, KEY), FakeAgents()
+    await store.add_node(NODE, "unix:/run/agent.sock", "vpn.example.com")
+    sync = Sync(store, agents, settle_seconds, poll_seconds=0.2)
+    collect = Collect(store, agents)
+    product = Product(
+        store=store,
+        agents=agents,
+        sync=sync,
+        collect=collect,
+        accounts=Accounts(store, sync, collect, agents, account_limit),
+        servers=Servers(store, sync, agents),
+        links=Links(store),
+        keys=Keys(store),
+        system=System(store, sync, account_limit),
+    )
+    loops = asyncio.create_task(sync.run())
+    try:
+        yield product
+    finally:
+        loops.cancel()
+        with suppress(asyncio.CancelledError):
+            await loops
+        await store.close()

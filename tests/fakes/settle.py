@@ -1,0 +1,20 @@
+"""A Sync for tests that are about the database: every node has everything at once, and no agent is asked."""
+
+from __future__ import annotations
+
+from gateway.model import AgentStatus
+
+
+class InstantSync:
+    """The methods of `gateway.sync.Sync` that use cases call."""
+
+    def __init__(self) -> None:
+        self.waited: list[tuple[str, int]] = []  # (node, revision) that somebody waited for
+        self.away: set[str] = set()  # nodes that are pending
+
+    async def settled(self, node: str, revision: int) -> str:
+        self.waited.append((node, revision))
+        return "pending" if node in self.away else "applied"
+
+    def statuses(self) -> dict[str, AgentStatus | None]:
+        return {}

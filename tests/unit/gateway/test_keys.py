@@ -1,0 +1,93 @@
+"""gateway/keys.py: hashes that are bound to addresses, shown once, and revoked within seconds."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address
+
+import pytest
+
+from gateway.errors import Conflict, InvalidValue, NotFound
+from gateway.keys import CACHE_SECONDS, Keys
+from gateway.store import open_store
+from tests.fakes.product import KEY, Product
+
+pytestmark = pytest.mark.anyio
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_a_hash_works_from_its_addresses_only(product: Product) -> None:
+    keys = product.keys
+    secret = await keys.add("billing", ["192.0.2.10", "198.51.100.0/24", "2001:db8::/32"])
+    access_hash = secret.reveal()
+    assert re.fullmatch(r"[0-9a-f]{80}", access_hash) and access_hash not in repr(secret)
+    for address, allowed in (
+        ("192.0.2.10", True),
+        ("::ffff:192.0.2.10", True),
+        ("198.51.100.77", True),
+        ("2001:db8:1::5", True),
+        ("192.0.2.11", False),
+        ("::ffff:192.0.2.11", False),
+        ("2001:db9::1", False),
+        ("127.0.0.1", False),
+    ):
+        assert await keys.authorised(access_hash, ip_address(address)) is allowed, address
+    for wrong in ("", "0" * 80, access_hash[:-1], access_hash.upper(), "é"):
+        assert not await keys.authorised(wrong, ip_address("192.0.2.10"))
+
+
+async def test_each_key_is_bound_to_its_own_addresses(product: Product) -> None:
+    one = (await product.keys.add("one", ["192.0.2.1"])).reveal()
+    two = (await product.keys.add("two", ["192.0.2.2"])).reveal()
+    keys = Keys(product.store)
+    assert await keys.authorised(one, ip_address("192.0.2.1"))
+    assert await keys.authorised(two, ip_address("192.0.2.2"))
+    assert not await keys.authorised(one, ip_address("192.0.2.2"))
+
+
+async def test_a_key_is_listed_without_its_hash_and_its_name_is_used_once(product: Product) -> None:
+    await product.keys.add("billing", ["10.0.0.0/8", "192.0.2.1"])
+    (listed,) = await product.keys.list()
+    assert (listed.name, listed.networks) == ("billing", ("10.0.0.0/8", "192.0.2.1/32"))
+    with pytest.raises(Conflict, match="a key billing already"):
+        await product.keys.add("billing", ["192.0.2.2"])
+    await product.keys.revoke("billing")
+    assert await product.keys.list() == []
+    with pytest.raises(NotFound, match="no key billing"):
+        await product.keys.revoke("billing")
+
+
+@pytest.mark.parametrize("networks", [[], ["anywhere"], ["10.0.0.1/8"], ["10.0.0.0/33"]])
+async def test_a_key_without_sane_addresses_is_refused(product: Product, networks: list[str]) -> None:
+    with pytest.raises(InvalidValue):
+        await product.keys.add("billing", networks)
+    assert await product.keys.list() == []
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 65, "ä", "a\n"])
+async def test_a_key_has_a_plain_name(product: Product, name: str) -> None:
+    with pytest.raises(InvalidValue, match="Wrong name of a key"):
+        await product.keys.add(name, ["10.0.0.1"])
+
+
+async def test_a_revoked_key_ends_within_seconds_and_calls_cost_no_sql(product: Product, database: str) -> None:
+    clock = Clock()
+    store = await open_store(database, KEY)
+    keys = Keys(store, now=clock)
+    client = ip_address("192.0.2.1")
+    access_hash = (await product.keys.add("billing", ["192.0.2.1"])).reveal()
+    assert await keys.authorised(access_hash, client)
+    await product.keys.revoke("billing")
+    clock.now += CACHE_SECONDS - 0.1
+    await store.close()
+    assert await keys.authorised(access_hash, client), "known for a few seconds, without the database"
+    clock.now += 0.2
+    assert not await keys.authorised(access_hash, client)
+    await store.close()

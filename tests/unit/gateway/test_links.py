@@ -1,0 +1,42 @@
+"""gateway/links.py. That a link opens once, however many try, is proved on both databases in tests/contract."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from gateway.errors import NotFound
+from gateway.model import AccountEdit, NewAccount, ServerValues
+from tests.fakes.product import Product
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_every_call_makes_another_link_and_looking_does_not_use_it_up(product: Product) -> None:
+    server = (await product.servers.create(ServerValues())).value
+    account = (await product.accounts.create(NewAccount(server=server.name))).value
+    first, second = [await product.links.create(account.name) for _ in range(2)]
+    assert first != second and re.fullmatch(r"[0-9a-f]{80}", first)
+    for _ in range(3):
+        assert await product.links.valid(first)
+    assert await product.links.open(first) == account
+    assert await product.links.open(first) is None
+    assert not await product.links.valid(first)
+    assert await product.links.open(second) == account
+
+
+async def test_unknown_links_are_not_relevant_and_unknown_accounts_not_found(product: Product) -> None:
+    for key in ("0" * 80, "", "x", "é"):
+        assert not await product.links.valid(key)
+        assert await product.links.open(key) is None
+    with pytest.raises(NotFound, match=r"^Account not found$"):
+        await product.links.create("nobody")
+
+
+async def test_a_link_shows_the_account_as_it_is_when_it_is_opened(product: Product) -> None:
+    server = (await product.servers.create(ServerValues())).value
+    await product.accounts.create(NewAccount(server=server.name))
+    key = await product.links.create("peer_1")
+    edited = (await product.accounts.edit("peer_1", AccountEdit(download=9))).value
+    assert await product.links.open(key) == edited

@@ -1,0 +1,74 @@
+"""gateway/system.py: GET /system/status."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gateway.model import NewAccount, ServerValues
+from tests.fakes.product import NODE, Product, running_product
+
+pytestmark = pytest.mark.anyio
+
+
+async def eventually(product: Product, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The status as soon as it is so; sync looks at its agents every 0.2 s here."""
+    async with asyncio.timeout(10):
+        while not holds(status := await product.system.status()):  # noqa: ASYNC110 - nothing to wait on
+            await asyncio.sleep(0.02)
+    return status
+
+
+async def test_the_documented_keys_and_the_nodes(product: Product) -> None:
+    server = (await product.servers.create(ServerValues())).value
+    await product.accounts.create(NewAccount(server=server.name))
+    status = await eventually(product, lambda it: it["status"] == "OK")
+    version = status.pop("version")
+    assert version and isinstance(version, str)
+    assert status == {
+        "count_accounts": 1,
+        "count_accounts_available": 34_475,
+        "count_wireguard": 1,
+        "license": "2099-12-31T23:59:59Z",
+        "license_valid": True,
+        "status": "OK",
+        "nodes": [{"name": NODE, "status": "OK", "problem": ""}],
+    }
+
+
+async def test_the_limit_is_what_is_available(database: str) -> None:
+    async with running_product(database, account_limit=50) as product:
+        assert (await product.system.status())["count_accounts_available"] == 50
+
+
+async def test_a_node_that_is_away_is_named_with_what_waits_for_it(database: str) -> None:
+    async with running_product(database, settle_seconds=0.2) as product:
+        server = (await product.servers.create(ServerValues())).value
+        product.agents[NODE].away = True
+        await product.accounts.create(NewAccount(server=server.name))
+        status = await eventually(product, lambda it: it["nodes"][0]["status"] == "away")
+        assert status["status"] == "Nodes: local (away)"
+        assert status["nodes"][0]["problem"] == "the agent does not answer, 1 changes wait for it"
+        product.agents[NODE].away = False
+        await eventually(product, lambda it: it["status"] == "OK")
+
+
+async def test_what_the_kernel_refused_is_told(product: Product) -> None:
+    server = (await product.servers.create(ServerValues())).value
+    account = (await product.accounts.create(NewAccount(server=server.name))).value
+    product.agents[NODE].refuse[account.id] = "no room for its class"
+    status = await eventually(product, lambda it: it["nodes"][0]["status"] == "failed")
+    assert status["status"] == "Nodes: local (failed)"
+    assert status["nodes"][0]["problem"] == "peer_1: no room for its class"
+
+
+async def test_an_agent_whose_kernel_is_slow_is_pending(database: str) -> None:
+    async with running_product(database, settle_seconds=0.2) as product:
+        server = (await product.servers.create(ServerValues())).value
+        product.agents[NODE].slow = 1.0
+        assert (await product.accounts.create(NewAccount(server=server.name))).pending == NODE
+        await eventually(product, lambda it: it["nodes"][0]["status"] == "pending")
+        await eventually(product, lambda it: it["status"] == "OK")
