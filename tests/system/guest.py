@@ -154,13 +154,18 @@ def can_reach_the_web() -> bool:
     return subprocess.run(command, stderr=subprocess.DEVNULL, timeout=COMMAND_SECONDS, check=False).returncode == 0
 
 
-def tc_objects(sort: str, device: str) -> list[Any]:
-    """Without what traffic makes by itself: fq_codel's flows look like classes, and HTB counts in its options."""
-    found = json.loads(run("tc", "-j", "-n", "node", sort, "show", "dev", device))
+def classes(device: str) -> list[str]:
+    """As text, compared only (this tc has no JSON for them); without fq_codel's flows, which look like classes."""
+    shown = run(*inside("node", "tc", "class", "show", "dev", device)).splitlines()
+    return sorted(line for line in shown if line.startswith("class htb "))
+
+
+def qdiscs(device: str) -> list[Any]:
+    """Without what HTB counts in its options."""
+    found = json.loads(run("tc", "-j", "-n", "node", "qdisc", "show", "dev", device))
     for item in found:
-        item.get("options", {}).pop("direct_packets_stat", None)
-    kept = [item for item in found if sort == "qdisc" or item["class"] == "htb"]
-    return sorted(kept, key=str)
+        item["options"].pop("direct_packets_stat", None)
+    return sorted(found, key=str)
 
 
 def kernel_state() -> dict[str, Any]:
@@ -170,8 +175,8 @@ def kernel_state() -> dict[str, Any]:
     return {
         "rules": [line for line in saved.splitlines() if not line.startswith(("#", ":"))],
         "links": [(link["ifindex"], link["ifname"]) for link in json.loads(run("ip", "-j", "-n", "node", "link"))],
-        "classes": [tc_objects("class", device) for device in (LINK, UPLINK)],
-        "qdiscs": [tc_objects("qdisc", device) for device in (LINK, UPLINK)],
+        "classes": [classes(device) for device in (LINK, UPLINK)],
+        "qdiscs": [qdiscs(device) for device in (LINK, UPLINK)],
         "filters": [run(*inside("node", "tc", "filter", "show", "dev", device)) for device in (LINK, UPLINK)],
         "peers": [[peer[0], peer[3]] for peer in peers[1:]],  # public key, allowed IPs
         "handshakes": [int(peer[4]) for peer in peers[1:]],
