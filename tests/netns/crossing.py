@@ -32,10 +32,14 @@ def iptables(namespace: str, arguments: str) -> str:
 
 
 def saved(namespace: str, table: str, *, counters: bool = True, foreign_only: bool = False) -> list[str]:
-    """iptables-legacy-save, without the lines that tell the time."""
+    """iptables-legacy-save, without the lines that tell the time.
+
+    Without the counters of the policies too: they count what the router itself says now and then (IGMP).
+    """
     command = ["ip", "netns", "exec", namespace, "iptables-legacy-save", "-t", table, *(["-c"] if counters else [])]
     text = subprocess.run(command, check=True, timeout=DEADLINE, capture_output=True, text=True).stdout
     lines = [line for line in text.splitlines() if not line.startswith("#")]
+    lines = [line.partition(" [")[0] if line.startswith(":") else line for line in lines]
     return [line for line in lines if "WL_" not in line] if foreign_only else lines
 
 
