@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from agent.errors import KernelError
-from agent.kernel import shaper, tc
+from agent.kernel import shaper, tc, tc_text
 from agent.kernel.netlink import Netlink
+from agent.kernel.scratch import NoNamespace, in_scratch_namespace
 from agent.model import Class, ClassKey, Diff, Qdisc, Scope, minor
 from tests.netns.conftest import enter
 
@@ -310,8 +311,8 @@ def send(box: Box, mark: int, count: int, size: int = 1000) -> None:
 
 
 def sent(box: Box, number: int) -> int:
-    data = box.run(shaper.read_class, DEVICE, number)
-    return shaper.tc_text.class_counters(data).packets
+    counters = tc_text.class_counters(box.run(shaper.read_class, DEVICE, number))
+    return counters.packets
 
 
 def test_a_marked_packet_goes_into_the_class_of_its_mark(box: Box) -> None:
@@ -371,11 +372,11 @@ def test_a_rate_change_loses_nothing_of_what_is_queued(box: Box, before: int, af
     receiver = box.far(listen_udp)
     with receiver:
         send_to(box, receiver, 109, 50)
-        waiting = shaper.tc_text.class_counters(box.run(shaper.read_class, DEVICE, 0x109)).backlog_packets
+        waiting = tc_text.class_counters(box.run(shaper.read_class, DEVICE, 0x109)).backlog_packets
         assert waiting > 20
         assert box.run(box.classes.apply, Diff(change=classes({0x109: after}))) == {}
         assert receive(receiver, 50) == list(range(50))
-    counters = shaper.tc_text.class_counters(box.run(shaper.read_class, DEVICE, 0x109))
+    counters = tc_text.class_counters(box.run(shaper.read_class, DEVICE, 0x109))
     assert (counters.packets, counters.drops, counters.backlog_packets) == (50, 0, 0)
     assert box.read() == classes({0x109: after})
 
@@ -485,7 +486,7 @@ def test_leaf_kind_is_found_without_leave_to_make_a_namespace(box: Box, monkeypa
     wanted = shaper.leaf_kind()
 
     def refuse(*_: object) -> bool:
-        raise shaper.NoNamespace("no")
+        raise NoNamespace("no")
 
     monkeypatch.setattr(shaper, "in_scratch_namespace", refuse)
     assert box.run(shaper.leaf_kind.__wrapped__) == wanted
@@ -500,6 +501,6 @@ def test_a_trial_leaves_no_trace(box: Box) -> None:
 
 def test_a_trial_that_hangs_ends_with_an_error() -> None:
     with pytest.raises(KernelError, match="longer than"):
-        shaper.in_scratch_namespace(lambda: time.sleep(1), 0.2)
+        in_scratch_namespace(lambda: time.sleep(1), 0.2)
     with Netlink() as door:
         assert door.send([tc.get_root(4711)])[0].index == 0

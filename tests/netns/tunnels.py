@@ -111,6 +111,7 @@ def end_all(namespace: str) -> None:
 
 def shown(namespace: str, interface: str) -> dict[str, Any]:
     """`ip -j -d address show` of one interface, without what the kernel does about IPv6 meanwhile."""
+    link: dict[str, Any]
     (link,) = json.loads(within(namespace, "ip", "-j", "-d", "address", "show", "dev", interface))
     return link | {"addr_info": [one for one in link["addr_info"] if one["family"] == "inet"]}
 
@@ -150,7 +151,7 @@ class Server:
     mode: Mode
 
     def link(self, **different: Any) -> Link:
-        values = {
+        values: dict[str, Any] = {
             "interface": unique_name(),
             "private_key": Secret(new_keys()[0]),
             "listen_port": 51820,

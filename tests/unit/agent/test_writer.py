@@ -32,7 +32,7 @@ class Box:
 
     def full(self) -> list[str]:
         self.kernel.writes.clear()
-        self.report = self.writer.full(self.desired)
+        self.report: Report = self.writer.full(self.desired)
         return list(self.kernel.writes)
 
     def change(self, *put: object, remove: tuple[int, ...] = ()) -> list[str]:
@@ -41,7 +41,7 @@ class Box:
         self.desired = self.desired.patched(patch)
         self.keeper.expect(patch.put_accounts)
         self.kernel.writes.clear()
-        self.report: Report = self.writer.touched(self.desired, patch.account_ids, "eth0")
+        self.report = self.writer.touched(self.desired, patch.account_ids, "eth0")
         return list(self.kernel.writes)
 
     def no_peer_without_its_class(self, part: str, verb: str, written: object) -> None:
