@@ -27,7 +27,7 @@ from gateway.errors import ConfigError, DatabaseUnavailable
 CONNECT_SECONDS = 10
 POOL_SECONDS = 30  # how long a request may wait for a connection (SQLite: for the writers before it)
 STATEMENT_SECONDS = 30
-LOCK_SECONDS = 10
+LOCK_SECONDS = 10.0
 READERS = 4  # SQLite: connections that read beside the one that writes
 POOL_SIZE = 10  # PostgreSQL
 
@@ -39,13 +39,14 @@ _UNAVAILABLE = (
     OSError,
     TimeoutError,
 )
+# Classes of SQLSTATE: connection lost, rolled back, out of something, not in that state (lock timeout), by an operator.
+_BUSY = ("08", "40", "53", "55", "57")
 _TRY_AGAIN = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
 
 
 def try_again_helps(error: Exception) -> bool:
     """Two changes were in each other's way, and this one was rolled back as a whole."""
-    cause = getattr(error, "orig", None)
-    return getattr(cause, "sqlstate", None) in _TRY_AGAIN
+    return _state(error) in _TRY_AGAIN
 
 
 def translated(error: Exception) -> ConfigError | DatabaseUnavailable | None:
@@ -53,7 +54,15 @@ def translated(error: Exception) -> ConfigError | DatabaseUnavailable | None:
     reason = str(getattr(error, "orig", None) or error)
     if type(error) is sqlalchemy.exc.DatabaseError:  # SQLite: "file is not a database", "... is malformed"
         return ConfigError([f"database: {reason}: put it aside and restore your backup"])
-    return DatabaseUnavailable(reason) if isinstance(error, _UNAVAILABLE) else None
+    lost = isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated
+    if lost or isinstance(error, _UNAVAILABLE) or _state(error).startswith(_BUSY):
+        return DatabaseUnavailable(reason)
+    return None
+
+
+def _state(error: Exception) -> str:
+    """PostgreSQL's SQLSTATE; "" where there is none."""
+    return str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
 
 
 def parsed_url(text: str) -> URL:
@@ -156,7 +165,7 @@ def _postgresql(url: URL) -> AsyncEngine:
             "command_timeout": STATEMENT_SECONDS,
             "server_settings": {
                 "application_name": "wirelane-gateway",
-                "lock_timeout": f"{LOCK_SECONDS}s",
+                "lock_timeout": f"{LOCK_SECONDS * 1000:.0f}ms",
                 "statement_timeout": f"{STATEMENT_SECONDS}s",
                 "idle_in_transaction_session_timeout": f"{STATEMENT_SECONDS}s",
             },

@@ -1,6 +1,7 @@
 """What the database looks like. The migrations must end exactly here (a test compares them).
 
-Uniqueness is the database's promise: it is stated here and nowhere checked before. Times are Unix seconds, days are
+Uniqueness is the database's promise, stated here; what is looked up before only decides which error is told. (Networks
+that overlap are the one thing that no constraint can refuse: see gateway/servers.py.) Times are Unix seconds, days are
 numbers like 20260131, IPv4 addresses are integers: both databases compare and index those alike.
 
 Ids of servers and accounts are random (gateway/allocate.py), so they are known before the row exists (a sealed value
@@ -33,7 +34,7 @@ metadata = MetaData(
     }
 )
 
-# Rows that exist to be locked, where no row of the thing itself is there yet; see store/locks in transaction.py.
+# Rows that exist to be locked, where no row of the thing itself is there yet; see transaction.py.
 locks = Table("locks", metadata, Column("name", Text, primary_key=True))
 
 settings = Table(

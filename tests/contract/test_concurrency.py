@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from gateway.accounts import Accounts
-from gateway.allocate import MARKS, assignable, without
+from gateway.allocate import MARKS, NAME_NUMBERS, assignable, number_of, without
 from gateway.errors import ApiError, Conflict
 from gateway.model import Account, AccountEdit, DayTotal, DayUsage, NewAccount, ServerValues
 from gateway.servers import Servers
@@ -68,6 +68,9 @@ async def check_ranges(store: Store) -> None:
     found = await store.read(free)
     node = await store.node(NODE)
     assert found[ranges.marks_of(node.id)] == without(MARKS, [account.mark for account in there])
+    for scope, names in (("peer", [it.name for it in there]), ("user", [it.username for it in there])):
+        numbers = [number_of(scope, name) for name in names]
+        assert found[scope] == without([NAME_NUMBERS], [number for number in numbers if number is not None])
     for server in await manage.list():
         taken = [int(account.address) for account in there if account.server == server.name]
         assert found.get(ranges.addresses_of(server.id), []) == without(assignable(server.address), taken)

@@ -666,6 +666,29 @@ async def test_the_store_survives_a_lost_connection(postgres_url: str) -> None:
     await other.close()
 
 
+async def test_a_change_that_waits_too_long_is_given_up(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.store.engine.LOCK_SECONDS", 0.3)
+    store, other = await open_store(database_url, KEY), await open_store(database_url, KEY)
+    await store.add_node(NODE, "unix:/run/agent.sock")
+    locked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(tx: Any) -> None:
+        await node_rows.next_revision(tx, 1)
+        locked.set()
+        await go_on.wait()
+
+    holder = asyncio.create_task(store.change(hold))
+    await locked.wait()
+    with pytest.raises(DatabaseUnavailable, match="not available, try again"):
+        await other.resync_node(NODE)
+    go_on.set()
+    await holder
+    await other.resync_node(NODE)
+    assert (await store.node(NODE)).revision == 3
+    await store.close()
+    await other.close()
+
+
 async def test_a_sqlite_file_that_another_process_writes_to_is_waited_for(sqlite_url: str, tmp_path: Path) -> None:
     store = await open_store(sqlite_url, KEY)
     other = sqlite3.connect(tmp_path / "gateway.db", isolation_level=None, check_same_thread=False)

@@ -84,7 +84,7 @@ class Cluster:
         return ["-h", "127.0.0.1", "-p", str(self.port), "-U", "wirelane"]
 
     def _answers(self) -> bool:
-        ready = [BINARIES / "pg_isready", "-q", *self._where(), "-d", "template1"]
+        ready = [str(BINARIES / "pg_isready"), "-q", *self._where(), "-d", "template1"]
         return subprocess.run(ready, timeout=10, check=False).returncode == 0
 
     def _run(self, program: str, *arguments: str) -> None:

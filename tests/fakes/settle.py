@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from gateway.model import AgentStatus
+from gateway.sync import Sync
 
 
-class InstantSync:
-    """The methods of `gateway.sync.Sync` that use cases call."""
+class InstantSync(Sync):
+    """Answers what use cases ask; has no loops."""
 
     def __init__(self) -> None:
         self.waited: list[tuple[str, int]] = []  # (node, revision) that somebody waited for

@@ -6,6 +6,7 @@ import base64
 import re
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -22,7 +23,7 @@ from tests.fakes.product import NODE, Product, running_product
 pytestmark = pytest.mark.anyio
 
 
-async def server_of(product: Product, address: str = "10.0.110.1/24", **values: int) -> Server:
+async def server_of(product: Product, address: str = "10.0.110.1/24", **values: Any) -> Server:
     return (await product.servers.create(ServerValues(address=IPv4Interface(address), **values))).value
 
 
