@@ -42,9 +42,9 @@ BROKEN = ""
 _NOTHING = Forwarding(BROKEN, IPv4Network("0.0.0.0/32"), "", 0, False, None)
 
 
-NAT = Hook("POSTROUTING", "WL_NAT")
-FORWARD = Hook("FORWARD", "WL_FORWARD")
-INPUT = Hook("INPUT", "WL_INPUT")
+NAT = Hook("POSTROUTING", "WL_NAT", yields=True)
+FORWARD = Hook("FORWARD", "WL_FORWARD", yields=True)
+INPUT = Hook("INPUT", "WL_INPUT", yields=True)
 MSS = Hook("FORWARD", "WL_MSS", behind=("WL_MARK",))
 # In the order of writing. Filter comes last: it is what opens the way.
 TABLES = {"mangle": (MSS,), "nat": (NAT,), "filter": (INPUT, FORWARD)}

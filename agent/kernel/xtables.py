@@ -284,13 +284,15 @@ class Transaction:
 class Hook:
     """The unconditional jump from a built-in chain into one of ours.
 
-    It has to be at the top, for any rule before it could end the built-in chain; only hooks of other parts, to the
-    chains `behind`, may come before it.
+    It is made at the top. A hook that counts has to stay there, for any rule before it could end the built-in chain;
+    only hooks of other parts, to the chains `behind`, may come before it. Where `yields`, an administrator may put
+    rules of his own before it (to close port 25 for all customers, say), and it stays where it is.
     """
 
     builtin: str
     chain: str
     behind: tuple[str, ...] = ()
+    yields: bool = False
 
     @property
     def entry(self) -> bytes:
@@ -306,8 +308,10 @@ def _misplaced(image: Image, hooks: Sequence[Hook], own: Collection[str]) -> tup
     """The jumps into our chains that should not be there, and the hooks that are missing."""
     strays, missing = image.jumps_from_outside(own), []
     for hook in hooks:
-        top = _standing_before(image, hook)
         rules = image.rules(hook.builtin)
+        top = _standing_before(image, hook)
+        if hook.yields:
+            top = next((place for place, rule in enumerate(rules) if rule.entry == hook.entry), len(rules))
         if len(rules) > top and rules[top].entry == hook.entry:
             strays = [jump for jump in strays if jump[:2] != (hook.builtin, top)]
         else:

@@ -223,7 +223,6 @@ def test_the_rules_are_what_an_administrator_would_have_written(crossing: Crossi
 
 DAMAGE = {
     "a hook is gone": ["-D FORWARD -j WL_FORWARD"],
-    "a hook is not the first": ["-I INPUT -p icmp -j ACCEPT"],
     "the hook of MSS is behind a strange rule": ["-t mangle -I FORWARD -s 203.0.113.9 -j ACCEPT"],
     "a hook is there twice": ["-t nat -A POSTROUTING -j WL_NAT"],
     "two ways in from another chain": ["-N other", "-A other -j WL_INPUT", "-A other", "-A other -j WL_FORWARD"],
@@ -265,6 +264,17 @@ def test_damage_is_seen_and_repaired_in_one_pass(crossing: Crossing, run: Run, c
     assert any(line.startswith(counted) for line in saved(crossing.router, "filter"))
     assert not crossing.passes(ALICE, CAROL)
     assert seen_source(crossing, ALICE) == ROUTER
+
+
+def test_an_administrator_may_put_rules_before_ours(crossing: Crossing, run: Run) -> None:
+    make(run, WANTED)
+    assert crossing.passes(ALICE, INTERNET)
+    iptables(crossing.router, f"-I FORWARD -s {ALICE} -j DROP")
+    foreign = all_tables(crossing, foreign_only=True)
+    assert read(run) == WANTED
+    make(run, WANTED)
+    assert all_tables(crossing, foreign_only=True) == foreign
+    assert not crossing.passes(ALICE, INTERNET)
 
 
 def test_flushed_tables_are_rebuilt(crossing: Crossing, run: Run) -> None:
