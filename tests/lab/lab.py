@@ -14,7 +14,8 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tests.lab import hosts, registry, services
@@ -122,25 +123,30 @@ class Lab:
         say(f"gateway: {self.url}, as user {identity.user}, without capabilities")
         services.prepare_gateway(self.state, identity, self._record.port, gateway)
         services.call_gateway(self.state, identity, "migrate")
-        access_hash = services.add_access_key(self.state, identity, KEY_NAME, "127.0.0.1/32")
-        for node in self.plan.nodes:
-            endpoint = str(node.address.ip)
-            target = services.agent_target(node, self.state)
-            services.call_gateway(self.state, identity, "node", "add", node.name, target, "--endpoint", endpoint)
-        self._record = Record(**{**asdict(self._record), "user": identity.user, "access_hash": access_hash})
-        self.rest = Rest(self.url, access_hash)
+        self._records.save("gateway", services.start_gateway(self._record.name, self.state, identity))
+        with ThreadPoolExecutor(1) as beside:  # each of these is a program of a second; the gateway starts meanwhile
+            access_hash = beside.submit(services.add_access_key, self.state, identity, KEY_NAME, "127.0.0.1/32")
+            for node in self.plan.nodes:  # in order: a server that names no node goes to the first
+                self._add_node(node, identity)
+        self._record = replace(self._record, user=identity.user, access_hash=access_hash.result())
+        self.rest = Rest(self.url, self._record.access_hash)
         for node in self.plan.nodes:
             self._await_agent(node)
         self.start_gateway()
         wait_until(lambda: services.internet_answers(self.plan.internet, self.state), "the internet host", 10.0)
         self._await_nodes()
-        self._record = _write_record(Record(**{**asdict(self._record), "complete": True}))
+        self._record = _write_record(replace(self._record, complete=True))
+
+    def _add_node(self, node: Host, identity: Identity) -> None:
+        target, endpoint = services.agent_target(node, self.state), str(node.address.ip)
+        services.call_gateway(self.state, identity, "node", "add", node.name, target, "--endpoint", endpoint)
 
     def _await_nodes(self) -> None:
         """The gateway has met every agent; a first call need not wait for that."""
 
         def settled() -> bool:
-            return bool(self.rest.get("system/status")["status"] == "OK")
+            status = self.rest.get("system/status")
+            return len(status["nodes"]) == len(self.plan.nodes) and status["status"] == "OK"
 
         wait_until(settled, "gateway and agents in step", services.START_SECONDS)
 

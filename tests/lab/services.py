@@ -64,8 +64,8 @@ def environment() -> dict[str, str]:
 
 
 def gateway_identity() -> Identity:
-    """`nobody` if that user can import the gateway from this checkout."""
-    probe = [*NOBODY.command, *_with_environment(), *python("-c", "import gateway.__main__")]
+    """`nobody` if that user can import from this checkout and its virtual environment."""
+    probe = [*NOBODY.command, *_with_environment(), *python("-c", "import gateway.model, sqlalchemy.util")]
     return NOBODY if run(probe, check=False).returncode == 0 else BARE_ROOT
 
 

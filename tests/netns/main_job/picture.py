@@ -13,7 +13,7 @@ from tests.lab.topology import UPLINK
 
 NODE = "n1"
 RULE = re.compile(
-    r"^\[(?P<packets>\d+):(?P<bytes>\d+)\] -A (?P<chain>\S+) "
+    r"^\[(?P<packets>\d+):(?P<bytes>\d+)\] -A WL_\S+ "
     r"(?P<side>-s|-d) (?P<address>[0-9.]+)/32 .*-j MARK --set-xmark (?P<mark>0x[0-9a-f]+)/0xffffffff$",
     re.MULTILINE,
 )
