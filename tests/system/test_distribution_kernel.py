@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,11 @@ def test_a_disabled_account_passes_no_packet(facts: dict[str, Any]) -> None:
     assert facts["peers_when_disabled"] == []
     assert not facts["reached_when_disabled"]
     assert not facts["passed_when_disabled"]
+
+
+def test_the_namespace_tests_of_kernel_wireguard_hold(shared: Path) -> None:
+    cases = list(ElementTree.parse(shared / "netns.xml").iter("testcase"))
+    assert [
+        f"{case.get('name')}: {part.get('message')}" for case in cases for part in case if part.get("message")
+    ] == []
+    assert len(cases) >= 5
