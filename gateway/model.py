@@ -5,7 +5,7 @@ Rates are Mbit/s, 0 = unlimited. Text from outside is parsed into these by gatew
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Generic, TypeVar
@@ -270,7 +270,7 @@ class AccessKey:
 
     name: str
     networks: tuple[str, ...]  # CIDR
-    created: datetime = field(default_factory=lambda: datetime.min)
+    created: datetime
 
 
 @dataclass(frozen=True, slots=True)
