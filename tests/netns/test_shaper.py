@@ -1,92 +1,25 @@
-"""Shaping on a real kernel: what is applied is read back, strangers are left alone, packets go where they should."""
+"""Shaping on a real kernel: what is applied is read back, and strangers are left alone."""
 
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from agent.errors import KernelError
-from agent.kernel import shaper, tc, tc_text
-from agent.kernel.netlink import Netlink
+from agent.kernel import shaper
 from agent.kernel.scratch import NoNamespace, in_scratch_namespace
-from agent.model import Class, ClassKey, Diff, Qdisc, Scope, minor
-from tests.netns.conftest import enter
-
-DEVICE, FAR = "up0", "up1"
-SCOPE = Scope(frozenset({"absent0"}), DEVICE)
-SO_MARK = 36  # asm-generic/socket.h
-Run = Callable[..., Any]
-
-
-class Box:
-    """A namespace with an uplink, and a far host behind it; `run` runs in the box, `far` in the host."""
-
-    def __init__(self, namespace: str, run: Run, far: Run) -> None:
-        self.namespace, self.run, self.far = namespace, run, far
-        self.qdiscs, self.classes = shaper.Qdiscs(), shaper.Classes()
-
-    def command(self, *words: str) -> str:
-        argv = ["ip", "netns", "exec", self.namespace, *words]
-        return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout
-
-    def tc(self, line: str) -> str:
-        return self.command("tc", *line.split())
-
-    def root(self) -> dict[str, Any]:
-        """Without what counts up by itself."""
-        found = [item for item in json.loads(self.tc(f"-j qdisc show dev {DEVICE}")) if item.get("root")]
-        assert len(found) == 1
-        found[0].get("options", {}).pop("direct_packets_stat", None)
-        return dict(found[0])
-
-    def add_root(self) -> None:
-        assert self.run(self.qdiscs.apply, Diff(add={DEVICE: Qdisc(DEVICE)})) == {}
-
-    def put(self, rates: dict[int, int]) -> dict[ClassKey, Class]:
-        """Classes by minor: rate, as new ones."""
-        wanted = classes(rates)
-        assert self.run(self.classes.apply, Diff(add=wanted)) == {}
-        return wanted
-
-    def read(self) -> dict[ClassKey, Class]:
-        return dict(self.run(self.classes.read, SCOPE))
-
-
-def classes(rates: dict[int, int]) -> dict[ClassKey, Class]:
-    return {(DEVICE, number): Class(DEVICE, number, rate) for number, rate in rates.items()}
-
-
-def silence_ipv6() -> None:
-    """Nothing but the packets of a test shall be counted."""
-    switch = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
-    if switch.exists():
-        switch.write_text("1")
+from agent.model import Class, Diff, Qdisc, minor
+from tests.netns.shaped_box import DEVICE, SCOPE, Box, classes, make_box
 
 
 @pytest.fixture
 def box(make_namespace: Callable[[], str]) -> Iterator[Box]:
-    near, far = make_namespace(), make_namespace()
-    for name in (near, far):
-        with enter(name) as run:
-            run(silence_ipv6)
-    for argv in (
-        f"-n {near} link add {DEVICE} type veth peer name {FAR} netns {far}",
-        f"-n {near} addr add 192.0.2.1/24 dev {DEVICE}",
-        f"-n {far} addr add 192.0.2.2/24 dev {FAR}",
-        f"-n {near} link set {DEVICE} up",
-        f"-n {far} link set {FAR} up",
-    ):
-        subprocess.run(["ip", *argv.split()], check=True, timeout=60)
-    with enter(near) as run, enter(far) as far_run:
-        yield Box(near, run, far_run)
+    with make_box(make_namespace) as made:
+        yield made
 
 
 # -- root qdisc and classifier ------------------------------------------------------------------------------------
@@ -109,7 +42,7 @@ def test_root_and_classifier_are_made_and_read_back(box: Box) -> None:
 def test_applying_again_touches_nothing(box: Box) -> None:
     box.add_root()
     wanted = box.put({0x109: 20})
-    send(box, 109, 3)
+    box.send(109, 3)
     before = box.tc(f"-s -d class show dev {DEVICE}"), box.tc(f"filter show dev {DEVICE}"), box.root()
     box.add_root()
     box.put({0x109: 20})
@@ -179,7 +112,7 @@ def test_an_empty_half_made_root_is_completed(box: Box) -> None:
 def test_a_changed_classifier_is_repaired_on_the_running_root(box: Box, lines: list[str]) -> None:
     box.add_root()
     wanted = box.put({0x109: 20})
-    send(box, 109, 2)
+    box.send(109, 2)
     before = box.run(shaper.class_text, DEVICE, 0x109)
     for line in lines:
         box.command("tc", *(word.replace("_", " ") for word in line.format(DEVICE).split()))
@@ -305,189 +238,6 @@ def test_a_class_the_kernel_refuses_spoils_only_itself(box: Box) -> None:
     assert box.read() == classes({0x109: 1, 1: shaper.WRONG, 0x110: 1})
 
 
-# -- packets ------------------------------------------------------------------------------------------------------
-
-
-def send(box: Box, mark: int, count: int, size: int = 1000) -> None:
-    """Datagrams from the box to the far host, marked as the MARK rules would."""
-
-    def work() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
-            door.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
-            for _ in range(count):
-                door.sendto(bytes(size), ("192.0.2.2", 9))
-
-    box.run(work)
-
-
-def sent(box: Box, number: int) -> int:
-    counters = tc_text.class_counters(box.run(shaper.read_class, DEVICE, number))
-    return counters.packets
-
-
-def test_a_marked_packet_goes_into_the_class_of_its_mark(box: Box) -> None:
-    box.add_root()
-    marks = (100, 109, 999, 1000, 9999, 40_960, 65_534)
-    box.put({minor(mark): 100 for mark in marks})
-    for count, mark in enumerate(marks, 1):
-        send(box, mark, count)
-    assert [sent(box, minor(mark)) for mark in marks] == list(range(1, len(marks) + 1))
-
-
-def test_what_has_no_class_passes_unshaped(box: Box) -> None:
-    box.add_root()
-    box.put({0x109: 1})
-    receiver = box.far(listen_udp)
-    with receiver:
-        for mark in (0, 99, 110, 10_000, 40_959, 65_535, 0x10000 | 109):
-            send_to(box, receiver, mark, 30)
-            assert receive(receiver, 30) == list(range(30))
-    assert sent(box, 0x109) == 0
-
-
-def listen_udp() -> socket.socket:
-    door = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-    door.bind(("192.0.2.2", 0))
-    door.settimeout(10)
-    return door
-
-
-def send_to(box: Box, receiver: socket.socket, mark: int, count: int) -> None:
-    def work() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
-            door.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
-            for number in range(count):
-                door.sendto(number.to_bytes(4, "big") + bytes(1396), receiver.getsockname())
-
-    box.run(work)
-
-
-def receive(receiver: socket.socket, count: int) -> list[int]:
-    """The numbers of the datagrams, until `count` have come or ten seconds pass without one."""
-    numbers: list[int] = []
-    try:
-        while len(numbers) < count:
-            numbers.append(int.from_bytes(receiver.recv(2048)[:4], "big"))
-    except TimeoutError:
-        pass
-    return numbers
-
-
-@pytest.mark.parametrize(("before", "after"), [(10, 2), (2, 10), (4, 5)])
-def test_a_rate_change_loses_nothing_of_what_is_queued(box: Box, before: int, after: int) -> None:
-    def look() -> shaper.tc_text.ClassCounters:
-        return shaper.tc_text.class_counters(box.run(shaper.read_class, DEVICE, 0x109))
-
-    box.add_root()
-    box.put({0x109: before})
-    receiver = box.far(listen_udp)
-    with receiver:
-        send_to(box, receiver, 109, 50)
-        waiting = look()
-        assert waiting.backlog_packets > 20
-        assert box.run(box.classes.apply, Diff(change=classes({0x109: after}))) == {}
-        changed = look()
-        assert changed.backlog_packets > 10
-        if box.run(shaper.leaf_kind) == "bfifo":  # fq_codel drops of itself what waits too long
-            assert receive(receiver, 50) == list(range(50))
-            assert (look().packets, look().drops, look().backlog_packets) == (50, 0, 0)
-        else:
-            assert changed.packets + changed.backlog_packets + changed.drops == 50
-            assert changed.drops <= waiting.drops + 1
-    assert box.read() == classes({0x109: after})
-
-
-def tcp_megabits(box: Box, mark: int, seconds: float) -> float:
-    """Goodput of one connection from the box to the far host."""
-
-    def listen() -> socket.socket:
-        return socket.create_server(("192.0.2.2", 0))
-
-    def connect() -> socket.socket:
-        door = socket.socket()
-        door.settimeout(10)
-        door.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
-        door.connect(server.getsockname())
-        return door
-
-    with box.far(listen) as server, box.run(connect) as sender, server.accept()[0] as receiver:
-        receiver.settimeout(10)
-        stop = time.monotonic() + seconds + 1
-
-        def pour() -> None:
-            while time.monotonic() < stop:
-                try:
-                    sender.send(bytes(1 << 16))
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=pour)
-        thread.start()
-        started = time.monotonic()
-        while time.monotonic() < started + 1:  # the first second is slow start and the burst
-            receiver.recv(1 << 20)
-        started, total = time.monotonic(), 0
-        while time.monotonic() < started + seconds:
-            total += len(receiver.recv(1 << 20))
-        elapsed = time.monotonic() - started
-        receiver.close()
-        thread.join(15)
-    return total * 8e-6 / elapsed
-
-
-@pytest.mark.parametrize("rate", [1, 5, 20])
-def test_one_connection_gets_what_was_sold_and_no_more(box: Box, rate: int) -> None:
-    box.add_root()
-    box.put({0x109: rate})
-    assert 0.85 * rate < tcp_megabits(box, 109, 4) < 1.01 * rate
-
-
-# -- text ---------------------------------------------------------------------------------------------------------
-
-
-def tc_texts(box: Box) -> dict[int, str]:
-    """The first three lines that tc prints for each class, by minor."""
-    texts = {}
-    for block in box.tc(f"-s class show dev {DEVICE}").split("\n\n"):
-        lines = block.split("\n")[:3]
-        if len(lines) == 3:
-            texts[int(lines[0].split()[2].partition(":")[2], 16)] = "".join(f"{line}\n" for line in lines)
-    return texts
-
-
-def test_text_is_what_tc_prints_for_any_rate(box: Box) -> None:
-    box.add_root()
-    rates = sorted({*range(1, 200), *range(200, 10_001, 97), 1000, 2500, 10_000})
-    box.put({0x100 + rate: rate for rate in rates})
-    texts = tc_texts(box)
-    assert len(texts) == len(rates)
-    assert {number: box.run(shaper.class_text, DEVICE, number) for number in texts} == texts
-
-
-def test_text_is_what_tc_prints_under_load_and_for_odd_classes(box: Box) -> None:
-    box.add_root()
-    box.put({0x109: 1, 0x110: 100})
-    box.tc(f"class add dev {DEVICE} parent 1: classid 1:7 est 1sec 4sec htb rate 1500kbit ceil 3mbit prio 2 overhead 9")
-    box.tc(f"class add dev {DEVICE} parent 1: classid 1:8 htb rate 1234567896bit burst 2m quantum 1600")
-    box.tc(f"class add dev {DEVICE} parent 1:8 classid 1:9 htb rate 50gbit burst 40k quantum 1600")
-    send(box, 110, 12, 1400)
-    send(box, 109, 90, 1400)
-    box.command("ip", "link", "set", DEVICE, "down")  # so that what is queued stays while both are asked
-    texts = tc_texts(box)
-    assert set(texts) == {0x109, 0x110, 7, 8, 9}
-    assert {number: box.run(shaper.class_text, DEVICE, number) for number in texts} == texts
-
-
-def test_no_class_no_text(box: Box) -> None:
-    assert box.run(shaper.class_text, DEVICE, 0x109) is None
-    box.add_root()
-    assert box.run(shaper.class_text, DEVICE, 0x109) is None
-    assert box.run(shaper.class_text, "absent0", 0x109) is None
-
-
 # -- what the kernel can do ---------------------------------------------------------------------------------------
 
 
@@ -521,5 +271,3 @@ def test_a_trial_leaves_no_trace(box: Box) -> None:
 def test_a_trial_that_hangs_ends_with_an_error() -> None:
     with pytest.raises(KernelError, match="longer than"):
         in_scratch_namespace(lambda: time.sleep(1), 0.2)
-    with Netlink() as door:
-        assert door.send([tc.get_root(4711)])[0].index == 0
