@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
+from tests.lab.hosts import run
 from tests.lab.lab import Lab
 from tests.lab.readings import Direction, Download, fetch, is_shaped, mangle_counters, received, shaped_rate, usage
 from tests.netns.main_job.conftest import MakeAccount
@@ -161,3 +164,19 @@ def test_a_new_account_at_a_used_address_starts_from_zero(lab: Lab, make_account
     counted = mangle_counters(lab.rest, second["name"])
     assert usage(lab.rest, second["name"]) == (counted.download_bytes, counted.upload_bytes)
     assert 1_000_000 < counted.download_bytes < 1_200_000
+
+
+def test_the_configuration_is_one_for_wg_quick_and_its_qr_code_says_the_same(
+    lab: Lab, make_account: MakeAccount, tmp_path: Path
+) -> None:
+    account = make_account()["name"]
+    text = lab.rest.get(f"account/{account}/config_text")
+    file = tmp_path / "client.conf"
+    file.write_text(text)
+    file.chmod(0o600)
+    stripped = run(["wg-quick", "strip", str(file)]).stdout
+    assert "PrivateKey" in stripped and "Endpoint" in stripped and "Address" not in stripped
+    picture = tmp_path / "client.png"
+    picture.write_bytes(base64.b64decode(lab.rest.get(f"account/{account}/config_qr"), validate=True))
+    decoded = run(["zbarimg", "--quiet", "--raw", "-Sdisable", "-Sqrcode.enable", str(picture)]).stdout
+    assert decoded.strip() == text.strip()
