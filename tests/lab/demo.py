@@ -225,7 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--once", action="store_true", help="take the lab down; exit status 0 = every step held")
     parser.add_argument("--name", default="demo", help="of the lab (default: demo); one that is there is replaced")
     asked = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell may have handed us an ignored SIGINT
+        signal.signal(number, _interrupt)
     story, leave = Story(), False
     try:
         if Lab.down(asked.name):
