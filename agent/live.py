@@ -12,6 +12,7 @@ from agent.desired import Desired
 from agent.errors import NotFound
 from agent.model import Account, Counters, PeerState, minor
 from agent.parts import LiveKernel
+from agent.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,28 +28,39 @@ class LiveAccount:
     download_class: str | None
 
 
-def read_account(kernel: LiveKernel, desired: Desired | None, account_id: int) -> LiveAccount:
-    """Raises NotFound, KernelError."""
-    account = desired.accounts.get(account_id) if desired else None
-    if desired is None or account is None:
-        raise NotFound(f"there is no account {account_id} on this node")
-    interface, uplink = desired.servers[account.server].interface, kernel.uplink()
-    states = kernel.peer_states(interface) if account.enabled else {}
-    return LiveAccount(
-        account,
-        states.get(account.public_key),
-        kernel.marks.counters().get(account.address),
-        uplink,
-        interface,
-        kernel.class_text(uplink, minor(account.mark)) if account.upload else None,
-        kernel.class_text(interface, minor(account.mark)) if account.download else None,
-    )
+class LiveReads:
+    """Call it on the reader thread only. `kernel`: doors of that thread."""
 
+    def __init__(self, kernel: LiveKernel, usage: Usage) -> None:
+        self._kernel = kernel
+        self._usage = usage
 
-def read_peers(kernel: LiveKernel, desired: Desired | None, server: str) -> list[tuple[PeerState, int]]:
-    """The peers of a server with the ids of their accounts (0 = unknown). Raises NotFound, KernelError."""
-    found = desired.servers.get(server) if desired else None
-    if desired is None or found is None:
-        raise NotFound(f"there is no server {server!r} on this node")
-    states = kernel.peer_states(found.interface)
-    return [(state, desired.by_key.get((server, key), 0)) for key, state in states.items()]
+    def read_account(self, desired: Desired | None, account_id: int) -> LiveAccount:
+        """A disabled account has no rules; its counters are where they stood. Raises NotFound, KernelError."""
+        account = desired.accounts.get(account_id) if desired else None
+        if desired is None or account is None:
+            raise NotFound(f"there is no account {account_id} on this node")
+        kernel = self._kernel
+        interface, uplink = desired.servers[account.server].interface, kernel.uplink()
+        peer: PeerState | None = None
+        counters: Counters | None = self._usage.start_of(account.address, account.id)
+        if account.enabled:
+            peer = kernel.peer_states(interface).get(account.public_key)
+            counters = kernel.marks.counters().get(account.address)
+        return LiveAccount(
+            account,
+            peer,
+            counters,
+            uplink,
+            interface,
+            kernel.class_text(uplink, minor(account.mark)) if account.upload else None,
+            kernel.class_text(interface, minor(account.mark)) if account.download else None,
+        )
+
+    def read_peers(self, desired: Desired | None, server: str) -> list[tuple[PeerState, int]]:
+        """The peers of a server with the ids of their accounts (0 = unknown). Raises NotFound, KernelError."""
+        found = desired.servers.get(server) if desired else None
+        if desired is None or found is None:
+            raise NotFound(f"there is no server {server!r} on this node")
+        states = self._kernel.peer_states(found.interface)
+        return [(state, desired.by_key.get((server, key), 0)) for key, state in states.items()]

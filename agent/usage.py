@@ -100,7 +100,7 @@ def day_of(at: float, zone: str) -> int:
 
 
 class Usage:
-    """The baselines in memory, and the rules for moving them."""
+    """The baselines in memory, and the rules for moving them. `start_of` may be called on any thread."""
 
     def __init__(self, keeper: Keeper, clock: Callable[[], float]) -> None:
         self._keeper = keeper
@@ -129,6 +129,10 @@ class Usage:
         if self.sampled_at is None or not 0 <= now - self.sampled_at < DAY_SECONDS:
             return now
         return self.sampled_at
+
+    def addresses(self) -> frozenset[IPv4Address]:
+        """Those that count for somebody."""
+        return frozenset(self._baselines)
 
     def owner_of(self, address: IPv4Address) -> int | None:
         base = self._baselines.get(address)

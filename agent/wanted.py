@@ -1,11 +1,10 @@
 """From what was asked for to what Linux shall hold. PURE: no I/O, no clock, no configuration.
 
 One server is one link, one qdisc on it, one set of forwarding rules. One account is two classes (none where its rate
-is unlimited), one pair of mark rules and one peer (none while it is disabled). Together the servers need one more
-qdisc, on the uplink.
+is unlimited), one pair of mark rules and one peer. Together the servers need one more qdisc, on the uplink.
 
-A disabled account keeps its marks and classes: without a peer no packet reaches them, and switching it on again is a
-matter of one peer, its counters untouched.
+A disabled account has neither peer nor marks: nothing passes, and what others go on sending to it is not counted.
+It keeps its classes; and its counters too, because rules that come back start where they stood (usage.py).
 """
 
 from __future__ import annotations
@@ -72,8 +71,8 @@ def _add(result: Wanted, account: Account, interface: str, uplink: str) -> None:
         if rate:
             key = (device, minor(account.mark))
             result.classes[key] = Class(*key, rate, account.id)
-    result.marks[account.address] = Mark(account.address, account.mark, account.id)
     if account.enabled:
+        result.marks[account.address] = Mark(account.address, account.mark, account.id)
         result.peers[interface, account.public_key] = Peer(interface, account.public_key, account.address, account.id)
 
 

@@ -29,6 +29,7 @@ from agent.kernel.peers import Peers
 from agent.kernel.shaper import Classes, Qdiscs, class_text
 from agent.kernel.watch import ANY, watch
 from agent.kernel.wireguard import Mode
+from agent.live import LiveReads
 from agent.model import PeerState
 from agent.notify import tell_systemd, watchdog_seconds
 from agent.reconcile import Reconciler
@@ -104,8 +105,9 @@ async def _serve(config: Config, store: Store) -> None:
         ThreadPoolExecutor(1, "writer") as writer_thread,
         ThreadPoolExecutor(1, "reader") as reader_thread,
     ):
+        usage = Usage(store, time.time)
         reconciler = Reconciler(
-            Writer(LinuxKernel(mode, config.uplink), Usage(store, time.time)),
+            Writer(LinuxKernel(mode, config.uplink), usage),
             store,
             writer_thread,
             desired=desired,
@@ -113,7 +115,7 @@ async def _serve(config: Config, store: Store) -> None:
             clock=time.time,
             about=about,
         )
-        live = LinuxKernel(mode, config.uplink)
+        live = LiveReads(LinuxKernel(mode, config.uplink), usage)
         rpc = RpcServer(AgentServicer(reconciler, store, live, reader_thread, VERSION))
         bind(rpc.grpc, config.socket_path, config.socket_group)
         log.info("start version=%s wireguard=%s epoch=%s %s", VERSION, mode, store.epoch, _summary(desired))

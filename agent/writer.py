@@ -79,7 +79,8 @@ class Writer:
             {address: mark.counters for address, mark in found.marks.items()}, desired.by_address, desired.time_zone
         )
         diffs = {part: diff(getattr(want, part), getattr(found, part)) for part in PARTS}
-        return self._finish(desired, _Pass(self._kernel, self._usage, desired, uplink, found, diffs, want.marks))
+        addresses = desired.by_address.keys() | self._usage.addresses()
+        return self._finish(desired, _Pass(self._kernel, self._usage, desired, uplink, found, diffs, addresses))
 
     def touched(self, desired: Desired, account_ids: Iterable[int], uplink: str) -> Report:
         """Makes only these accounts right, at their cost alone. Only where `knows_kernel`."""
@@ -91,7 +92,9 @@ class Writer:
             part: diff_of([*getattr(want, part), *getattr(old, part)], getattr(want, part), getattr(found, part))
             for part in PARTS
         }
-        return self._finish(desired, _Pass(self._kernel, self._usage, desired, uplink, found, diffs, want.marks))
+        accounts = (state.accounts.get(i) for state in (self._shown, desired) for i in ids)
+        addresses = {account.address for account in accounts if account}
+        return self._finish(desired, _Pass(self._kernel, self._usage, desired, uplink, found, diffs, addresses))
 
     def _finish(self, desired: Desired, one: _Pass) -> Report:
         report = one.run()
@@ -135,7 +138,7 @@ class _Pass:
         self._desired = desired
         self.found = found
         self._diffs = dict(diffs)
-        self._addresses = tuple(addresses)  # whose owner is to be checked
+        self._addresses = tuple(addresses)  # whose baseline is to be checked
         self._report = Report(uplink)
         self._failed_devices: set[str] = set()
         self._failed_owners: set[int] = set()
@@ -151,7 +154,10 @@ class _Pass:
         if removed_marks:
             self._sample()
         self._write("marks", Diff(remove=removed_marks))
-        self._usage.forget(a for a in removed_marks if a not in self.found.marks)
+        owned = self._desired.by_address  # a disabled account's numbers go on when it is enabled again
+        gone = [a for a in removed_marks if a not in self.found.marks and a in owned]
+        self._usage.restarted({a: owned[a] for a in gone if self._usage.owner_of(a) != owned[a]})
+        self._usage.forget(a for a in self._addresses if a not in owned and a not in self.found.marks)
         for part in reversed(PARTS[: PARTS.index("marks")]):
             self._write(part, Diff(remove=self._diffs[part].remove))
         return self._report
@@ -165,8 +171,9 @@ class _Pass:
         new = {address: owners[address] for address, owner in known if owner not in (None, owners[address])}
         if new:
             self._sample()
-            standing = {address: owner for address, owner in new.items() if address in self.found.marks}
-            self._usage.restarted({a: o for a, o in new.items() if a not in standing})
+            self._usage.restarted({a: o for a, o in new.items() if a not in self.found.marks})
+            # The rules of a disabled heir's address only go: step 5 counts them to their end for the former owner.
+            standing = {a: o for a, o in new.items() if a in self.found.marks and a not in marks.remove}
             self._usage.hand_over(standing)
             restarts = {a: replace(self._wanted_mark(a), restart=True) for a in standing}
             self._write("marks", Diff(change=restarts))

@@ -17,9 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from agent.errors import AgentError, InvalidValue, KernelError, NotFound, StaleRevision, StoreError
-from agent.live import LiveAccount, read_account, read_peers
+from agent.live import LiveAccount, LiveReads
 from agent.model import Account, Server
-from agent.parts import LiveKernel
 from agent.reconcile import Reconciler
 from agent.rpc import codec
 from agent.usage import DayTotal
@@ -53,11 +52,11 @@ class TotalsStore(Protocol):
 
 class AgentServicer(agent_pb2_grpc.AgentServicer):
     def __init__(
-        self, reconciler: Reconciler, store: TotalsStore, kernel: LiveKernel, reader_thread: Executor, version: str
+        self, reconciler: Reconciler, store: TotalsStore, live: LiveReads, reader_thread: Executor, version: str
     ) -> None:
         self._reconciler = reconciler
         self._store = store
-        self._kernel = kernel
+        self._live = live
         self._thread = reader_thread
         self._version = version
 
@@ -104,15 +103,13 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     async def Inspect(self, request: pb.InspectRequest, context: Any) -> pb.InspectReply:
         desired = self._reconciler.desired
         live = await _translated(
-            context, lambda: self._read(lambda: read_account(self._kernel, desired, request.account_id))
+            context, lambda: self._read(lambda: self._live.read_account(desired, request.account_id))
         )
         return _inspect_out(live)
 
     async def Peers(self, request: pb.PeersRequest, context: Any) -> AsyncIterator[pb.PeersChunk]:
         desired = self._reconciler.desired
-        peers = await _translated(
-            context, lambda: self._read(lambda: read_peers(self._kernel, desired, request.server))
-        )
+        peers = await _translated(context, lambda: self._read(lambda: self._live.read_peers(desired, request.server)))
         for start in range(0, len(peers), CHUNK):
             yield pb.PeersChunk(peers=(codec.peer_out(*peer) for peer in peers[start : start + CHUNK]))
 

@@ -12,6 +12,7 @@ from datetime import time as time_of_day
 from pathlib import Path
 from typing import Any
 
+from agent.live import LiveReads
 from agent.reconcile import Reconciler
 from agent.rpc.access import bind
 from agent.rpc.server import AgentServicer, RpcServer
@@ -67,8 +68,9 @@ async def running_core(socket: Path, state: Path) -> AsyncIterator[AgentCore]:
         return core.now if core else time.time()
 
     with ThreadPoolExecutor(1) as writer_thread, ThreadPoolExecutor(1) as reader_thread:
+        usage = Usage(store, clock)
         reconciler = Reconciler(
-            Writer(kernel, Usage(store, clock)),
+            Writer(kernel, usage),
             store,
             writer_thread,
             desired=store.load(),
@@ -76,7 +78,8 @@ async def running_core(socket: Path, state: Path) -> AsyncIterator[AgentCore]:
             clock=clock,
             about=Status(store.epoch, wireguard="userspace", marks="iptables"),
         )
-        core = AgentCore(socket, reconciler, kernel, AgentServicer(reconciler, store, kernel, reader_thread, "test"))
+        servicer = AgentServicer(reconciler, store, LiveReads(kernel, usage), reader_thread, "test")
+        core = AgentCore(socket, reconciler, kernel, servicer)
         loop = asyncio.create_task(reconciler.run())
         await core.start()
         try:

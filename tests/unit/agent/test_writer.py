@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
@@ -97,10 +98,40 @@ def test_a_rate_change_touches_one_class(box: Box) -> None:
     assert box.change(account(2, download=50)) == ["change classes wg1 100"]
 
 
-def test_disable_removes_the_peer_and_nothing_else(box: Box) -> None:
+def test_disable_removes_peer_and_marks_and_enable_brings_them_back_with_their_numbers(box: Box) -> None:
     box.change(account(2))
-    assert box.change(account(2, enabled=False)) == [f"remove peers wg1 {key(2)[:6]}"]
-    assert box.change(account(2)) == [f"add peers wg1 {key(2)[:6]}"]
+    box.kernel.pass_traffic("10.0.1.2", 1000, 10)
+    assert box.change(account(2, enabled=False)) == [f"remove peers wg1 {key(2)[:6]}", "remove marks 10.0.1.2"]
+    assert box.keeper.total(2) == Used(1000, 10)
+    box.restart()
+    box.full()
+    assert box.change(account(2)) == ["add marks 10.0.1.2", f"add peers wg1 {key(2)[:6]}"]
+    box.kernel.pass_traffic("10.0.1.2", 5, 5)
+    box.writer.sample(box.desired)
+    assert box.kernel.marks.held[IPv4Address("10.0.1.2")].counters.download_bytes == 1005
+    assert box.keeper.total(2) == Used(1005, 15)
+
+
+def test_the_numbers_of_a_disabled_account_go_with_it(box: Box) -> None:
+    box.change(account(2))
+    box.kernel.pass_traffic("10.0.1.2", 1000, 10)
+    box.change(account(2, enabled=False))
+    box.change(remove=(2,))
+    assert not box.keeper.baselines
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_disabled_heir_starts_from_zero_too(box: Box, enabled: bool) -> None:
+    box.change(account(2, enabled=enabled))
+    box.kernel.pass_traffic("10.0.1.2", 1000, 10)
+    heir = account(7, address=IPv4Address("10.0.1.2"), mark=100, enabled=False)
+    box.change(heir, remove=(2,))
+    box.restart()
+    box.full()
+    box.change(replace(heir, enabled=True))
+    box.kernel.pass_traffic("10.0.1.2", 5, 6)
+    box.writer.sample(box.desired)
+    assert (box.keeper.total(2), box.keeper.total(7)) == (Used(1000, 10) if enabled else Used(), Used(5, 6))
 
 
 def test_the_last_byte_before_removal_is_counted(box: Box) -> None:
