@@ -36,21 +36,19 @@ class LiveReads:
         self._usage = usage
 
     def read_account(self, desired: Desired | None, account_id: int) -> LiveAccount:
-        """A disabled account has no rules; its counters are where they stood. Raises NotFound, KernelError."""
+        """A disabled account has nothing there; its counters are where they stood. Raises NotFound, KernelError."""
         account = desired.accounts.get(account_id) if desired else None
         if desired is None or account is None:
             raise NotFound(f"there is no account {account_id} on this node")
         kernel = self._kernel
         interface, uplink = desired.servers[account.server].interface, kernel.uplink()
-        peer: PeerState | None = None
-        counters: Counters | None = self._usage.start_of(account.address, account.id)
-        if account.enabled:
-            peer = kernel.peer_states(interface).get(account.public_key)
-            counters = kernel.marks.counters().get(account.address)
+        if not account.enabled:
+            counters = self._usage.start_of(account.address, account.id)
+            return LiveAccount(account, None, counters, uplink, interface, None, None)
         return LiveAccount(
             account,
-            peer,
-            counters,
+            kernel.peer_states(interface).get(account.public_key),
+            kernel.marks.counters().get(account.address),
             uplink,
             interface,
             kernel.class_text(uplink, minor(account.mark)) if account.upload else None,

@@ -3,8 +3,8 @@
 One server is one link, one qdisc on it, one set of forwarding rules. One account is two classes (none where its rate
 is unlimited), one pair of mark rules and one peer. Together the servers need one more qdisc, on the uplink.
 
-A disabled account has neither peer nor marks: nothing passes, and what others go on sending to it is not counted.
-It keeps its classes; and its counters too, because rules that come back start where they stood (usage.py).
+A disabled account has nothing of it: nothing passes any more, not even what waited in its classes, and what others go
+on sending to it is not counted. Its numbers are kept: rules that come back start where they stood (usage.py).
 """
 
 from __future__ import annotations
@@ -66,14 +66,15 @@ def wanted_accounts(desired: Desired, account_ids: Iterable[int], uplink: str) -
 
 
 def _add(result: Wanted, account: Account, interface: str, uplink: str) -> None:
+    if not account.enabled:
+        return
     # The link's egress is the client's download, the uplink's egress its upload.
     for device, rate in ((interface, account.download), (uplink, account.upload)):
         if rate:
             key = (device, minor(account.mark))
             result.classes[key] = Class(*key, rate, account.id)
-    if account.enabled:
-        result.marks[account.address] = Mark(account.address, account.mark, account.id)
-        result.peers[interface, account.public_key] = Peer(interface, account.public_key, account.address, account.id)
+    result.marks[account.address] = Mark(account.address, account.mark, account.id)
+    result.peers[interface, account.public_key] = Peer(interface, account.public_key, account.address, account.id)
 
 
 def _link(server: Server) -> Link:

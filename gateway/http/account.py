@@ -82,11 +82,11 @@ async def _mangle_rules(asked: Asked) -> str:
 
 async def _traffic_control(asked: Asked) -> str:
     account, live = await _live(asked)
-    if (account.upload and live.upload_class is None) or (account.download and live.download_class is None):
+    sides = ((live.uplink, account.upload, live.upload_class), (live.interface, account.download, live.download_class))
+    if account.enabled and any(rate and shown is None for _, rate, shown in sides):
         raise _absent(account, "traffic class")
-    return objects.class_lines(live.uplink, live.upload_class) + objects.class_lines(
-        live.interface, live.download_class
-    )
+    why_none = "unlimited" if account.enabled else "disabled"
+    return "".join(objects.class_lines(device, shown, why_none) for device, _, shown in sides)
 
 
 async def _dump(asked: Asked) -> dict[str, str]:

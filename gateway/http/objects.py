@@ -119,9 +119,9 @@ def mark_lines(account: Account, marks: MarkCounters) -> str:
     )
 
 
-def class_lines(device: str, shown: str | None) -> str:
-    """`shown`: three lines of `tc -s class show`, or None: there is no class, because the account is unlimited."""
-    text = "no class (unlimited)" if shown is None else shown.rstrip("\n")
+def class_lines(device: str, shown: str | None, why_none: str) -> str:
+    """`shown`: three lines of `tc -s class show`, or None: there is no class, and `why_none` says why."""
+    text = f"no class ({why_none})" if shown is None else shown.rstrip("\n")
     return f"{device} --> {text}\n\n"
 
 

@@ -149,8 +149,8 @@ class FakeAgent:
                 marks=MarkCounters(account.mark, download // 1000, download, upload // 1000, upload),
                 uplink=UPLINK,
                 interface=self.servers[account.server].interface,
-                upload_class=_class_text(account.mark, account.upload),
-                download_class=_class_text(account.mark, account.download),
+                upload_class=_class_text(account.mark, account.upload if account.enabled else 0),
+                download_class=_class_text(account.mark, account.download if account.enabled else 0),
             )
         )
 

@@ -40,12 +40,11 @@ def _down(asked: argparse.Namespace) -> int:
 
 def _exec(asked: argparse.Namespace) -> int:
     """Becomes the command, so that signals, terminal and exit status are its own."""
-    command = asked.command[1:] if asked.command[:1] == ["--"] else asked.command
-    if not command:
+    if not asked.command:
         raise LabError("exec: no command; write `exec HOST -- COMMAND`")
     # nsenter leaves us in /; go back to where the caller stands, which is the same folder in every lab host.
     go_back = ["/bin/sh", "-c", 'cd "$0" 2>/dev/null; exec "$@"', os.getcwd()]
-    whole = Lab.open(asked.name).command(asked.host, *go_back, *command)
+    whole = Lab.open(asked.name).command(asked.host, *go_back, *asked.command)
     os.execvp(whole[0], whole)
 
 
@@ -96,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     verb("down", _down, "remove everything, also after a crash")
     run = verb("exec", _exec, "run a command in a host")
     run.add_argument("host", help="a node's or client's name, or internet")
-    run.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND ...")
+    run.epilog = "The command follows after --, with its own options."
     for name, text in (
         ("stop", "SIGTERM, and wait until it is gone"),
         ("kill", "SIGKILL"),
@@ -115,7 +114,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    asked = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index("--") if words[:1] == ["exec"] and "--" in words else len(words)
+    asked = parser().parse_args(words[:cut])  # so that options may stand before and after HOST
+    asked.command = words[cut + 1 :] or getattr(asked, "command", [])
     try:
         return int(asked.act(asked))
     except (LabError, ValueError) as failed:

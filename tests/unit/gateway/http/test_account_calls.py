@@ -152,6 +152,8 @@ async def test_live_reads_show_the_kernel(api: Api) -> None:
 
 async def test_live_reads_of_a_disabled_account_have_the_same_shape(api: Api) -> None:
     await api.msg("POST", "/account", wg_name="Default_1", name="one", status="disable")
+    none = "eth0 --> no class (disabled)\n\nwg1 --> no class (disabled)\n\n"
+    assert await api.msg("GET", "/account/one/traffic_control") == none
     assert await api.msg("GET", "/account/one/dump") == {
         "allowed_ips": "10.0.0.2/32",
         "endpoint": "(none)",

@@ -106,9 +106,9 @@ def test_mangle_rules_are_the_documented_lines() -> None:
 
 def test_classes_are_three_lines_and_an_empty_one() -> None:
     lines = "class htb 1:109 root leaf cb97: prio 0 rate 20Mbit \n Sent 0 bytes 0 pkt \n backlog 0b 0p requeues 0"
-    assert objects.class_lines("ens18", lines) == f"ens18 --> {lines}\n\n"
-    assert objects.class_lines("ens18", lines + "\n") == f"ens18 --> {lines}\n\n"
-    assert objects.class_lines("wg106", None) == "wg106 --> no class (unlimited)\n\n"
+    assert objects.class_lines("ens18", lines, "unlimited") == f"ens18 --> {lines}\n\n"
+    assert objects.class_lines("ens18", lines + "\n", "unlimited") == f"ens18 --> {lines}\n\n"
+    assert objects.class_lines("wg106", None, "unlimited") == "wg106 --> no class (unlimited)\n\n"
 
 
 def test_traffic_is_integers_by_day() -> None:
