@@ -1,7 +1,8 @@
 """Runs the rungs of the test ladder in order and sums up: the engine of scripts/test.
 
-A rung is `scripts/check` or one folder of tests under pytest. All of them run, whatever fails on the way. The
-summary shows every skip with its reason; where CI=true a skip is a failure unless ACCEPTED_SKIPS knows it.
+A rung is `scripts/check` or one folder of tests under pytest. All of them run, whatever fails on the way. The VM of
+`system` mostly waits for one emulated processor: it runs beside the rungs that measure nothing. `netns`, which does, has
+the machine to itself. The summary shows every skip with its reason; where CI=true a skip is a failure unless ACCEPTED_SKIPS knows it.
 Called by scripts/test only, from the root of the checkout.
 """
 
@@ -16,11 +17,15 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 RUNG_SECONDS = 15 * 60  # no rung takes half of it; one that hangs is ended
 END_SECONDS = 30  # for fixtures to clean up after an interrupt
+
+BESIDE, ALONE = "system", "netns"
 
 RUNGS = {  # name: folder; "" = scripts/check
     "check": "",
@@ -71,13 +76,13 @@ class Outcome:
                 self.passed += 1
 
 
-def run(command: Sequence[str]) -> int:
+def run(command: Sequence[str], output: IO[str] | None = None) -> int:
     """The command's status; it is interrupted, later killed, when it exceeds RUNG_SECONDS."""
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output) as process:
         try:
             return process.wait(RUNG_SECONDS)
         except subprocess.TimeoutExpired:
-            print(f"the time limit of {RUNG_SECONDS} s is over", flush=True)
+            print(f"the time limit of {RUNG_SECONDS} s is over", flush=True, file=output)
             process.send_signal(signal.SIGINT)
             try:
                 process.wait(END_SECONDS)
@@ -86,19 +91,19 @@ def run(command: Sequence[str]) -> int:
             return 124
 
 
-def run_rung(name: str, extra: Sequence[str], reports: Path) -> Outcome:
-    print(f"\n== {name}", flush=True)
+def run_rung(name: str, extra: Sequence[str], reports: Path, output: IO[str] | None = None) -> Outcome:
+    print(f"\n== {name}", flush=True, file=output)
     outcome = Outcome(name)
     started = time.monotonic()
     if folder := RUNGS[name]:
         report = reports / f"{name}.xml"
-        outcome.status = run([sys.executable, "-m", "pytest", folder, f"--junitxml={report}", *extra])
+        outcome.status = run([sys.executable, "-m", "pytest", folder, f"--junitxml={report}", *extra], output)
         if report.exists():
             outcome.read(report)
         if outcome.status == 5 and extra:  # nothing collected: a selection may leave a rung empty
             outcome.status = 0
     else:
-        outcome.status = run(["scripts/check"])
+        outcome.status = run(["scripts/check"], output)
     if outcome.status and not outcome.failed:
         outcome.failed = 1  # a check, or pytest itself could not do its work
     elif not folder:
@@ -107,7 +112,21 @@ def run_rung(name: str, extra: Sequence[str], reports: Path) -> Outcome:
     return outcome
 
 
-def sum_up(outcomes: Sequence[Outcome], strict: bool) -> int:
+def run_rungs(names: Sequence[str], extra: Sequence[str], reports: Path) -> list[Outcome]:
+    """All of them, in order but for BESIDE and ALONE."""
+    if BESIDE not in names or len(names) == 1:
+        return [run_rung(name, extra, reports) for name in names]
+    with ThreadPoolExecutor(1) as thread, (reports / "beside").open("w+") as output:
+        beside = thread.submit(run_rung, BESIDE, extra, reports, output)
+        print(f"{BESIDE} runs beside the next rungs; its output comes when it has ended", flush=True)
+        outcomes = [run_rung(name, extra, reports) for name in names if name not in (BESIDE, ALONE)]
+        outcomes.append(beside.result())
+        output.seek(0)
+        print(output.read(), flush=True)
+    return [*outcomes, *(run_rung(name, extra, reports) for name in names if name == ALONE)]
+
+
+def sum_up(outcomes: Sequence[Outcome], seconds: float, strict: bool) -> int:
     print("\n== summary")
     for outcome in outcomes:
         losses = sum(1 for skip in outcome.skips if strict and not skip.accepted())
@@ -123,7 +142,6 @@ def sum_up(outcomes: Sequence[Outcome], strict: bool) -> int:
         print(f"skipped: {skip.test}: {skip.reason}{note}")
     failed = sum(outcome.failed for outcome in outcomes) + len(lost)
     passed = sum(outcome.passed for outcome in outcomes)
-    seconds = sum(outcome.seconds for outcome in outcomes)
     print(f"{passed} passed, {failed} failed, {len(skips) - len(lost)} skipped in {seconds:.0f} s")
     return 1 if failed else 0
 
@@ -136,8 +154,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"no such rung: {' '.join(unknown)}; there are: {' '.join(RUNGS)}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as reports:
-        outcomes = [run_rung(name, extra, Path(reports)) for name in names]
-    return sum_up(outcomes, strict=os.environ.get("CI", "") in ("1", "true"))
+        started = time.monotonic()
+        outcomes = run_rungs(names, extra, Path(reports))
+        seconds = time.monotonic() - started
+    return sum_up(outcomes, seconds, strict=os.environ.get("CI", "") in ("1", "true"))
 
 
 if __name__ == "__main__":

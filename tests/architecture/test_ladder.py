@@ -23,16 +23,16 @@ def test_every_test_file_stands_on_a_rung() -> None:
 
 def test_a_skip_without_a_known_reason_fails_in_ci_only(capsys: pytest.CaptureFixture[str]) -> None:
     outcomes = [Outcome("netns", passed=3, skips=[KNOWN, UNKNOWN])]
-    assert run.sum_up(outcomes, strict=False) == 0
+    assert run.sum_up(outcomes, 1.0, strict=False) == 0
     assert "3 passed, 0 failed, 2 skipped" in capsys.readouterr().out
-    assert run.sum_up(outcomes, strict=True) == 1
+    assert run.sum_up(outcomes, 1.0, strict=True) == 1
     shown = capsys.readouterr().out
     assert "3 passed, 1 failed, 1 skipped" in shown
     assert f"skipped: {UNKNOWN.test}: {UNKNOWN.reason} (not accepted in CI)" in shown
 
 
 def test_an_accepted_skip_does_not_fail_in_ci() -> None:
-    assert run.sum_up([Outcome("netns", passed=3, skips=[KNOWN])], strict=True) == 0
+    assert run.sum_up([Outcome("netns", passed=3, skips=[KNOWN])], 1.0, strict=True) == 0
 
 
 def test_counts_come_from_the_report_of_pytest(tmp_path: Path) -> None:
