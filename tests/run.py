@@ -1,8 +1,9 @@
 """Runs the rungs of the test ladder in order and sums up: the engine of scripts/test.
 
 A rung is `scripts/check` or one folder of tests under pytest. All of them run, whatever fails on the way. The VM of
-`system` mostly waits for one emulated processor: it runs beside the rungs that measure nothing. `netns`, which does, has
-the machine to itself. The summary shows every skip with its reason; where CI=true a skip is a failure unless ACCEPTED_SKIPS knows it.
+`system` mostly waits for one emulated processor: it runs beside the rungs that measure nothing. `netns`, which does,
+has the machine to itself. The summary shows every skip with its reason; where CI=true a skip is a failure unless
+ACCEPTED_SKIPS knows it.
 Called by scripts/test only, from the root of the checkout.
 """
 
