@@ -10,7 +10,9 @@ from tests import run
 from tests.run import Outcome, Skip
 
 ROOT = Path(__file__).parents[2]
-KNOWN = Skip("tests.netns.test_wireguard::test_peers[kernel]", "no WireGuard in this kernel")
+KNOWN = Skip(
+    "tests.netns.test_wireguard::test_peers[kernel]", "this kernel has no WireGuard: install a kernel that has"
+)
 UNKNOWN = Skip("tests.netns.test_marks::test_counts", "root is needed")
 
 
