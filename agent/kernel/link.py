@@ -169,8 +169,6 @@ class Links:
             if interface.up:
                 set_interface(interface, state="down")
             set_interface(interface, state="up")
-        if interface.kind == "wireguard":
-            _set_threaded(interface)
         give_up = time.monotonic() + LISTEN_SECONDS
         while port not in udp_ports():
             if time.monotonic() > give_up:
@@ -223,15 +221,3 @@ def _set_address(interface: Interface, wanted: IPv4Interface) -> None:
     current = read_interface(interface.name) if extra else interface
     if current is not None and not current.addresses:
         add_address(interface, wanted)
-
-
-def _set_threaded(interface: Interface) -> None:
-    """Lets the kernel spread the link's packets over its cores; one core ends at about 180,000 a second.
-
-    Best effort: older kernels have no such file. The folder may also show another network namespace than ours, hence
-    the look at the index.
-    """
-    folder = Path("/sys/class/net", interface.name)
-    with suppress(OSError, ValueError):
-        if int((folder / "ifindex").read_text()) == interface.index:
-            (folder / "threaded").write_text("1")

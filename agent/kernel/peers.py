@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from agent.errors import KernelError
 from agent.kernel.genetlink_wireguard import KernelWireGuard
-from agent.kernel.interfaces import read_interface, read_interfaces
+from agent.kernel.interfaces import Interface, read_interface, read_interfaces, set_threaded
 from agent.kernel.uapi import UserspaceWireGuard
 from agent.kernel.wireguard import Absent, HeldPeer, PeerChange, WireGuard
 from agent.model import Diff, Peer, PeerKey, PeerState, Scope
@@ -52,25 +52,28 @@ class Peers:
 
     def peer_states(self, interface: str) -> dict[str, PeerState]:
         """The peers of a link by public key, as WireGuard has them now. Raises KernelError."""
-        held = self._door(interface).read_peers(interface)
+        held = self._doors[self._link(interface).kind].read_peers(interface)
         return {peer.state.public_key: peer.state for peer in held}
 
     def _set_peers(self, interface: str, wanted: list[PeerChange]) -> dict[str, KernelError]:
         try:
-            refused = self._door(interface).set_peers(interface, wanted)
+            link = self._link(interface)
+            refused = self._doors[link.kind].set_peers(interface, wanted)
+            if link.kind == "wireguard":
+                set_threaded(link)
         except KernelError as error:
             refused = {change.public_key: error for change in wanted}
         # A peer of a link that is not there is removed already.
         gone = {change.public_key for change in wanted if change.address is None}
         return {key: error for key, error in refused.items() if not (isinstance(error, Absent) and key in gone)}
 
-    def _door(self, name: str) -> WireGuard:
+    def _link(self, name: str) -> Interface:
         interface = read_interface(name)
         if interface is None:
             raise Absent(f"there is no link {name}")
         if not interface.ours:
             raise Absent(f"{name} is not a link of ours")
-        return self._doors[interface.kind]
+        return interface
 
 
 def _peer(interface: str, held: HeldPeer) -> Peer:
