@@ -9,7 +9,7 @@ and sync brings it to the node however long that takes. Inside the transaction t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REFRESH_SECONDS = 2.0
+PAGE = 500  # accounts in memory at once
 # What the agent has to know of; an edit of anything else is not a change for it.
 _NODE_FIELDS = ("address", "download", "upload", "enabled")
 
@@ -57,6 +58,22 @@ class Accounts:
 
     async def get(self, name: str) -> Account:
         return _found(await self._store.read(lambda tx: rows.find(tx, name))).account
+
+    async def named(self, names: Collection[str]) -> dict[str, Account]:
+        """Those that exist, by name."""
+        return await self._store.read(lambda tx: rows.by_names(tx, names)) if names else {}
+
+    async def visit(self, page: Callable[[Sequence[Account], int, int], None]) -> int:
+        """Shows all of them as they are at one moment, about by name: (some, how many until now, how many in all)."""
+
+        async def work(tx: Transaction) -> int:
+            done, total = 0, await rows.count(tx)
+            async for some in rows.pages(tx, PAGE):
+                done += len(some)
+                page(some, done, total)
+            return done
+
+        return await self._store.read(work)
 
     async def live(self, name: str) -> tuple[Account, LiveAccount]:
         """As its node's kernel has it now. Raises NodeUnavailable while the agent is away, or behind."""

@@ -113,7 +113,12 @@ def number_of(prefix: str, name: str) -> int | None:
 
 
 def new_password() -> str:
-    return "".join(secrets.choice(PASSWORD_ALPHABET) for _ in range(PASSWORD_LENGTH))
+    # All its characters from one question to the kernel: ten of them cost half as much as the rest of a create.
+    number, letters = secrets.randbelow(len(PASSWORD_ALPHABET) ** PASSWORD_LENGTH), []
+    for _ in range(PASSWORD_LENGTH):
+        number, letter = divmod(number, len(PASSWORD_ALPHABET))
+        letters.append(PASSWORD_ALPHABET[letter])
+    return "".join(letters)
 
 
 def new_id() -> int:

@@ -3,15 +3,16 @@
 Owns which spellings are right and the v1 text for those that are not. Never looks at what exists: whether a name is
 taken or an address free is the store's promise. Called by gateway/http and by whatever else takes text from people.
 
-Every function raises InvalidValue and nothing else, whatever the text. A field that is absent or empty is None
-("generate it", "leave it"); a field that nobody knows is ignored, because v1 clients send extras. Everything but a
-password is trimmed.
+Every function but `json_form` raises InvalidValue and nothing else, whatever the text. A field that is absent or
+empty is None ("generate it", "leave it"); a field that nobody knows is ignored, because v1 clients send extras.
+Everything but a password is trimmed.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Mapping
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, NetmaskValueError, ip_network
@@ -47,6 +48,23 @@ BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
 def is_name(text: str) -> bool:
     """Could this be the name of an account or a server?"""
     return NAME.fullmatch(text) is not None
+
+
+def json_form(text: str) -> dict[str, str]:
+    """A form spelled as a JSON object of texts, numbers and booleans; null is an absent field. Numbers keep their
+    spelling. Raises ValueError or RecursionError at anything else."""
+    found = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    return {key: _json_text(value) for key, value in found.items() if value is not None}
+
+
+def _json_text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, str):
+        raise ValueError("nested values")
+    return value
 
 
 def new_account(form: Mapping[str, str]) -> NewAccount:

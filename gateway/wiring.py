@@ -13,7 +13,7 @@ import logging
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from ipaddress import ip_network
 from pathlib import Path
@@ -81,6 +81,21 @@ async def opened_store(config: Config) -> AsyncIterator[Store]:
         yield store
     finally:
         await store.close()
+
+
+@asynccontextmanager
+async def opened_accounts(config: Config, *, rehearsal: bool = False) -> AsyncIterator[Accounts]:
+    """For the command line: nothing is sent to agents here, that is for the gateways that run.
+
+    `rehearsal`: on a copy of the database, which is forgotten afterwards.
+    """
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(opened_store(config))
+        agents = await stack.enter_async_context(_agents())
+        if rehearsal:
+            store = await stack.enter_async_context(store.rehearsal())
+        sync, collect = Sync(store, agents), Collect(store, agents)
+        yield Accounts(store, sync, collect, agents, config.account_limit)
 
 
 # -- the process ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
@@ -101,6 +101,12 @@ async def listed(tx: Transaction, server_id: int | None = None) -> list[Account]
     """By name. Sorted here: databases sort text after the language of their host."""
     statement = _select if server_id is None else _select.where(accounts.c.server_id == server_id)
     return sorted((_parsed(tx, row) for row in await tx.all(statement)), key=lambda account: account.name)
+
+
+async def pages(tx: Transaction, size: int) -> AsyncIterator[list[Account]]:
+    """All of them, never more than `size` in memory; in the order in which the database sorts names."""
+    async for part in tx.parts(_select.order_by(accounts.c.name), size):
+        yield [_parsed(tx, row) for row in part]
 
 
 async def changed_since(tx: Transaction, node_id: int, revision: int) -> list[Account]:
