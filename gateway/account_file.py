@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gateway.errors import ConfigError, InvalidValue
-from gateway.fields import json_form
+from gateway.fields import IPV6_FIELDS, json_form
 from gateway.model import Account
 
 COLUMNS = (
@@ -31,7 +31,7 @@ COLUMNS = (
 FORMATS = ("csv", "jsonl")
 MAX_LINE = 65_536  # bytes; as the body of a call
 MOST_IGNORED = 20  # names of columns that are reported
-_SPELLINGS = {column.lower(): column for column in COLUMNS}
+_SPELLINGS = {column.lower(): column for column in (*COLUMNS, *IPV6_FIELDS, "ipv6")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,31 +136,29 @@ class Lines:
             elif len(cells) != len(columns):
                 yield _broken(number, f"{len(columns)} values, as the header, it has {len(cells)}")
             else:
-                yield Line(number, {key: cell for key, cell in zip(columns, cells, strict=True) if key})
+                yield Line(number, dict(zip(columns, cells, strict=True)))
 
     def _columns(self, number: int, names: Sequence[str] | None) -> list[str]:
-        """The v1 names; "" = ignored."""
+        """The v1 names, and others as they are: whoever knows no such field ignores it."""
         columns = [self._column(name) for name in names or ()]
-        known = [column for column in columns if column]
-        missing = [column for column in ("name", "wg_name") if column not in known]
+        missing = [column for column in ("name", "wg_name") if column not in columns]
         if missing:
             raise ConfigError([f"line {number}: a header is needed, with the columns {', '.join(missing)}"])
-        if double := sorted({column for column in known if known.count(column) > 1}):
+        if double := sorted({column for column in columns if column and columns.count(column) > 1}):
             raise ConfigError([f"line {number}: columns that are there twice: {', '.join(double)}"])
         return columns
 
     def _column(self, name: str) -> str:
-        found = _SPELLINGS.get(name.strip().lower(), "")
-        if not found and len(self.ignored) < MOST_IGNORED:
+        found = _SPELLINGS.get(name.strip().lower())
+        if found is None and name.strip() and len(self.ignored) < MOST_IGNORED:
             self.ignored[name.strip()] = None
-        return found
+        return found or name.strip()
 
     # -- JSON Lines --
 
     def _json(self, number: int, text: str | None) -> Line:
         try:
-            pairs = [(self._column(key), value) for key, value in json_form(text or "").items()]
-            return Line(number, {key: value for key, value in pairs if key})
+            return Line(number, {self._column(key): value for key, value in json_form(text or "").items()})
         except (ValueError, RecursionError):
             return _broken(number, "a JSON object of texts and numbers, in UTF-8")
 

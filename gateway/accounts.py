@@ -54,7 +54,9 @@ class Accounts:
 
     async def list(self) -> list[Account]:
         """All of them, by name."""
-        return await self._store.read(rows.listed)
+        found: list[Account] = []
+        await self.visit(lambda page, done, total: found.extend(page))
+        return found
 
     async def get(self, name: str) -> Account:
         return _found(await self._store.read(lambda tx: rows.find(tx, name))).account
@@ -64,7 +66,10 @@ class Accounts:
         return await self._store.read(lambda tx: rows.by_names(tx, names)) if names else {}
 
     async def visit(self, page: Callable[[Sequence[Account], int, int], None]) -> int:
-        """Shows all of them as they are at one moment, about by name: (some, how many until now, how many in all)."""
+        """Shows all of them by name as they are at one moment: some, how many until now, how many in all.
+
+        Others get their turn between two pages, and no more than a page has to be in memory.
+        """
 
         async def work(tx: Transaction) -> int:
             done, total = 0, await rows.count(tx)

@@ -40,6 +40,7 @@ DOMAIN = re.compile(rf"(?=.{{1,253}}\Z)(?:{LABEL}\.)*(?=[^.]*[A-Za-z]){LABEL}")
 WRONG_SERVER = "Wireguard server not valid"
 WRONG_IP = "Wrong IP format"
 WRONG_KEYS = "Keys are invalid"
+IPV6_FIELDS = ("allowed_IPs_ipv6", "address_ipv6", "dns_1_ipv6", "dns_2_ipv6")
 NO_IPV6 = "IPv6 is not supported yet"
 WRONG_NETWORKS = "Wrong allowed_ips format (only a list of networks: 10.0.0.0/8,192.168.0.0/16)"
 BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
@@ -290,7 +291,7 @@ def _allowed_ips(form: Mapping[str, str]) -> str | None:
 
 def _refuse_ipv6(form: Mapping[str, str]) -> None:
     """Tunnels are IPv4 for now. Better an error than an account whose IPv6 silently goes past the tunnel."""
-    for key in ("allowed_IPs_ipv6", "address_ipv6", "dns_1_ipv6", "dns_2_ipv6"):
+    for key in IPV6_FIELDS:
         if _text(form, key) is not None:
             raise InvalidValue(NO_IPV6, key)
     if _text(form, "ipv6") is not None and _boolean(form, "ipv6"):

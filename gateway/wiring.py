@@ -9,6 +9,7 @@ by a restart, which touches no tunnel.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -142,6 +143,7 @@ def check_files(config: Config) -> None:
 async def serve(config: Config) -> None:
     """Runs until SIGTERM or SIGINT. Raises ConfigError, DatabaseUnavailable when it cannot start."""
     check_files(config)
+    _calm_collector()
     address, port = listen_address(config.listen)
     try:
         listening = bound_socket(address, port)
@@ -168,6 +170,14 @@ async def serve(config: Config) -> None:
                 for loop in loops:
                     loop.cancel()
     log.info("event=stopped")
+
+
+def _calm_collector() -> None:
+    """Python's cycle collector looks at everything that lives after each 700 new objects, and a list of ten thousand
+    accounts is 200,000 of them: a third of its time. What the program consists of is never looked at again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
-from sqlalchemy import Column, Row, bindparam, delete, func, select, text, update
+from sqlalchemy import Column, Row, bindparam, collate, delete, func, select, text, update
 
 from gateway.allocate import MARKS, is_assignable, number_of
 from gateway.model import Account, Secret, Server
@@ -97,15 +97,17 @@ def _sealed(tx: Transaction, column: str, account_id: int, secret: Secret) -> by
 # -- reading ------------------------------------------------------------------------------------------------------
 
 
-async def listed(tx: Transaction, server_id: int | None = None) -> list[Account]:
-    """By name. Sorted here: databases sort text after the language of their host."""
-    statement = _select if server_id is None else _select.where(accounts.c.server_id == server_id)
-    return sorted((_parsed(tx, row) for row in await tx.all(statement)), key=lambda account: account.name)
+async def listed(tx: Transaction, server_id: int) -> list[Account]:
+    """Of one server, by name. Sorted here: databases sort text after the language of their host."""
+    rows = await tx.all(_select.where(accounts.c.server_id == server_id))
+    return sorted((_parsed(tx, row) for row in rows), key=lambda account: account.name)
 
 
 async def pages(tx: Transaction, size: int) -> AsyncIterator[list[Account]]:
-    """All of them, never more than `size` in memory; in the order in which the database sorts names."""
-    async for part in tx.parts(_select.order_by(accounts.c.name), size):
+    """All of them by name, never more than `size` in memory."""
+    # SQLite's own order; PostgreSQL would sort after the language of its host.
+    name = accounts.c.name if tx.is_sqlite else collate(accounts.c.name, "C")
+    async for part in tx.parts(_select.order_by(name), size):
         yield [_parsed(tx, row) for row in part]
 
 

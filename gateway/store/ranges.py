@@ -30,15 +30,18 @@ _update = (
 _touching = (
     select(_lo, _hi).where(_scope == bindparam("in_scope"), _lo <= bindparam("number")).order_by(_lo.desc()).limit(2)
 )
-# Ranges are disjoint: the one that holds a number is the last that does not begin behind it.
-_HOLDERS_TEXT = """
-    SELECT DISTINCT f.lo, f.hi FROM {numbers} AS n
-    JOIN free_ranges AS f ON f.scope = :in_scope
-        AND f.lo = (SELECT max(g.lo) FROM free_ranges AS g WHERE g.scope = :in_scope AND g.lo <= n.value)
-    WHERE f.hi >= n.value
-"""
-_HOLDERS_SQLITE = text(_HOLDERS_TEXT.format(numbers="json_each(:numbers)"))
-_HOLDERS = text(_HOLDERS_TEXT.format(numbers="unnest(CAST(:numbers AS bigint[]))").replace("AS n\n", "AS n(value)\n"))
+# Ranges are disjoint: the one that holds a number is the last that does not begin behind it. Both spellings look each
+# number up in the primary key; a plain JOIN would go through all ranges of the scope once for each number.
+_HOLDERS_SQLITE = text(
+    "SELECT DISTINCT f.lo, f.hi FROM json_each(:numbers) AS n CROSS JOIN free_ranges AS f WHERE f.scope = :in_scope"
+    " AND f.lo = (SELECT max(g.lo) FROM free_ranges AS g WHERE g.scope = :in_scope AND g.lo <= n.value)"
+    " AND f.hi >= n.value"
+)
+_HOLDERS = text(
+    "SELECT DISTINCT f.lo, f.hi FROM unnest(CAST(:numbers AS bigint[])) AS n(value) CROSS JOIN LATERAL"
+    " (SELECT g.lo, g.hi FROM free_ranges AS g WHERE g.scope = :in_scope AND g.lo <= n.value"
+    " ORDER BY g.lo DESC LIMIT 1) AS f WHERE f.hi >= n.value"
+)
 _MOST_SCOPES = 100  # in one statement; SQLite joins 500 SELECTs at most
 
 
