@@ -1,4 +1,5 @@
-"""Command line of the gateway: serve, migrate, key add|list|revoke, node add|edit|list|remove|resync, check.
+"""Command line of the gateway: serve, migrate, key add|list|revoke, node add|edit|list|remove|resync,
+account import|export, check.
 
 Exit status: 0 well; 1 something is wrong (and said on standard error); 2 the command line or configuration is.
 Changes made here reach a running gateway by themselves: it looks into the database every few seconds.
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+from gateway import bulk_commands
 from gateway.agents import checked_target
 from gateway.config import DEFAULT_PATH, Config, load_config, shown
 from gateway.errors import ConfigError, GatewayError
@@ -168,6 +170,8 @@ def _parser() -> argparse.ArgumentParser:
         ("resync", node_resync, "Send a node everything anew."),
     ):
         add(nodes, name, _on_store(work), sentence).add_argument("name", metavar="NAME")
+    accounts = commands.add_parser("account", help="Accounts by the thousand.")
+    bulk_commands.add_commands(accounts.add_subparsers(required=True, metavar="ACTION"))
     return parser
 
 
@@ -188,6 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
     try:
         config = load_config(options.config)
+        if prepare := getattr(options, "prepare", None):
+            prepare(options)
         _become_owner(config)
         return int(options.call(config, options))
     except ConfigError as error:

@@ -31,11 +31,12 @@ class ConfigError(GatewayError):
 
 
 class ApiError(GatewayError):
-    """`text` goes into the envelope's `error`."""
+    """`text` goes into the envelope's `error`. `field`: the v1 field that it is about, "" = none in particular."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, field: str = "") -> None:
         super().__init__(text)
         self.text = text
+        self.field = field
 
 
 class NotAuthorized(ApiError):
@@ -56,10 +57,10 @@ class Conflict(ApiError):
 
 
 class NodeUnavailable(ApiError):
-    """A live read while the agent is away."""
+    """A live read while the agent is away, or before it has the account."""
 
-    def __init__(self, node: str) -> None:
-        super().__init__(f"Node {node} is not available")
+    def __init__(self, node: str, problem: str = "is not available") -> None:
+        super().__init__(f"Node {node} {problem}")
         self.node = node
 
 

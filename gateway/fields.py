@@ -3,15 +3,16 @@
 Owns which spellings are right and the v1 text for those that are not. Never looks at what exists: whether a name is
 taken or an address free is the store's promise. Called by gateway/http and by whatever else takes text from people.
 
-Every function raises InvalidValue and nothing else, whatever the text. A field that is absent or empty is None
-("generate it", "leave it"); a field that nobody knows is ignored, because v1 clients send extras. Everything but a
-password is trimmed.
+Every function but `json_form` raises InvalidValue and nothing else, whatever the text. A field that is absent or
+empty is None ("generate it", "leave it"); a field that nobody knows is ignored, because v1 clients send extras.
+Everything but a password is trimmed.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Mapping
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, NetmaskValueError, ip_network
@@ -39,7 +40,9 @@ DOMAIN = re.compile(rf"(?=.{{1,253}}\Z)(?:{LABEL}\.)*(?=[^.]*[A-Za-z]){LABEL}")
 WRONG_SERVER = "Wireguard server not valid"
 WRONG_IP = "Wrong IP format"
 WRONG_KEYS = "Keys are invalid"
+IPV6_FIELDS = ("allowed_IPs_ipv6", "address_ipv6", "dns_1_ipv6", "dns_2_ipv6")
 NO_IPV6 = "IPv6 is not supported yet"
+WRONG_NETWORKS = "Wrong allowed_ips format (only a list of networks: 10.0.0.0/8,192.168.0.0/16)"
 BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -48,11 +51,28 @@ def is_name(text: str) -> bool:
     return NAME.fullmatch(text) is not None
 
 
+def json_form(text: str) -> dict[str, str]:
+    """A form spelled as a JSON object of texts, numbers and booleans; null is an absent field. Numbers keep their
+    spelling. Raises ValueError or RecursionError at anything else."""
+    found = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    return {key: _json_text(value) for key, value in found.items() if value is not None}
+
+
+def _json_text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, str):
+        raise ValueError("nested values")
+    return value
+
+
 def new_account(form: Mapping[str, str]) -> NewAccount:
     """The fields of POST /account."""
     server = _text(form, "wg_name")
     if server is None or not is_name(server):
-        raise InvalidValue(WRONG_SERVER)
+        raise InvalidValue(WRONG_SERVER, "wg_name")
     _refuse_ipv6(form)
     return NewAccount(
         server=server,
@@ -64,7 +84,7 @@ def new_account(form: Mapping[str, str]) -> NewAccount:
         download=_number(form, "b_download", 0, MAX_RATE),
         upload=_number(form, "b_upload", 0, MAX_RATE),
         password=_password(form),
-        enabled=_status(form) is not False,
+        enabled=_status(form),
     )
 
 
@@ -127,7 +147,7 @@ def _text(form: Mapping[str, str], key: str) -> str | None:
 def _name(form: Mapping[str, str], key: str, shown: str) -> str | None:
     text = _text(form, key)
     if text is not None and not is_name(text):
-        raise InvalidValue(f"Wrong {shown} (only letters, numbers and '_', '-')")
+        raise InvalidValue(f"Wrong {shown} (only letters, numbers and '_', '-')", key)
     return text
 
 
@@ -136,7 +156,7 @@ def _number(form: Mapping[str, str], key: str, low: int, high: int, problem: str
     if text is None:
         return None
     if not NUMBER.fullmatch(text) or not low <= int(text) <= high:
-        raise InvalidValue(problem or f"Wrong {key} (only {low}-{high})")
+        raise InvalidValue(problem or f"Wrong {key} (only {low}-{high})", key)
     return int(text)
 
 
@@ -145,14 +165,14 @@ def _boolean(form: Mapping[str, str], key: str) -> bool | None:
     if text is None:
         return None
     if text.lower() not in BOOLEANS:
-        raise InvalidValue(f"Wrong {key} (only 1, 0, true or false)")
+        raise InvalidValue(f"Wrong {key} (only 1, 0, true or false)", key)
     return BOOLEANS[text.lower()]
 
 
 def _status(form: Mapping[str, str]) -> bool | None:
     text = _text(form, "status")
     if text not in (None, "enable", "disable"):
-        raise InvalidValue("Wrong status (only enable or disable)")
+        raise InvalidValue("Wrong status (only enable or disable)", "status")
     return None if text is None else text == "enable"
 
 
@@ -161,7 +181,7 @@ def _password(form: Mapping[str, str]) -> Secret | None:
     if not text:
         return None
     if len(text) > MAX_PASSWORD or not text.isprintable():
-        raise InvalidValue(f"Wrong password (only 1-{MAX_PASSWORD} printable characters)")
+        raise InvalidValue(f"Wrong password (only 1-{MAX_PASSWORD} printable characters)", "password")
     return Secret(text)
 
 
@@ -175,7 +195,7 @@ def _key(form: Mapping[str, str], key: str) -> str | None:
     except (binascii.Error, ValueError):
         raw = b""
     if len(raw) != 32 or not any(raw) or base64.b64encode(raw).decode() != text:
-        raise InvalidValue(WRONG_KEYS)
+        raise InvalidValue(WRONG_KEYS, key)
     return text
 
 
@@ -187,7 +207,7 @@ def _private_key(form: Mapping[str, str]) -> Secret | None:
 def _interface(form: Mapping[str, str]) -> str | None:
     text = _text(form, "interface_name")
     if text is not None and not INTERFACE.fullmatch(text):
-        raise InvalidValue("Wrong network interface name (wgXXX)")
+        raise InvalidValue("Wrong network interface name (wgXXX)", "interface_name")
     return text
 
 
@@ -195,28 +215,28 @@ def _mtu(form: Mapping[str, str]) -> int | None:
     problem = f"Wrong mtu (only 0 or {MIN_MTU}-{MAX_MTU})"
     number = _number(form, "mtu", 0, MAX_MTU, problem)
     if number is not None and 0 < number < MIN_MTU:
-        raise InvalidValue(problem)
+        raise InvalidValue(problem, "mtu")
     return number
 
 
-def _address(text: str, problem: str) -> IPv4Address:
+def _address(text: str, problem: str, key: str) -> IPv4Address:
     try:
         return IPv4Address(text)
     except AddressValueError:
-        raise InvalidValue(problem) from None
+        raise InvalidValue(problem, key) from None
 
 
 def _account_address(form: Mapping[str, str], problem: str) -> IPv4Address | None:
     """`a.b.c.d` or `a.b.c.d/32`: the documents say CIDR and show bare addresses."""
     text = _text(form, "allowed_IPs")
-    return None if text is None else _address(text.removesuffix("/32"), problem)
+    return None if text is None else _address(text.removesuffix("/32"), problem, "allowed_IPs")
 
 
 def _address_or_empty(form: Mapping[str, str], key: str, problem: str) -> IPv4Address | str | None:
     if key not in form:
         return None
     text = _text(form, key)
-    return "" if text is None else _address(text, problem)
+    return "" if text is None else _address(text, problem, key)
 
 
 def _server_address(form: Mapping[str, str]) -> IPv4Interface | None:
@@ -228,13 +248,13 @@ def _server_address(form: Mapping[str, str]) -> IPv4Interface | None:
     try:
         host, prefix = text.split("/")
         if not NUMBER.fullmatch(prefix) or not MIN_PREFIX <= int(prefix) <= MAX_PREFIX:
-            raise InvalidValue(problem)
+            raise InvalidValue(problem, "address")
         address = IPv4Interface((host, int(prefix)))
     except (AddressValueError, NetmaskValueError, ValueError):
-        raise InvalidValue(problem) from None
+        raise InvalidValue(problem, "address") from None
     network = address.network
     if address.ip in (network.network_address, network.broadcast_address) or not _can_be_a_host(address.ip):
-        raise InvalidValue(problem)
+        raise InvalidValue(problem, "address")
     return address
 
 
@@ -250,7 +270,7 @@ def _endpoint(form: Mapping[str, str]) -> str | None:
         return ""
     if DOMAIN.fullmatch(text):
         return text.lower()
-    return str(_address(text, "Wrong endpoint (only an IP address or a domain)"))
+    return str(_address(text, "Wrong endpoint (only an IP address or a domain)", "endpoint"))
 
 
 def _allowed_ips(form: Mapping[str, str]) -> str | None:
@@ -265,14 +285,14 @@ def _allowed_ips(form: Mapping[str, str]) -> str | None:
     except ValueError:
         networks = ""
     if not networks or len(networks) > MAX_ALLOWED_IPS or "%" in networks:
-        raise InvalidValue("Wrong allowed_ips format (only a list of networks: 10.0.0.0/8,192.168.0.0/16)")
+        raise InvalidValue(WRONG_NETWORKS, "allowed_ips")
     return networks
 
 
 def _refuse_ipv6(form: Mapping[str, str]) -> None:
     """Tunnels are IPv4 for now. Better an error than an account whose IPv6 silently goes past the tunnel."""
-    for key in ("allowed_IPs_ipv6", "address_ipv6", "dns_1_ipv6", "dns_2_ipv6"):
+    for key in IPV6_FIELDS:
         if _text(form, key) is not None:
-            raise InvalidValue(NO_IPV6)
+            raise InvalidValue(NO_IPV6, key)
     if _text(form, "ipv6") is not None and _boolean(form, "ipv6"):
-        raise InvalidValue(NO_IPV6)
+        raise InvalidValue(NO_IPV6, "ipv6")

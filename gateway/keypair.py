@@ -10,12 +10,15 @@ import binascii
 import secrets
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from gateway.errors import InvalidValue
 from gateway.model import Secret
 
 KEY_BYTES = 32
+WRONG_KEYS = "Keys are invalid"
+# Somebody's, to try public keys with; it keeps no secret.
+_PROBE = X25519PrivateKey.from_private_bytes(bytes(range(KEY_BYTES)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +42,21 @@ def checked_pair(private: Secret | None, public: str | None) -> KeyPair:
     An unclamped private key is as good as a clamped one (WireGuard clamps it) and is given back as it came.
     """
     if not private:
-        return KeyPair(Secret(), _text(_decoded(public))) if public else new_pair()
-    pair = _derived(_decoded(private.reveal()))
-    if public and _text(_decoded(public)) != pair.public:
-        raise InvalidValue("Keys are invalid")
+        return KeyPair(Secret(), _checked_public(public)) if public else new_pair()
+    pair = _derived(_decoded(private.reveal(), "private_key"))
+    if public and _text(_decoded(public, "public_key")) != pair.public:
+        raise InvalidValue(WRONG_KEYS, "public_key")
     return pair
+
+
+def _checked_public(text: str) -> str:
+    """A point of low order (RFC 7748, section 6.1) gives the same all-zero secret to everybody: nobody can connect."""
+    raw = _decoded(text, "public_key")
+    try:
+        _PROBE.exchange(X25519PublicKey.from_public_bytes(raw))
+    except ValueError:
+        raise InvalidValue(WRONG_KEYS, "public_key") from None
+    return _text(raw)
 
 
 def _derived(raw: bytes) -> KeyPair:
@@ -51,14 +64,14 @@ def _derived(raw: bytes) -> KeyPair:
     return KeyPair(Secret(_text(raw)), _text(public))
 
 
-def _decoded(text: str) -> bytes:
+def _decoded(text: str, field: str) -> bytes:
     try:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raw = b""
     # All zeros is WireGuard's own word for "no key".
     if len(raw) != KEY_BYTES or not any(raw):
-        raise InvalidValue("Keys are invalid")
+        raise InvalidValue(WRONG_KEYS, field)
     return raw
 
 

@@ -99,7 +99,7 @@ class NewAccount:
     password: Secret | None = None
     private_key: Secret | None = None
     public_key: str | None = None
-    enabled: bool = True
+    enabled: bool | None = None  # None = it is
 
 
 @dataclass(frozen=True, slots=True)

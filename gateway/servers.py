@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.allocate import NumberedServer, assignable, free_server, is_assignable, new_id, overlaps
 from gateway.errors import AgentUnreachable, Conflict, InvalidValue, NotFound
-from gateway.keypair import KeyPair, checked_pair
+from gateway.keypair import WRONG_KEYS, KeyPair, checked_pair
 from gateway.model import Account, Node, PeerState, Server, ServerValues, Settled
 from gateway.store import Store, Transaction, ranges
 from gateway.store import accounts as account_rows
@@ -200,6 +200,8 @@ class Servers:
         if new.address != old.address:
             _check_address(new.address)
             await _check_holds_accounts(tx, new)
+        if await account_rows.taken(tx, "public_key", [new.public_key], new.id):
+            raise InvalidValue(WRONG_KEYS)  # WireGuard would drop the peer with the interface's own key
         revision = kept.revision
         if any(getattr(new, field) != getattr(old, field) for field in _NODE_FIELDS):
             revision = await node_rows.next_revision(tx, kept.node_id)
@@ -260,7 +262,7 @@ def _pair(values: ServerValues) -> KeyPair:
     """A server needs its private key: a public one alone is of no use."""
     pair = checked_pair(values.private_key, values.public_key)
     if not pair.private:
-        raise InvalidValue("Keys are invalid")
+        raise InvalidValue(WRONG_KEYS)
     return pair
 
 
@@ -269,7 +271,7 @@ def _with_keys(server: Server, values: ServerValues) -> Server:
         pair = checked_pair(values.private_key, values.public_key)
         return replace(server, private_key=pair.private, public_key=pair.public)
     if values.public_key and checked_pair(None, values.public_key).public != server.public_key:
-        raise InvalidValue("Keys are invalid")
+        raise InvalidValue(WRONG_KEYS)
     return server
 
 

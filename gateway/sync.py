@@ -36,14 +36,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gateway.agents import AgentRefused, StaleAgent
 from gateway.errors import AgentUnreachable, NotFound
-from gateway.model import AgentStatus, Applied, Node, Patch
+from gateway.model import AgentStatus, Applied, Failure, Node, Patch
 
 if TYPE_CHECKING:
     from gateway.agents import Agents
@@ -80,12 +80,15 @@ class Sync:
         self._loops: dict[str, _NodeLoop] = {}
         self._look = asyncio.Event()  # a node that we have no task for
 
-    async def settled(self, node: str, revision: int) -> str:
-        """Waits for a committed revision to be in the node's kernel: "applied", "failed"; at the deadline "pending"."""
+    async def settled(self, node: str, revision: int, account_id: int | None = None) -> str:
+        """Waits for a committed revision to be in the node's kernel: "applied", "failed"; at the deadline "pending".
+
+        With `account_id`, what failed for other accounts is not this caller's failure.
+        """
         loop = self._loop(node)
         if loop.shows(revision):
             return "applied"  # an edit that was none, or one that an earlier pass has carried already
-        with loop.waiting(revision) as waiter:
+        with loop.waiting(revision, account_id) as waiter:
             try:
                 async with asyncio.timeout(self._settle_seconds):
                     return await waiter
@@ -144,7 +147,8 @@ class _NodeLoop:
         self._settle_ms = round(settle_seconds * 1000)
         self._poll_seconds = poll_seconds
         self._awake = asyncio.Event()
-        self._waiters: dict[asyncio.Future[str], int] = {}  # -> the revision it waits for
+        # -> the revision that it waits for, and the account (None = all of them)
+        self._waiters: dict[asyncio.Future[str], tuple[int, int | None]] = {}
         self._wanted = 0  # the highest revision that we know was committed
         self._shown = 0  # the revision that the kernel of the node is known to show
         self._holds: tuple[str, int] | None = None  # the agent's (epoch, revision); None = read its status first
@@ -173,10 +177,10 @@ class _NodeLoop:
         self._awake.set()
 
     @contextmanager
-    def waiting(self, revision: int) -> Iterator[asyncio.Future[str]]:
+    def waiting(self, revision: int, account_id: int | None) -> Iterator[asyncio.Future[str]]:
         """A future of the outcome; the caller brings the deadline."""
         waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = revision
+        self._waiters[waiter] = revision, account_id
         self._wanted = max(self._wanted, revision)
         self._awake.set()
         try:
@@ -184,12 +188,16 @@ class _NodeLoop:
         finally:
             self._waiters.pop(waiter, None)
 
-    def _release(self, outcome: str) -> None:
+    def _release(self, outcome: str, failures: Sequence[Failure] = ()) -> None:
         """Whoever waits for what the kernel shows by now."""
-        for waiter in [waiter for waiter, revision in self._waiters.items() if revision <= self._shown]:
-            del self._waiters[waiter]
-            if not waiter.done():
-                waiter.set_result(outcome)
+        failed = {failure.account_id for failure in failures}
+        is_theirs = bool(failed) and 0 not in failed  # 0: of a server or the node, which is everybody's
+        for waiter, (revision, account_id) in list(self._waiters.items()):
+            if revision <= self._shown:
+                del self._waiters[waiter]
+                if not waiter.done():
+                    others = is_theirs and account_id is not None and account_id not in failed
+                    waiter.set_result("applied" if others else outcome)
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -231,7 +239,7 @@ class _NodeLoop:
                 self._holds = None  # in case it does not answer
                 self._holds = await self._read_status()
             node = await self._store.node(self._name)
-            self._wanted = max(node.revision, *self._waiters.values(), 0)
+            self._wanted = max(node.revision, *(revision for revision, _ in self._waiters.values()), 0)
             epoch, revision = self._holds
             is_ours = epoch == node.epoch and 0 <= revision <= node.revision
             if is_ours:
@@ -291,7 +299,7 @@ class _NodeLoop:
             log.warning("node=%s event=failed subject=%s reason=%r", self._name, failure.subject, failure.reason)
         if applied.outcome != "pending":
             self._shown = sent
-            self._release(applied.outcome)
+            self._release(applied.outcome, applied.failures)
         if self.status is not None:
             known = dict.fromkeys((*self.status.failures, *applied.failures))
             self.status = replace(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 from gateway import fields, profile
 from gateway.errors import Conflict, NotFound
 from gateway.http import objects
 from gateway.http.calls import ROOT, TEXT, Asked, Call, Field, listing
+from gateway.http.envelope import Encoded, encoded
 from gateway.http.services import HttpSettings, Services
 from gateway.model import Account, LiveAccount, Settled
 
@@ -29,8 +31,15 @@ async def config_picture(text: str) -> bytes:
     return await asyncio.to_thread(profile.config_qr, text)
 
 
-async def _list(asked: Asked) -> list[dict[str, str]]:
-    return [objects.account_object(account) for account in await asked.services.accounts.list()]
+async def _list(asked: Asked) -> Encoded:
+    """Ten thousand accounts are encoded page by page, so that no other call waits for the whole list."""
+    pages: list[bytes] = []
+
+    def encode(page: Sequence[Account], _done: int, _total: int) -> None:
+        pages.append(encoded([objects.account_object(account) for account in page])[1:-1])
+
+    await asked.services.accounts.visit(encode)
+    return Encoded(b"[%b]" % b",".join(pages))
 
 
 async def _detail(asked: Asked) -> dict[str, str]:

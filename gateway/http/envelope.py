@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import Response
@@ -52,6 +53,13 @@ class HttpError(ApiError):
         self.headers = headers or {}
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A `msg` that is JSON already."""
+
+    json: bytes
+
+
 def no_such_path() -> HttpError:
     return HttpError(404, "Not found")
 
@@ -71,7 +79,8 @@ def success(result: Any) -> Response:
         if result.pending:
             headers[PENDING_HEADER] = result.pending
         result = result.value
-    return _json({"error": "", "msg": result, "status": "success"}, 200, headers)
+    msg = result.json if isinstance(result, Encoded) else encoded(result)
+    return _answer(b'{"error":"","msg":%b,"status":"success"}' % msg, 200, headers)
 
 
 def failure(error: ApiError, semantic: bool) -> Response:
@@ -79,15 +88,18 @@ def failure(error: ApiError, semantic: bool) -> Response:
         log.error("event=database-unavailable reason=%s", error.reason)
     body = {"error": error.text, "msg": "", "status": "error"}
     if isinstance(error, HttpError):
-        return _json(body, error.status, {**HEADERS, **error.headers})
-    return _json(body, _semantic_status(error) if semantic else 200, HEADERS)
+        return _answer(encoded(body), error.status, {**HEADERS, **error.headers})
+    return _answer(encoded(body), _semantic_status(error) if semantic else 200, HEADERS)
 
 
 def _semantic_status(error: ApiError) -> int:
     return next((status for kind, status in SEMANTIC_STATUS if isinstance(error, kind)), 422)
 
 
-def _json(body: object, status: int, headers: Mapping[str, str]) -> Response:
+def encoded(value: object) -> bytes:
     # One plain dumps: ten thousand accounts are listed in one answer, and a model layer would cost more than the query.
-    content = json.dumps(body, separators=(",", ":")).encode()
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _answer(content: bytes, status: int, headers: Mapping[str, str]) -> Response:
     return Response(content, status, headers=dict(headers), media_type="application/json")

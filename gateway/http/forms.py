@@ -7,16 +7,15 @@ clients label nothing. A field given twice: the last one wins. What the fields m
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Iterable
-from typing import Any
 from urllib.parse import parse_qsl
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from gateway import fields
 from gateway.http.envelope import HttpError
 
 # The parser warns of every odd byte: one line for each of a stranger's mistakes is his to choose, not ours to write.
@@ -39,7 +38,7 @@ async def read_form(request: Request, max_bytes: int) -> dict[str, str]:
         if kind == b"multipart/form-data":
             pairs = _multipart(body, options.get(b"boundary", b""))
         elif kind.endswith(b"json") or body.lstrip()[:1] == b"{":  # no urlencoded form starts with a brace
-            return _json(body)
+            return fields.json_form(body.decode())
         else:
             pairs = parse_qsl(
                 body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS, separator="&"
@@ -69,22 +68,6 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     if size > max_bytes:
         raise too_large
     return bytes(body)
-
-
-def _json(body: bytes) -> dict[str, str]:
-    """An object of texts, numbers and booleans; null is an absent field. Numbers keep their spelling."""
-    found = json.loads(body.decode(), parse_int=str, parse_float=str, parse_constant=str)
-    if not isinstance(found, dict):
-        raise ValueError("not an object")
-    return {key: _json_text(value) for key, value in found.items() if value is not None}
-
-
-def _json_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if not isinstance(value, str):
-        raise ValueError("nested values")
-    return value
 
 
 def _multipart(body: bytes, boundary: bytes) -> Iterable[tuple[str, str]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
-from sqlalchemy import Row, bindparam, delete, func, or_, select, text, update
+from sqlalchemy import Column, Row, bindparam, collate, delete, func, select, text, update
 
 from gateway.allocate import MARKS, is_assignable, number_of
 from gateway.model import Account, Secret, Server
@@ -36,19 +36,33 @@ _place_columns = (accounts.c.server_id, accounts.c.node_id, accounts.c.revision)
 _joined = accounts.join(servers, servers.c.id == accounts.c.server_id).join(nodes, nodes.c.id == accounts.c.node_id)
 _select = select(*_columns, *_place_columns).select_from(_joined)
 _by_name = _select.where(accounts.c.name == bindparam("account"))
+_by_names = _select.where(accounts.c.name.in_(bindparam("names", expanding=True)))
 _by_id = _select.where(accounts.c.id == bindparam("account"))
 _delete = delete(accounts).where(accounts.c.id == bindparam("account"))
 _delete_usage = delete(usage).where(usage.c.account_id == bindparam("account"))
 _node_of = select(accounts.c.node_id).where(accounts.c.name == bindparam("account"))
 # Written out: SQLAlchemy compiles its own spelling of ON CONFLICT anew at every call, which costs more than the insert.
-# DO NOTHING instead of an error, because PostgreSQL gives up the whole transaction at an error.
+# DO NOTHING instead of an error, because PostgreSQL gives up the whole transaction at an error. What was written is
+# asked for afterwards: neither database returns rows from an insert of many.
 _insert = text(
-    "INSERT INTO accounts ({}) VALUES ({}) ON CONFLICT DO NOTHING RETURNING id".format(
+    "INSERT INTO accounts ({}) VALUES ({}) ON CONFLICT DO NOTHING".format(
         ", ".join(column.name for column in accounts.columns),
         ", ".join(f":{column.name}" for column in accounts.columns),
     )
 ).bindparams(*(bindparam(column.name, type_=column.type) for column in accounts.columns))
-_MOST_IDS = 5000  # in one statement; SQLite takes 32,766 parameters
+_written = select(accounts.c.id).where(
+    accounts.c.node_id == bindparam("node"), accounts.c.revision == bindparam("change")
+)
+_MOST_VALUES = 5000  # in one statement; SQLite takes 32,766 parameters
+# A field that no two accounts share, and within what: None = the whole installation.
+_UNIQUE: dict[str, tuple[Column[Any], Column[Any] | None]] = {
+    "id": (accounts.c.id, None),
+    "name": (accounts.c.name, None),
+    "username": (accounts.c.username, None),
+    "address": (accounts.c.address, None),
+    "public_key": (accounts.c.public_key, accounts.c.server_id),
+    "mark": (accounts.c.mark, accounts.c.node_id),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +97,18 @@ def _sealed(tx: Transaction, column: str, account_id: int, secret: Secret) -> by
 # -- reading ------------------------------------------------------------------------------------------------------
 
 
-async def listed(tx: Transaction, server_id: int | None = None) -> list[Account]:
-    """By name. Sorted here: databases sort text after the language of their host."""
-    statement = _select if server_id is None else _select.where(accounts.c.server_id == server_id)
-    return sorted((_parsed(tx, row) for row in await tx.all(statement)), key=lambda account: account.name)
+async def listed(tx: Transaction, server_id: int) -> list[Account]:
+    """Of one server, by name. Sorted here: databases sort text after the language of their host."""
+    rows = await tx.all(_select.where(accounts.c.server_id == server_id))
+    return sorted((_parsed(tx, row) for row in rows), key=lambda account: account.name)
+
+
+async def pages(tx: Transaction, size: int) -> AsyncIterator[list[Account]]:
+    """All of them by name, never more than `size` in memory."""
+    # SQLite's own order; PostgreSQL would sort after the language of its host.
+    name = accounts.c.name if tx.is_sqlite else collate(accounts.c.name, "C")
+    async for part in tx.parts(_select.order_by(name), size):
+        yield [_parsed(tx, row) for row in part]
 
 
 async def changed_since(tx: Transaction, node_id: int, revision: int) -> list[Account]:
@@ -97,10 +119,9 @@ async def changed_since(tx: Transaction, node_id: int, revision: int) -> list[Ac
 
 async def by_ids(tx: Transaction, ids: Collection[int]) -> dict[int, Account]:
     """Those that exist."""
-    wanted = sorted(ids)
     found: dict[int, Account] = {}
-    for start in range(0, len(wanted), _MOST_IDS):
-        statement = _select.where(accounts.c.id.in_(wanted[start : start + _MOST_IDS]))
+    for part in _parts(ids):
+        statement = _select.where(accounts.c.id.in_(part))
         found.update((row.id, _parsed(tx, row)) for row in await tx.all(statement))
     return found
 
@@ -133,41 +154,58 @@ async def count(tx: Transaction) -> int:
     return int(row[0]) if row is not None else 0
 
 
-async def refused(tx: Transaction, account: Account, server_id: int, node_id: int, *, but: int = 0) -> set[str]:
-    """Which fields of `account` belong to another account (than the one with the id `but`) already."""
-    statement = select(accounts).where(
-        accounts.c.id != but,
-        or_(
-            accounts.c.id == account.id,
-            accounts.c.name == account.name,
-            accounts.c.username == account.username,
-            accounts.c.address == int(account.address),
-            (accounts.c.server_id == server_id) & (accounts.c.public_key == account.public_key),
-            (accounts.c.node_id == node_id) & (accounts.c.mark == account.mark),
-        ),
-    )
-    fields: set[str] = set()
-    for row in await tx.all(statement):
-        same = {
-            "id": row.id == account.id,
-            "name": row.name == account.name,
-            "username": row.username == account.username,
-            "address": row.address == int(account.address),
-            "public_key": (row.server_id, row.public_key) == (server_id, account.public_key),
-            "mark": (row.node_id, row.mark) == (node_id, account.mark),
-        }
-        fields.update(field for field, is_same in same.items() if is_same)
-    return fields
+async def by_names(tx: Transaction, names: Collection[str]) -> dict[str, Account]:
+    """Those that exist."""
+    rows = [row for part in _parts(names) for row in await tx.all(_by_names, {"names": part})]
+    return {row.name: _parsed(tx, row) for row in rows}
+
+
+async def taken(tx: Transaction, field: str, values: Collection[Any], owner: int = 0) -> set[Any]:
+    """Which of the values of a unique field belong to an account. `owner`: where public keys (server) and marks (node)
+    are unique."""
+    column, of = _UNIQUE[field]
+    found: set[Any] = set()
+    for part in _parts(values):
+        statement = select(column).where(column.in_(part))
+        statement = statement if of is None else statement.where(of == owner)
+        found.update(row[0] for row in await tx.all(statement))
+    return found
+
+
+async def taken_fields(tx: Transaction, kept: KeptAccount) -> set[str]:
+    """Which unique fields of an account belong to another one."""
+    values: dict[str, tuple[Any, int]] = {
+        "id": (kept.account.id, 0),
+        "name": (kept.account.name, 0),
+        "username": (kept.account.username, 0),
+        "address": (int(kept.account.address), 0),
+        "public_key": (kept.account.public_key, kept.server_id),
+        "mark": (kept.account.mark, kept.node_id),
+    }
+    return {field for field, (value, owner) in values.items() if await taken(tx, field, [value], owner)}
+
+
+def _parts(values: Collection[Any]) -> Iterable[list[Any]]:
+    ordered = sorted(values)
+    return (ordered[start : start + _MOST_VALUES] for start in range(0, len(ordered), _MOST_VALUES))
 
 
 # -- writing ------------------------------------------------------------------------------------------------------
 
 
-async def insert(tx: Transaction, kept: KeptAccount) -> bool:
-    """False = something of it belongs to another account; nothing was written then, and the change goes on."""
+async def insert(tx: Transaction, kept: Sequence[KeptAccount]) -> set[int]:
+    """All of one change. Returns the ids that were written; of the others, something belongs to another account."""
+    await tx.run_many(_insert, [_values(tx, each) for each in kept])
+    written: set[int] = set()
+    for node_id, revision in {(each.node_id, each.revision) for each in kept}:
+        written.update(row.id for row in await tx.all(_written, {"node": node_id, "change": revision}))
+    return written
+
+
+def _values(tx: Transaction, kept: KeptAccount) -> dict[str, Any]:
     account = kept.account
     private_key = _sealed(tx, "private_key", account.id, account.private_key) if account.private_key else None
-    values = {
+    return {
         "id": account.id,
         "server_id": kept.server_id,
         "node_id": kept.node_id,
@@ -183,7 +221,6 @@ async def insert(tx: Transaction, kept: KeptAccount) -> bool:
         "enabled": account.enabled,
         "revision": kept.revision,
     }
-    return await tx.one(_insert, values) is not None
 
 
 async def save(tx: Transaction, kept: KeptAccount) -> None:
@@ -210,11 +247,19 @@ async def remove(tx: Transaction, kept: KeptAccount, server: Server) -> None:
     await tx.run(_delete, {"account": account.id})
     tombstone = {"node_id": kept.node_id, "kind": "account", "key": str(account.id), "revision": kept.revision}
     await tx.run(tombstones.insert(), tombstone)
-    await release_address(tx, server, account.address)
-    if any(account.mark in part for part in MARKS):
+    await release(tx, kept, server)
+
+
+async def release(tx: Transaction, kept: KeptAccount, server: Server, but: Collection[str] = ()) -> None:
+    """Its numbers are free again, but for those fields that belong to another account."""
+    account = kept.account
+    if "address" not in but:
+        await release_address(tx, server, account.address)
+    if "mark" not in but and any(account.mark in part for part in MARKS):
         await ranges.give(tx, ranges.marks_of(kept.node_id), account.mark)
-    for scope, number in name_numbers(account.name, account.username):
-        await ranges.give(tx, scope, number)
+    for field, scope, number in name_numbers(account.name, account.username):
+        if field not in but:
+            await ranges.give(tx, scope, number)
 
 
 async def release_address(tx: Transaction, server: Server, address: IPv4Address) -> None:
@@ -222,9 +267,9 @@ async def release_address(tx: Transaction, server: Server, address: IPv4Address)
         await ranges.give(tx, ranges.addresses_of(server.id), int(address))
 
 
-def name_numbers(name: str, username: str) -> Iterable[tuple[str, int]]:
-    """The numbers that these names take from the generated ones. Callers hold NUMBERS."""
-    for scope, generated in ((ranges.PEERS, name), (ranges.USERS, username)):
+def name_numbers(name: str, username: str) -> Iterable[tuple[str, str, int]]:
+    """(field, scope, number): what these names take from the generated ones. Callers hold NUMBERS."""
+    for field, scope, generated in (("name", ranges.PEERS, name), ("username", ranges.USERS, username)):
         number = number_of(scope, generated)
         if number is not None:
-            yield scope, number
+            yield field, scope, number

@@ -1,17 +1,18 @@
-"""Free numbers in the database: take the lowest, take a named one, give one back. None of them scans.
+"""Free numbers in the database: load what a change is about to take from, save what is left, give a number back.
 
-The arithmetic is gateway/allocate.py's. Callers hold the lock of the scope: the node's for its marks and the addresses
-of its servers, NUMBERS for the two others.
+None of them scans: what they read is bounded by how many numbers are taken, not by how many there are. The arithmetic
+is gateway/allocate.py's. Callers hold the lock of the scope: the node's for its marks and the addresses of its
+servers, NUMBERS for the two others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from sqlalchemy import Update, and_, bindparam, delete, func, or_, select, update
+from sqlalchemy import TextClause, bindparam, delete, select, text, update
 
-from gateway.allocate import Range, given, taken
+from gateway.allocate import Free, Range, given
 from gateway.store.tables import free_ranges
 from gateway.store.transaction import Transaction
 
@@ -25,13 +26,23 @@ _update = (
     .where(_scope == bindparam("in_scope"), _lo == bindparam("from_lo"))
     .values(lo=bindparam("new_lo"), hi=bindparam("new_hi"))
 )
-# The one range that can hold a number, and the (at most two) that it can touch.
-_holding = (
-    select(_lo, _hi)
-    .where(_scope == bindparam("in_scope"), _lo <= bindparam("number"))
-    .order_by(_lo.desc())
-    .limit(bindparam("most"))
+# The (at most two) ranges that a number below this one can touch.
+_touching = (
+    select(_lo, _hi).where(_scope == bindparam("in_scope"), _lo <= bindparam("number")).order_by(_lo.desc()).limit(2)
 )
+# Ranges are disjoint: the one that holds a number is the last that does not begin behind it. Both spellings look each
+# number up in the primary key; a plain JOIN would go through all ranges of the scope once for each number.
+_HOLDERS_SQLITE = text(
+    "SELECT DISTINCT f.lo, f.hi FROM json_each(:numbers) AS n CROSS JOIN free_ranges AS f WHERE f.scope = :in_scope"
+    " AND f.lo = (SELECT max(g.lo) FROM free_ranges AS g WHERE g.scope = :in_scope AND g.lo <= n.value)"
+    " AND f.hi >= n.value"
+)
+_HOLDERS = text(
+    "SELECT DISTINCT f.lo, f.hi FROM unnest(CAST(:numbers AS bigint[])) AS n(value) CROSS JOIN LATERAL"
+    " (SELECT g.lo, g.hi FROM free_ranges AS g WHERE g.scope = :in_scope AND g.lo <= n.value"
+    " ORDER BY g.lo DESC LIMIT 1) AS f WHERE f.hi >= n.value"
+)
+_MOST_SCOPES = 100  # in one statement; SQLite joins 500 SELECTs at most
 
 
 def marks_of(node_id: int) -> str:
@@ -57,28 +68,46 @@ async def free(tx: Transaction, scope: str) -> list[Range]:
     return [Range(row.lo, row.hi) for row in rows]
 
 
-async def take_lowest(tx: Transaction, scopes: Sequence[str]) -> dict[str, int]:
-    """The lowest number of each scope, in one statement. A scope that is used up is missing from the answer."""
-    if not scopes:
-        return {}
-    rows = await tx.all(_shrink(len(scopes)), {f"scope_{i}": scope for i, scope in enumerate(scopes)})
-    for row in rows:
-        if row.lo > row.hi:  # it was the range's last number: the statement left an empty range behind
-            await tx.run(_delete, {"in_scope": row.scope, "from_lo": row.lo})
-    return {row.scope: row.lo - 1 for row in rows}
+async def load(
+    tx: Transaction, counts: Mapping[str, int], named: Mapping[str, Collection[int]] | None = None
+) -> dict[str, Free]:
+    """For each scope in `counts`, enough to take that many of the lowest numbers, and the `named` ones in any order."""
+    named = named or {}
+    found: dict[str, set[Range]] = {scope: set() for scope in counts}
+    scopes = list(counts)
+    for start in range(0, len(scopes), _MOST_SCOPES):
+        part = scopes[start : start + _MOST_SCOPES]
+        values: dict[str, str | int] = {f"scope_{i}": scope for i, scope in enumerate(part)}
+        # A range has at least one number, and taking a named one uses up one range at most.
+        values |= {f"most_{i}": counts[scope] + len(named.get(scope, ())) for i, scope in enumerate(part)}
+        for row in await tx.all(_first(len(part)), values):
+            found[row.scope].add(Range(row.lo, row.hi))
+    for scope in scopes:
+        if numbers := named.get(scope):
+            found[scope].update(await _holders(tx, scope, numbers))
+    return {scope: Free(ranges) for scope, ranges in found.items()}
 
 
-async def take(tx: Transaction, scope: str, number: int) -> None:
-    """Takes a number that somebody named. Nothing happens if it is not free, or never was one of the scope's."""
-    rows = await tx.all(_holding, {"in_scope": scope, "number": number, "most": 1})
-    for found in (Range(row.lo, row.hi) for row in rows):
-        if number in found:
-            await _replace(tx, scope, [found], taken(found, number))
+async def save(tx: Transaction, scopes: Mapping[str, Free]) -> None:
+    """Writes what was taken since `load`."""
+    for scope, free in scopes.items():
+        gone, new = free.changes()
+        if gone:
+            await _replace(tx, scope, gone, new)
+
+
+async def _holders(tx: Transaction, scope: str, numbers: Collection[int]) -> list[Range]:
+    """The ranges that hold any of the numbers."""
+    if tx.is_sqlite:
+        rows = await tx.all(_HOLDERS_SQLITE, {"in_scope": scope, "numbers": json.dumps(sorted(numbers))})
+    else:
+        rows = await tx.all(_HOLDERS, {"in_scope": scope, "numbers": sorted(numbers)})
+    return [Range(row.lo, row.hi) for row in rows]
 
 
 async def give(tx: Transaction, scope: str, number: int) -> None:
     """Gives a number back. Nothing happens if it is free already."""
-    rows = await tx.all(_holding, {"in_scope": scope, "number": number + 1, "most": 2})
+    rows = await tx.all(_touching, {"in_scope": scope, "number": number + 1})
     melted, together = given([Range(row.lo, row.hi) for row in rows], number)
     if melted != (together,):
         await _replace(tx, scope, melted, [together])
@@ -92,20 +121,15 @@ async def _replace(tx: Transaction, scope: str, old: Sequence[Range], new: Seque
     await tx.run_many(free_ranges.insert(), [{"scope": scope, "lo": part.lo, "hi": part.hi} for part in new])
 
 
-def _lowest(parameter: str) -> Any:
-    other = free_ranges.alias()
-    lowest = select(func.min(other.c.lo)).where(other.c.scope == bindparam(parameter)).scalar_subquery()
-    return and_(_scope == bindparam(parameter), _lo == lowest)
+def _first(count: int) -> TextClause:
+    """The lowest ranges of so many scopes, in one statement."""
+    if count not in _FIRST:
+        part = (
+            "SELECT * FROM (SELECT scope, lo, hi FROM free_ranges WHERE scope = :scope_{0} ORDER BY lo LIMIT :most_{0})"
+            " AS of_{0}"
+        )
+        _FIRST[count] = text(" UNION ALL ".join(part.format(i) for i in range(count)))
+    return _FIRST[count]
 
 
-def _shrink_statement(count: int) -> Update:
-    lowest = or_(*(_lowest(f"scope_{i}") for i in range(count)))
-    return update(free_ranges).where(lowest).values(lo=_lo + 1).returning(_scope, _lo, _hi)
-
-
-_SHRINK = {count: _shrink_statement(count) for count in range(1, 5)}
-
-
-def _shrink(count: int) -> Update:
-    ready = _SHRINK.get(count)  # a statement has no truth value: ask for None
-    return _shrink_statement(count) if ready is None else ready
+_FIRST: dict[int, TextClause] = {}  # by how many scopes

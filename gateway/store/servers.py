@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
@@ -18,12 +19,7 @@ from gateway.store.transaction import Transaction
 _select = select(servers, nodes.c.name.label("node_name")).join(nodes, nodes.c.id == servers.c.node_id)
 _by_name = _select.where(servers.c.name == bindparam("server"))
 _node_of = select(servers.c.node_id).where(servers.c.name == bindparam("server"))
-_next_revision = (  # locks the node's row, see nodes.py
-    update(nodes)
-    .where(nodes.c.id == _node_of.scalar_subquery())
-    .values(revision=nodes.c.revision + 1)
-    .returning(nodes.c.revision)
-)
+_by_names = _select.where(servers.c.name.in_(bindparam("names", expanding=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +114,15 @@ async def find_locked(tx: Transaction, name: str) -> KeptServer | None:
     return await find(tx, name)
 
 
-async def find_revised(tx: Transaction, name: str) -> KeptServer | None:
-    """`find_locked` and `next_revision` in one go, for creates: the answer has the node's new revision."""
-    row = await tx.one(_next_revision, {"server": name})
-    kept = await find(tx, name) if row is not None else None
-    return replace(kept, revision=row.revision) if kept is not None and row is not None else None
+async def find_all_locked(tx: Transaction, names: Collection[str]) -> dict[str, KeptServer]:
+    """Those of the named servers that exist, by name, once nobody else changes their nodes."""
+    wanted = sorted(names)
+    if not tx.is_sqlite:
+        rows = await tx.all(select(servers.c.node_id).distinct().where(servers.c.name.in_(wanted)))
+        for node_id in sorted(row.node_id for row in rows):
+            await node_rows.lock(tx, node_id)
+    found = [parse(tx, row) for row in await tx.all(_by_names, {"names": wanted})]
+    return {kept.server.name: kept for kept in found}
 
 
 async def insert(tx: Transaction, kept: KeptServer) -> bool:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from datetime import date
 from typing import TypeVar
 
 from gateway.model import DayTotal, DayUsage, Node, Patch, Snapshot
-from gateway.store import changes, nodes, schema, settings, usage
+from gateway.store import changes, nodes, rehearsal, schema, settings, usage
 from gateway.store.engine import Engine, parsed_url, translated, try_again_helps
 from gateway.store.seal import Seal
 from gateway.store.transaction import Transaction
@@ -62,6 +64,19 @@ class Store:
                     raise
             await asyncio.sleep(random.uniform(0, 0.05) * attempt)
         raise AssertionError("unreachable")
+
+    @asynccontextmanager
+    async def rehearsal(self) -> AsyncIterator[Store]:
+        """A store to try changes of accounts on: everything is in it, and nothing of it stays."""
+        with tempfile.TemporaryDirectory(prefix="wirelane-") as folder:  # mode 0700
+            url = f"sqlite:///{folder}/rehearsal.db"
+            await schema.migrate(url)
+            copy = Store(Engine(parsed_url(url)), self._seal)
+            try:
+                await self.read(lambda source: copy.change(lambda target: rehearsal.copy(source, target)))
+                yield copy
+            finally:
+                await copy.close()
 
     async def ping(self) -> None:
         """Raises DatabaseUnavailable."""

@@ -8,7 +8,7 @@ then rows. On SQLite a change is alone from its first moment (BEGIN IMMEDIATE) a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,12 @@ class Transaction:
 
     async def all(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
         return (await self.connection.execute(statement, values)).all()
+
+    async def parts(self, statement: Executable, rows: int) -> AsyncIterator[Sequence[Row[Any]]]:
+        """As `all`, but never more than so many rows in memory."""
+        async with self.connection.stream(statement) as result:
+            async for part in result.partitions(rows):
+                yield part
 
     async def lock(self, name: str) -> None:
         if not self.is_sqlite:

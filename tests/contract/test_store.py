@@ -622,11 +622,11 @@ async def test_a_higher_revision_waits_for_the_lower_one_to_be_committed(store: 
     taken, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(tx: Any) -> int:
-        place = await server_rows.find_revised(tx, server.name)
-        assert place is not None
+        place = (await server_rows.find_all_locked(tx, [server.name]))[server.name]
+        revision = await node_rows.next_revision(tx, place.node_id)
         taken.set()
         await go_on.wait()
-        return place.revision
+        return revision
 
     first = asyncio.create_task(store.change(slow))
     await taken.wait()

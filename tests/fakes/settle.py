@@ -13,7 +13,7 @@ class InstantSync(Sync):
         self.waited: list[tuple[str, int]] = []  # (node, revision) that somebody waited for
         self.away: set[str] = set()  # nodes that are pending
 
-    async def settled(self, node: str, revision: int) -> str:
+    async def settled(self, node: str, revision: int, account_id: int | None = None) -> str:
         self.waited.append((node, revision))
         return "pending" if node in self.away else "applied"
 

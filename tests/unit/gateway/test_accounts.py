@@ -222,6 +222,12 @@ async def test_an_unclamped_private_key_is_taken_as_it_is(product: Product) -> N
         (None, base64.b64encode(bytes(32)).decode()),
         (base64.b64encode(bytes(range(33))).decode(), None),
         ("é" * 44, None),
+        # Points of low order: every client that has one has the same secret (RFC 7748, section 6.1).
+        (None, base64.b64encode(b"\x01" + bytes(31)).decode()),
+        (None, base64.b64encode((2**255 - 20).to_bytes(32, "little")).decode()),
+        (None, base64.b64encode((2**255 - 19).to_bytes(32, "little")).decode()),
+        (None, "4Ot6fDtBuK4WVuP68Z/EatoJjeucMrH9hmIFFl9JuAA="),
+        (None, "X5yVvKNQjCSx0LFVnIPvWwREXMRYHI6G2CJO3dCfEVc="),
     ],
 )
 async def test_keys_that_cannot_be_are_refused(product: Product, private: str | None, public: str | None) -> None:
@@ -229,6 +235,14 @@ async def test_keys_that_cannot_be_are_refused(product: Product, private: str | 
     secret = Secret(private) if private is not None else None
     new = NewAccount(server=server.name, private_key=secret, public_key=public)
     assert await refused(product, new) == "Keys are invalid"
+
+
+async def test_a_server_does_not_change_to_the_key_of_one_of_its_accounts(product: Product) -> None:
+    server, pair = await server_of(product), new_pair()
+    await product.accounts.create(NewAccount(server=server.name, public_key=pair.public))
+    with pytest.raises(InvalidValue, match=r"^Keys are invalid$"):
+        await product.servers.edit(server.name, ServerValues(private_key=pair.private))
+    assert (await product.servers.get(server.name)).public_key == server.public_key
 
 
 async def test_the_servers_own_key_is_no_key_for_an_account(product: Product) -> None:
@@ -317,6 +331,14 @@ async def test_a_change_stands_while_the_node_is_away_and_says_so(database: str)
         assert (await product.accounts.edit("peer_1", AccountEdit(download=3))).pending in ("", NODE)
         await product.sync.settled(NODE, (await product.store.node(NODE)).revision)
         assert agent.accounts[made.value.id].download == 3
+
+
+async def test_an_account_that_its_node_does_not_have_yet_is_no_node_that_is_away(product: Product) -> None:
+    server = await server_of(product)
+    account = (await product.accounts.create(NewAccount(server=server.name))).value
+    del product.agents[NODE].accounts[account.id]
+    with pytest.raises(NodeUnavailable, match=r"^Node local has not applied this account yet, try again$"):
+        await product.accounts.live(account.name)
 
 
 async def test_live_shows_what_the_kernel_has(product: Product) -> None:

@@ -66,6 +66,24 @@ def test_giving_back_what_is_free_changes_nothing(used: set[int], number: int) -
         assert give(ranges, number) == ranges
 
 
+@given_any(st.sets(NUMBERS), st.lists(st.one_of(st.none(), NUMBERS), max_size=60))
+def test_whoever_takes_gets_the_lowest_or_the_named_number_and_the_changes_say_what_is_left(
+    used: set[int], wishes: list[int | None]
+) -> None:
+    before = allocate.without([Range(0, 20), Range(30, 40)], used)
+    free, left = allocate.Free(before), as_set(before)
+    for wish in wishes:
+        assert free.lowest() == min(left, default=None)
+        number = free.lowest() if wish is None else wish
+        if number is not None:
+            free.take(number)
+            left.discard(number)
+    gone, new = free.changes()
+    after = sorted([part for part in before if part not in gone] + new)
+    assert set(gone) <= set(before) and not set(gone) & set(new)
+    assert as_set(after) == left and is_tidy(after)
+
+
 @pytest.mark.parametrize(
     ("name", "number"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import re
 import subprocess
@@ -11,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from gateway.__main__ import main
+from gateway.model import ServerValues
+from gateway.store import open_store
+from tests.contract.test_store import use_cases
 from tests.fakes.product import migrated_sqlite
 
 Captured = pytest.CaptureFixture[str]
@@ -110,6 +115,97 @@ def test_nodes_are_added_shown_changed_and_removed(ready: str, capfd: Captured) 
     assert outcome(capfd, ready, "node", "list")[1].count("\n") == 1
     status, _, err = outcome(capfd, ready, "node", "resync", "fra")
     assert (status, err) == (1, "wirelane-gateway: Node fra not found\n")
+
+
+HEADER = "name,wg_name,b_download,password\n"
+
+
+def with_a_server(config: str, tmp_path: Path) -> None:
+    async def make() -> None:
+        store = await open_store(f"sqlite:///{tmp_path}/gateway.db", bytes.fromhex(read_key_text(tmp_path)))
+        await store.add_node("local", "unix:/run/agent.sock", "vpn.example.com")
+        await use_cases(store)[1].create(ServerValues(name="s"))
+        await store.close()
+
+    asyncio.run(make())
+
+
+def read_key_text(tmp_path: Path) -> str:
+    return (tmp_path / "secret.key").read_text().strip()
+
+
+def test_accounts_are_imported_and_what_is_wrong_is_told_by_line(ready: str, capfd: Captured, tmp_path: Path) -> None:
+    with_a_server(ready, tmp_path)
+    file, errors = tmp_path / "in.csv", tmp_path / "errors.csv"
+    file.write_text(HEADER + "a,s,5,secret\nb,s,x,\nc,nowhere,,\nd,s,,\n")
+    status, out, err = outcome(capfd, ready, "account", "import", str(file), "--dry-run")
+    assert (status, out) == (1, "")
+    assert err.splitlines()[:2] == [
+        "line 3: b_download: Wrong b_download (only 0-10000)",
+        "line 4: wg_name: Wireguard server not valid",
+    ]
+    assert "4 accounts in the file: 2 would be created, 0 were there already, 2 refused" in err
+    assert "nothing was changed" in err
+    status, out, err = outcome(capfd, ready, "account", "import", str(file), "--errors", str(errors))
+    assert (status, out) == (1, "")
+    assert "2 created, 0 were there already, 2 refused" in err and f"see {errors}" in err
+    assert errors.read_text() == (
+        "line,field,error\n3,b_download,Wrong b_download (only 0-10000)\n4,wg_name,Wireguard server not valid\n"
+    )
+    assert errors.stat().st_mode & 0o777 == 0o600
+    file.write_text(HEADER + "a,s,5,secret\nd,s,,\n")
+    status, out, err = outcome(capfd, ready, "account", "import", str(file), "--errors", str(errors))
+    assert status == 0 and "0 created, 2 were there already, 0 refused" in err
+    assert errors.read_text() == "line,field,error\n"
+
+
+def test_hundreds_of_bad_lines_do_not_flood_the_screen(ready: str, capfd: Captured, tmp_path: Path) -> None:
+    file = tmp_path / "in.csv"
+    file.write_text("name,wg_name,extra\n" + "a b,s,\n" * 300)
+    status, _, err = outcome(capfd, ready, "account", "import", str(file))
+    assert status == 1
+    assert len(err.splitlines()) == 23
+    assert "and 280 more lines: --errors FILE lists all of them" in err
+    assert "columns that say nothing here were ignored: extra" in err
+
+
+def test_an_export_is_private_and_never_overwrites_unasked(ready: str, capfd: Captured, tmp_path: Path) -> None:
+    with_a_server(ready, tmp_path)
+    file = tmp_path / "in.jsonl"
+    file.write_text('{"name":"a","wg_name":"s","password":"secret"}\n')
+    assert outcome(capfd, ready, "account", "import", str(file))[0] == 0
+    target = tmp_path / "out.jsonl"
+    status, out, err = outcome(capfd, ready, "account", "export", str(target))
+    assert (status, out) == (0, "") and "keep it safe" in err and "secret" not in err
+    assert target.stat().st_mode & 0o777 == 0o600
+    (line,) = target.read_text().splitlines()
+    assert json.loads(line)["password"] == "secret"
+    status, _, err = outcome(capfd, ready, "account", "export", str(target))
+    assert (status, err) == (2, f"wirelane-gateway: {target}: it exists already; --force overwrites it\n")
+    assert outcome(capfd, ready, "account", "export", str(target), "--force")[0] == 0
+    assert target.read_text() == line + "\n"
+    status, out, err = outcome(capfd, ready, "account", "export")
+    assert status == 0 and out.splitlines()[0].startswith("name,username,wg_name,") and "secret" in out
+    assert outcome(capfd, ready, "account", "import", str(target))[0] == 0
+
+
+def test_files_that_cannot_be_are_one_clear_line(ready: str, capfd: Captured, tmp_path: Path) -> None:
+    odd, good = tmp_path / "accounts.txt", tmp_path / "in.csv"
+    odd.write_text("")
+    good.write_text("a,b\n")
+    for arguments, text in (
+        (("import", str(tmp_path / "absent.csv")), "No such file or directory"),
+        (("import", str(tmp_path), "--format", "csv"), "Is a directory"),
+        (("import", str(odd)), "--format"),
+        (("import", str(good), "--errors", str(good)), "the very file that is imported"),
+        (("import", str(good)), "line 1: a header is needed, with the columns name, wg_name"),
+        (("export", str(odd)), "--format"),
+        (("export", str(tmp_path / "no" / "out.csv")), "No such file or directory"),
+    ):
+        status, out, err = outcome(capfd, ready, "account", *arguments)
+        assert (status, out, err.count("\n")) == (2, "", 1), err
+        assert text in err
+    assert good.read_text() == "a,b\n"
 
 
 def test_a_target_over_tcp_is_refused_with_a_clear_sentence(ready: str, capfd: Captured) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from gateway.errors import AgentUnreachable
-from gateway.model import AccountEdit, NewAccount, ServerValues
+from gateway.model import AccountEdit, Applied, Failure, NewAccount, Patch, ServerValues
 from gateway.store import Store, open_store
 from gateway.sync import Sync
 from tests.fakes.agents import FakeAgent, FakeAgents
@@ -66,7 +66,8 @@ async def test_a_thousand_waiters_cost_a_few_patches(product: Product) -> None:
     before, agent.slow = len(agent.patches), 0.05
     async with asyncio.TaskGroup() as group:
         creates = [group.create_task(create(product, number)) for number in range(1, 41)]
-        waits = [group.create_task(product.sync.settled(NODE, revision + n % 40 + 1)) for n in range(1000)]
+        # The creates share at least two transactions: the first starts alone.
+        waits = [group.create_task(product.sync.settled(NODE, revision + n % 2 + 1)) for n in range(1000)]
     assert {task.result() for task in creates} == {""}
     assert {task.result() for task in waits} == {"applied"}
     assert len(agent.patches) - before <= 25
@@ -246,6 +247,34 @@ async def test_what_the_kernel_refuses_is_failed_for_its_waiters_and_shown(produ
     assert await create(product, 2) == ""
     agent.refuse.clear()
     await until(lambda: not getattr(product.sync.statuses()[NODE], "failures", True))
+
+
+async def test_of_the_accounts_of_one_patch_only_the_refused_one_is_pending_for_its_caller(product: Product) -> None:
+    agent = await with_server(product)
+    await create(product, 1)
+    await create(product, 2)
+    agent.refuse[next(key for key, account in agent.accounts.items() if account.name == "a1")] = "no room"
+    agent.slow = 0.1  # so that both edits travel in the patch after the first
+    names = ["a2", "a1", "a2", "a2"]
+    edits = [product.accounts.edit(name, AccountEdit(download=n + 1)) for n, name in enumerate(names)]
+    waits = [product.sync.settled(NODE, (await product.store.node(NODE)).revision + 4)]
+    settled, (everybody,) = await asyncio.gather(asyncio.gather(*edits), asyncio.gather(*waits))
+    assert [each.pending for each in settled] == ["", NODE, "", ""]
+    assert any(len(patch.put_accounts) == 2 for patch in agent.patches), "the two were together in a patch"
+    assert everybody == "failed", "who waits for everything hears of every failure"
+
+
+async def test_what_failed_for_the_node_itself_failed_for_everybody(product: Product) -> None:
+    agent = await with_server(product)
+    await create(product, 1)
+    real = agent.patch
+
+    async def broken(patch: Patch, settle_ms: int) -> Applied:
+        applied = await real(patch, settle_ms)
+        return replace(applied, outcome="failed", failures=(Failure(0, "uplink", "is gone"),))
+
+    agent.patch = broken  # type: ignore[method-assign]
+    assert (await product.accounts.edit("a1", AccountEdit(download=5))).pending == NODE
 
 
 async def test_a_patch_that_is_refused_as_wrong_is_followed_by_a_snapshot(

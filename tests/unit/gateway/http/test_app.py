@@ -117,10 +117,10 @@ async def test_nothing_may_keep_or_reinterpret_an_answer(api: Api) -> None:
 async def test_bug_shows_nothing_but_an_id_that_the_log_has_too(
     api: Api, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken() -> None:
+    async def broken(page: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(api.product.accounts, "list", broken)
+    monkeypatch.setattr(api.product.accounts, "visit", broken)
     answer = await api.http.get("/api/v1/account")
     assert (answer.status_code, answer.json()) == (500, {"error": "Internal error", **ERROR})
     assert "secret detail" not in str(answer.headers)

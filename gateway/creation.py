@@ -1,0 +1,345 @@
+"""What a create means: a batch of new accounts in one transaction, of which a refused one spoils only itself.
+
+Owns: the order of the checks and what is generated for whom, as if one account came after the other; and who shares a
+transaction (group commit). Never speaks SQL or HTTP. Called by gateway/accounts.py.
+
+Everything is decided in memory between a few reads and a few writes of the whole batch, so the cost of a commit, and of
+each round trip, is shared by all of its accounts. Uniqueness stays the database's promise: what it does not take is
+looked at once more, and gets other numbers or a refusal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from typing import Any
+
+from gateway.allocate import Free, is_assignable, name_of, new_id, new_password
+from gateway.errors import ApiError, Conflict, DatabaseUnavailable, InvalidValue
+from gateway.keypair import WRONG_KEYS, KeyPair
+from gateway.model import Account, NewAccount, Secret, Server
+from gateway.store import Store, Transaction, ranges
+from gateway.store import accounts as rows
+from gateway.store import nodes as node_rows
+from gateway.store import servers as server_rows
+from gateway.store.accounts import KeptAccount
+from gateway.store.servers import KeptServer
+from gateway.store.transaction import NUMBERS
+
+# How often a generated value may turn out to belong to somebody; only an edited database makes it more than never.
+ATTEMPTS = 50
+MOST_TOGETHER = 500  # in one transaction; others wait so long
+
+OUT_OF_RANGE = "The IP address is not within the range of the wireguard server"
+# In the order in which a caller is told.
+_TAKEN: Mapping[str, tuple[type[ApiError], str, str]] = {
+    "name": (Conflict, "The name is already in use", "name"),
+    "username": (Conflict, "The username is already in use", "username"),
+    "address": (Conflict, "IP address already in use", "allowed_IPs"),
+    "public_key": (InvalidValue, WRONG_KEYS, "public_key"),  # WireGuard has one peer for each key of an interface
+}
+_GENERATED = ("name", "username", "address")  # unless the caller named it; mark and id always are
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """Who asks, with keys that are checked or new."""
+
+    new: NewAccount
+    pair: KeyPair
+
+
+Outcome = KeptAccount | ApiError
+
+
+def taken_error(field: str) -> ApiError:
+    """That the account's `field` belongs to another one."""
+    kind, text, v1_field = _TAKEN[field]
+    return kind(text, v1_field)
+
+
+# -- who shares a transaction -------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    newcomer: Newcomer
+    outcome: KeptAccount | Exception | None = None
+
+
+class Creation:
+    """`limit`: how many accounts there may be in all; 0 = no limit."""
+
+    def __init__(self, store: Store, limit: int = 0) -> None:
+        self._store = store
+        self._limit = limit
+        self._waiting: list[_Waiting] = []
+        self._turn = asyncio.Lock()
+
+    async def many(self, newcomers: Sequence[Newcomer]) -> list[Outcome]:
+        """In one transaction: an account or a refusal for each, in the same order."""
+        return await self._store.change(lambda tx: _create(tx, newcomers, self._limit))
+
+    async def one(self, newcomer: Newcomer) -> KeptAccount:
+        """Callers that come while a transaction is under way share the next one. Raises ApiError.
+
+        The first of them runs it for all; if it is cancelled, the next one begins again.
+        """
+        mine = _Waiting(newcomer)
+        self._waiting.append(mine)
+        try:
+            async with self._turn:
+                while mine.outcome is None:
+                    await self._serve(self._waiting[:MOST_TOGETHER])
+        finally:
+            self._waiting = [each for each in self._waiting if each is not mine and each.outcome is None]
+        if isinstance(mine.outcome, Exception):
+            raise mine.outcome
+        return mine.outcome
+
+    async def _serve(self, together: Sequence[_Waiting]) -> None:
+        try:
+            outcomes = await self.many([each.newcomer for each in together])
+        except DatabaseUnavailable as error:
+            for each in together:
+                each.outcome = DatabaseUnavailable(error.reason)
+        except Exception as error:  # whose fault it is shows when each is alone
+            if len(together) > 1:
+                for each in together:
+                    await self._serve([each])
+            else:
+                together[0].outcome = error
+        else:
+            for each, outcome in zip(together, outcomes, strict=True):
+                each.outcome = outcome
+
+
+# -- the transaction ----------------------------------------------------------------------------------------------
+
+
+async def _create(tx: Transaction, newcomers: Sequence[Newcomer], limit: int) -> list[Outcome]:
+    places = await server_rows.find_all_locked(tx, {each.new.server for each in newcomers})
+    await tx.lock(NUMBERS)
+    room = limit - await rows.count(tx) if limit else len(newcomers)
+    free = await _loaded(tx, newcomers, places)
+    batch = _Batch(places, free, await _taken(tx, newcomers, places), room)
+    placed = [batch.placed(each) for each in newcomers]
+    await ranges.save(tx, free)
+    return await _write(tx, newcomers, placed, places)
+
+
+async def _loaded(tx: Transaction, newcomers: Iterable[Newcomer], places: Mapping[str, KeptServer]) -> dict[str, Free]:
+    """The free numbers that the batch can take."""
+    counts: Counter[str] = Counter()
+    named: defaultdict[str, set[int]] = defaultdict(set)
+    for new, place in ((each.new, places.get(each.new.server)) for each in newcomers):
+        if place is None:
+            continue
+        scopes = _scopes(place)
+        for field, scope in scopes.items():
+            counts[scope] += getattr(new, field, None) is None
+        for _, scope, number in rows.name_numbers(new.name or "", new.username or ""):
+            named[scope].add(number)
+        if new.address is not None:
+            named[scopes["address"]].add(int(new.address))
+    # Nothing of these is going to be taken.
+    return await ranges.load(tx, {scope: n for scope, n in counts.items() if n or named[scope]}, named)
+
+
+def _scopes(place: KeptServer) -> dict[str, str]:
+    """Where a field's numbers come from."""
+    return {
+        "name": ranges.PEERS,
+        "username": ranges.USERS,
+        "address": ranges.addresses_of(place.server.id),
+        "mark": ranges.marks_of(place.node_id),
+    }
+
+
+async def _taken(
+    tx: Transaction, newcomers: Iterable[Newcomer], places: Mapping[str, KeptServer]
+) -> set[tuple[str, int, Any]]:
+    """(field, owner, value): what the batch names and other accounts have. See rows.taken."""
+    named: defaultdict[tuple[str, int], set[Any]] = defaultdict(set)
+    for each in newcomers:
+        if (place := places.get(each.new.server)) is not None:
+            for field, owner, value in _named(each, place):
+                if field != "public_key" or each.new.public_key or each.new.private_key:
+                    named[field, owner].add(value)
+    return {
+        (field, owner, value)
+        for (field, owner), values in named.items()
+        for value in await rows.taken(tx, field, values, owner)
+    }
+
+
+def _named(newcomer: Newcomer, place: KeptServer) -> Iterable[tuple[str, int, Any]]:
+    """(field, owner, value) of what no other account may have; a new key counts as named."""
+    new = newcomer.new
+    if new.name is not None:
+        yield "name", 0, new.name
+    if new.username is not None:
+        yield "username", 0, new.username
+    if new.address is not None:
+        yield "address", 0, int(new.address)
+    yield "public_key", place.server.id, newcomer.pair.public
+
+
+class _Batch:
+    """What is left while one newcomer after the other takes its share."""
+
+    def __init__(
+        self,
+        places: Mapping[str, KeptServer],
+        free: Mapping[str, Free],
+        taken: set[tuple[str, int, Any]],
+        room: int,
+    ) -> None:
+        self._places = places
+        self._free = free
+        self._taken = taken
+        self._room = room
+
+    def placed(self, newcomer: Newcomer) -> Account | ApiError:
+        new = newcomer.new
+        place = self._places.get(new.server)
+        if place is None:
+            return InvalidValue("Wireguard server not valid", "wg_name")
+        if self._room <= 0:
+            return Conflict("VPN account limit exceeded")
+        if newcomer.pair.public == place.server.public_key:  # WireGuard has no peer with the interface's own key
+            return InvalidValue(WRONG_KEYS, "public_key")
+        named = list(_named(newcomer, place))
+        belongs = {field for field, owner, value in named if (field, owner, value) in self._taken}
+        for field in _TAKEN:
+            if field in belongs:
+                return taken_error(field)
+        if new.address is not None and not is_assignable(place.server.address, new.address):
+            return InvalidValue(OUT_OF_RANGE, "allowed_IPs")
+        return self._accepted(newcomer, place, named)
+
+    def _accepted(
+        self, newcomer: Newcomer, place: KeptServer, named: Iterable[tuple[str, int, Any]]
+    ) -> Account | ApiError:
+        new, scopes = newcomer.new, _scopes(place)
+        numbers: dict[str, int] = {}
+        for field, scope in scopes.items():
+            if getattr(new, field, None) is None:
+                number = self._free[scope].lowest()
+                if number is None:
+                    return _used_up(field, place.server)
+                numbers[field] = number
+        account = _account(newcomer, place.server, {field: _value(field, n) for field, n in numbers.items()})
+        for field, number in numbers.items():
+            self._free[scopes[field]].take(number)
+        for _, scope, number in rows.name_numbers(new.name or "", new.username or ""):
+            self._free[scope].take(number)
+        if new.address is not None:
+            self._free[scopes["address"]].take(int(new.address))
+        self._taken.update(named)
+        self._taken.update({("name", 0, account.name), ("username", 0, account.username)})
+        self._taken.add(("address", 0, int(account.address)))
+        self._room -= 1
+        return account
+
+
+def _account(newcomer: Newcomer, server: Server, generated: Mapping[str, Any]) -> Account:
+    new = newcomer.new
+    return Account(
+        id=new_id(),
+        name=new.name or generated["name"],
+        username=new.username or generated["username"],
+        password=new.password or Secret(new_password()),
+        server=server.name,
+        node=server.node,
+        address=new.address or generated["address"],
+        private_key=newcomer.pair.private,
+        public_key=newcomer.pair.public,
+        mark=generated["mark"],
+        download=server.download if new.download is None else new.download,
+        upload=server.upload if new.upload is None else new.upload,
+        enabled=new.enabled is not False,
+    )
+
+
+def _value(field: str, number: int) -> str | int | IPv4Address:
+    match field:
+        case "name":
+            return name_of(ranges.PEERS, number)
+        case "username":
+            return name_of(ranges.USERS, number)
+        case "address":
+            return IPv4Address(number)
+        case _:
+            return number
+
+
+def _used_up(field: str, server: Server) -> ApiError:
+    if field == "address":
+        return Conflict("No free IP address left on the wireguard server", "allowed_IPs")
+    if field == "mark":
+        return Conflict(f"Node {server.node} is full: it has no free mark left")
+    return Conflict(f"No generated {field} is left, give one", field)
+
+
+# -- writing ------------------------------------------------------------------------------------------------------
+
+
+async def _write(
+    tx: Transaction,
+    newcomers: Sequence[Newcomer],
+    placed: Sequence[Account | ApiError],
+    places: Mapping[str, KeptServer],
+) -> list[Outcome]:
+    """One revision for each node. What the database does not take gets other numbers, or a refusal."""
+    nodes = sorted({places[each.server].node_id for each in placed if isinstance(each, Account)})
+    revisions = {node_id: await node_rows.next_revision(tx, node_id) for node_id in nodes}
+    outcomes: list[Outcome] = [
+        each if isinstance(each, ApiError) else _kept(each, places[each.server], revisions) for each in placed
+    ]
+    unwritten = {i: each for i, each in enumerate(outcomes) if isinstance(each, KeptAccount)}
+    for _ in range(ATTEMPTS):
+        written = await rows.insert(tx, list(unwritten.values()))
+        for i, each in list(unwritten.items()):
+            del unwritten[i]
+            if each.account.id not in written:
+                outcomes[i] = again = await _again(tx, newcomers[i].new, each, places[each.account.server])
+                if isinstance(again, KeptAccount):
+                    unwritten[i] = again
+        if not unwritten:
+            return outcomes
+    return [_not_found() if i in unwritten else outcome for i, outcome in enumerate(outcomes)]
+
+
+def _not_found() -> ApiError:
+    return Conflict(f"No free name, address or mark was found in {ATTEMPTS} attempts")
+
+
+def _kept(account: Account, place: KeptServer, revisions: Mapping[int, int]) -> KeptAccount:
+    return KeptAccount(account, place.server.id, place.node_id, revisions[place.node_id])
+
+
+async def _again(tx: Transaction, new: NewAccount, kept: KeptAccount, place: KeptServer) -> Outcome:
+    """The account with other numbers where generated ones belong to somebody, although they were kept as free."""
+    belongs = await rows.taken_fields(tx, kept)
+    generated = {field for field in _GENERATED if getattr(new, field) is None} | {"mark", "id"}
+    for field in _TAKEN:
+        if field in belongs - generated:
+            await rows.release(tx, kept, place.server, but=belongs)
+            return taken_error(field)
+    account = replace(kept.account, id=new_id())
+    scopes = {field: scope for field, scope in _scopes(place).items() if field in belongs}
+    free = await ranges.load(tx, dict.fromkeys(scopes.values(), 1))
+    for field, scope in scopes.items():
+        number = free[scope].lowest()
+        if number is None:
+            await rows.release(tx, kept, place.server, but=belongs)
+            return _used_up(field, place.server)
+        free[scope].take(number)
+        value: Any = _value(field, number)
+        account = replace(account, **{field: value})
+    await ranges.save(tx, free)
+    return replace(kept, account=account)
