@@ -108,6 +108,11 @@ class Reconciler:
 
     async def accept_patch(self, patch: Patch, settle_seconds: float) -> Settled:
         """Makes a patch durable, then waits for the kernel. Raises StaleRevision, InvalidValue, StoreError."""
+        # Shielded: a caller who hangs up must not leave the disk ahead of the memory.
+        generation = await asyncio.shield(self._take_patch(patch))
+        return await self._settled(generation, settle_seconds, patch.account_ids, patch.server_names)
+
+    async def _take_patch(self, patch: Patch) -> int:
         async with self._accepting:
             if self._desired is None:
                 raise StaleRevision("this agent holds no desired state yet")
@@ -115,11 +120,14 @@ class Reconciler:
             if desired is not self._desired:
                 await asyncio.to_thread(self._keeper.save_patch, desired, patch)
                 self._take(desired, set(patch.account_ids), bool(patch.server_names))
-            generation = self._generation
-        return await self._settled(generation, settle_seconds, patch.account_ids, patch.server_names)
+            return self._generation
 
     async def accept_snapshot(self, snapshot: Snapshot, settle_seconds: float) -> Settled:
         """Makes a snapshot durable in place of what was there, then waits for the kernel. Raises like accept_patch."""
+        generation, desired = await asyncio.shield(self._take_snapshot(snapshot))
+        return await self._settled(generation, settle_seconds, frozenset(desired.accounts), frozenset(desired.servers))
+
+    async def _take_snapshot(self, snapshot: Snapshot) -> tuple[int, Desired]:
         async with self._accepting:
             desired = Desired.taken(self._epoch, snapshot)
             await asyncio.to_thread(self._keeper.save_snapshot, desired)
@@ -130,8 +138,7 @@ class Reconciler:
                 if before is None or before.accounts.get(i) != desired.accounts.get(i)
             }
             self._take(desired, changed, True)
-            generation = self._generation
-        return await self._settled(generation, settle_seconds, frozenset(desired.accounts), frozenset(desired.servers))
+            return self._generation, desired
 
     def request_resync(self) -> None:
         """A full pass as soon as possible."""
@@ -190,7 +197,8 @@ class Reconciler:
                 self._ended(report, drift=0)
             if full or servers or not known:
                 report = await self._on_writer_thread(lambda: self._writer.full(desired))
-                asked = servers or (touched and not known) or not self._was_right
+                retried = bool(self._failures or self._status.problem)
+                asked = servers or (touched and not known) or retried or not self._was_right
                 self._failures = {}
                 self._was_right = self._was_right or not report.failures
                 self._ended(report, drift=0 if asked else len(report.changes))

@@ -64,6 +64,12 @@ INSERT INTO usage VALUES (?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET download = download + excluded.download, upload = upload + excluded.upload, seq = excluded.seq
 """
 
+# By the number of days that are there, not by the clock: while it is set wrong, no day may be lost.
+FORGET_OLD_DAYS = f"""
+DELETE FROM usage
+WHERE day < (SELECT day FROM (SELECT DISTINCT day FROM usage) ORDER BY day DESC LIMIT 1 OFFSET {KEPT_DAYS})
+"""
+
 
 class Store:
     """An open file. Make it with `open_store`."""
@@ -71,7 +77,11 @@ class Store:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
         self._lock = threading.Lock()
-        self.epoch = self._meta()["epoch"]
+        self._pruned_on = 0
+        epoch = self._meta().get("epoch")
+        if not epoch:
+            raise BrokenStore("the state file has lost its epoch")
+        self.epoch = epoch
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -139,7 +149,10 @@ class Store:
     def load_baselines(self) -> dict[IPv4Address, Baseline]:
         with self._lock, _translated():
             rows = self._db.execute("SELECT * FROM baselines").fetchall()
-        return {IPv4Address(row[0]): Baseline(row[1], Counters(*row[2:])) for row in rows}
+        try:
+            return {IPv4Address(row[0]): Baseline(row[1], Counters(*row[2:])) for row in rows}
+        except ValueError as error:
+            raise BrokenStore(f"the state file holds a value that cannot be right: {error}") from error
 
     def load_sampled_at(self) -> float | None:
         at = self._meta().get("sampled_at")
@@ -155,7 +168,9 @@ class Store:
                 ADD_USAGE, ((i, day, u.download, u.upload, seq) for i, u in used.items() if u.download or u.upload)
             )
             db.executemany(PUT_META, (("sampled_at", repr(at)), ("seq", str(seq))))
-            db.execute("DELETE FROM usage WHERE day < ?", (_days_before(at, KEPT_DAYS),))
+            if day != self._pruned_on:
+                db.execute(FORGET_OLD_DAYS)
+        self._pruned_on = day
 
     def save_baselines(self, baselines: Mapping[IPv4Address, Baseline]) -> None:
         with self._transaction() as db:
@@ -197,8 +212,11 @@ def open_store(path: Path) -> Store:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             _check(db, path)
-            if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if not tables:
                 _make(db)
+            elif not {"meta", "servers", "accounts", "baselines", "usage"} <= tables:
+                raise BrokenStore(f"{path}: it is not the file of an agent, or parts of it are missing")
             return Store(db)
         except BaseException:
             db.close()
@@ -210,6 +228,7 @@ def open_store_or_new(path: Path) -> tuple[Store, Path | None]:
     try:
         store = open_store(path)
         store.load()
+        store.load_baselines()
         return store, None
     except BrokenStore:
         aside = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
@@ -268,11 +287,6 @@ def _seq(db: sqlite3.Connection) -> int:
     """The number of the last sample."""
     row = db.execute("SELECT value FROM meta WHERE key = 'seq'").fetchone()
     return int(row[0]) if row else 0
-
-
-def _days_before(at: float, days: int) -> int:
-    day = time.gmtime(max(0.0, at - days * 86_400))
-    return day.tm_year * 10_000 + day.tm_mon * 100 + day.tm_mday
 
 
 def _baseline_rows(baselines: Mapping[IPv4Address, Baseline]) -> Iterator[tuple[int, ...]]:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
@@ -134,16 +135,20 @@ async def _run(config: Config, reconciler: Reconciler, rpc: RpcServer) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await rpc.start()
     async with asyncio.TaskGroup() as tasks:
-        running = [
+        running: list[asyncio.Task[Any]] = [
             tasks.create_task(reconciler.run(), name="reconcile"),
             tasks.create_task(_watch_links(reconciler), name="watch"),
             tasks.create_task(_schedule(config, reconciler), name="schedule"),
             tasks.create_task(_feed_watchdog(), name="watchdog"),
         ]
         try:
-            await reconciler.first_pass(FIRST_PASS_SECONDS)
-            await rpc.ready()
-            tell_systemd("READY=1")
+            stopping = tasks.create_task(stop.wait())
+            first = tasks.create_task(reconciler.first_pass(FIRST_PASS_SECONDS))
+            running += [stopping, first]
+            await asyncio.wait((stopping, first), return_when=asyncio.FIRST_COMPLETED)
+            if not stop.is_set():
+                await rpc.ready()
+                tell_systemd("READY=1")
             await stop.wait()
             tell_systemd("STOPPING=1")
             log.info("stop: tunnels, rules and classes stay as they are")

@@ -6,12 +6,12 @@ a pass breaks off: the kernel is read, not remembered.
 
 The order of a pass, and what each step is for:
 
-1. peers that go, go first: from here on their accounts pass no packet;
+1. peers that go, go first: from here on their accounts pass no packet; then links that go, for their ports;
 2. a sample, where rules are about to be replaced or removed: the last byte is counted;
 3. rules whose address has a new owner start from zero;
 4. add and change, PARTS from left to right: whatever shapes and counts an account stands before its peer;
 5. another sample if rules go, because a peer may have moved away from their address only in step 4;
-6. remove, PARTS from right to left.
+6. remove the rest, PARTS from right to left.
 
 What fails spoils only its account (or its server, if that is what failed): the later parts of that account are not
 added. What is there already stays: a customer is not cut off because a repair failed.
@@ -26,8 +26,8 @@ from typing import Any
 
 from agent.desired import Desired
 from agent.diff import diff, diff_of
-from agent.errors import KernelError
-from agent.model import Diff, Mark, Scope
+from agent.errors import BrokenStore, KernelError, StoreError
+from agent.model import Diff, Mark, Scope, Server, minor
 from agent.parts import PARTS, Kernel
 from agent.status import Failure
 from agent.usage import Usage
@@ -72,15 +72,40 @@ class Writer:
     def full(self, desired: Desired) -> Report:
         """Reads everything and repairs it. Raises KernelError if something cannot even be read."""
         self._found = None
-        uplink = self._kernel.uplink()
+        try:
+            uplink = self._kernel.uplink()
+        except KernelError:
+            self._cut_off(desired)
+            raise
         want = wanted(desired, uplink)
         found = self.read(want, uplink)
-        self._usage.observe(
-            {address: mark.counters for address, mark in found.marks.items()}, desired.by_address, desired.time_zone
-        )
+        disk_trouble = self._observed(desired, found)
         diffs = {part: diff(getattr(want, part), getattr(found, part)) for part in PARTS}
         addresses = desired.by_address.keys() | self._usage.addresses()
-        return self._finish(desired, _Pass(self._kernel, self._usage, desired, uplink, found, diffs, addresses))
+        one = _Pass(self._kernel, self._usage, self._shown, desired, uplink, found, diffs, addresses)
+        report = self._finish(desired, one)
+        if disk_trouble:
+            raise disk_trouble
+        return report
+
+    def _cut_off(self, desired: Desired) -> None:
+        """Without a way to the internet nothing can be built, but who must not be let in any more goes all the same."""
+        want = wanted(desired, "")
+        scope = Scope(frozenset({*want.links, *self._kernel.links.read(Scope(frozenset(want.links), ""))}), "")
+        unwanted = diff(want.peers, self._kernel.peers.read(scope)).remove
+        if unwanted:
+            self._kernel.peers.apply(Diff(remove=unwanted))
+
+    def _observed(self, desired: Desired, found: Wanted) -> StoreError | None:
+        """Counts what was read. A full disk must not keep customers of a rebooted node out: it is told afterwards."""
+        sample = {address: mark.counters for address, mark in found.marks.items()}
+        try:
+            self._usage.observe(sample, desired.by_address, desired.time_zone)
+        except BrokenStore:
+            raise
+        except StoreError as error:
+            return error
+        return None
 
     def touched(self, desired: Desired, account_ids: Iterable[int], uplink: str) -> Report:
         """Makes only these accounts right, at their cost alone. Only where `knows_kernel`."""
@@ -94,7 +119,8 @@ class Writer:
         }
         accounts = (state.accounts.get(i) for state in (self._shown, desired) for i in ids)
         addresses = {account.address for account in accounts if account}
-        return self._finish(desired, _Pass(self._kernel, self._usage, desired, uplink, found, diffs, addresses))
+        one = _Pass(self._kernel, self._usage, self._shown, desired, uplink, found, diffs, addresses)
+        return self._finish(desired, one)
 
     def _finish(self, desired: Desired, one: _Pass) -> Report:
         report = one.run()
@@ -127,6 +153,7 @@ class _Pass:
         self,
         kernel: Kernel,
         usage: Usage,
+        shown: Desired | None,
         desired: Desired,
         uplink: str,
         found: Wanted,
@@ -135,6 +162,7 @@ class _Pass:
     ) -> None:
         self._kernel = kernel
         self._usage = usage
+        self._before = shown or desired  # Linux does not know whose an object is that should not be there; this does
         self._desired = desired
         self.found = found
         self._diffs = dict(diffs)
@@ -147,6 +175,8 @@ class _Pass:
         peers, marks = self._diffs["peers"], self._diffs["marks"]
         self._write("peers", Diff(remove=peers.remove))
         stuck = {peer.address for key, peer in peers.remove.items() if key in self.found.peers}
+        stuck_minors = {minor(self.found.marks[a].mark) for a in stuck if a in self.found.marks}
+        self._write("links", Diff(remove=self._diffs["links"].remove))  # their ports are free for new ones
         self._start_new_owners()
         for part in PARTS:
             self._write(part, self._allowed(self._diffs[part]))
@@ -158,8 +188,11 @@ class _Pass:
         gone = [a for a in removed_marks if a not in self.found.marks and a in owned]
         self._usage.restarted({a: owned[a] for a in gone if self._usage.owner_of(a) != owned[a]})
         self._usage.forget(a for a in self._addresses if a not in owned and a not in self.found.marks)
-        for part in reversed(PARTS[: PARTS.index("marks")]):
-            self._write(part, Diff(remove=self._diffs[part].remove))
+        for part in ("forwarding", "classes", "qdiscs"):
+            remove = self._diffs[part].remove
+            if part == "classes":  # a peer that could not be removed stays shaped
+                remove = {key: value for key, value in remove.items() if key[1] not in stuck_minors}
+            self._write(part, Diff(remove=remove))
         return self._report
 
     # -- whose bytes --
@@ -230,16 +263,27 @@ class _Pass:
                     found[key] = value
 
     def _note(self, part: str, key: Any, value: Any, error: KernelError) -> None:
-        owner = getattr(value, "owner", 0)
-        if owner:
-            self._failed_owners.add(owner)
-            account = self._desired.accounts.get(owner)
-            self._report.fail(owner, account.name if account else str(owner), error)
-        elif part in ("links", "qdiscs", "forwarding"):
+        if part in ("links", "qdiscs", "forwarding"):
             self._failed_devices.add(key)
-            self._report.fail(0, self._server_on(key) or key, error)
-        else:
-            self._report.fail(0, f"{part} {key}", error)
+            server = self._server_on(self._desired, key) or self._server_on(self._before, key)
+            self._report.fail(0, server.name if server else "", error)  # "" = of the node: nothing counts as applied
+            return
+        owner = (
+            getattr(value, "owner", 0) or self._owner(self._desired, part, key) or self._owner(self._before, part, key)
+        )
+        account = self._desired.accounts.get(owner) or self._before.accounts.get(owner)
+        self._failed_owners.update({owner} - {0})
+        self._report.fail(owner, account.name if account else "", error)
 
-    def _server_on(self, interface: str) -> str | None:
-        return next((s.name for s in self._desired.servers.values() if s.interface == interface), None)
+    def _owner(self, desired: Desired, part: str, key: Any) -> int:
+        """Whose a class, mark or peer is, by its key; 0 = nobody's."""
+        if part == "marks":
+            return desired.by_address.get(key, 0)
+        if part == "classes":
+            return next((owner for mark, owner in desired.by_mark.items() if minor(mark) == key[1]), 0)
+        server = self._server_on(desired, key[0])
+        return desired.by_key.get((server.name, key[1]), 0) if server else 0
+
+    @staticmethod
+    def _server_on(desired: Desired, interface: str) -> Server | None:
+        return next((server for server in desired.servers.values() if server.interface == interface), None)

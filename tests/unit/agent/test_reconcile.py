@@ -129,6 +129,7 @@ def test_a_refusal_is_told_kept_in_the_status_and_tried_again(path: Path) -> Non
                 while one.reconciler.status().failures:  # noqa: ASYNC110 - retried by the loop's own timer
                     await asyncio.sleep(0.01)
             assert len(one.kernel.peers.held) == 3
+            assert one.reconciler.status().drift_count == 0  # what was asked for is no drift when it comes late
 
     asyncio.run(story())
 

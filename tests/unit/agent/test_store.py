@@ -142,3 +142,28 @@ def test_the_owner_of_an_address_is_known_before_the_first_sample(path: Path) ->
 
 def test_secrets_do_not_show(path: Path) -> None:
     assert server().private_key.reveal() not in repr(server())
+
+
+def test_a_day_with_a_wrong_clock_costs_no_other_day(path: Path) -> None:
+    store, desired = filled(path)
+    now = NOW
+    usage = Usage(store, lambda: now)
+    usage.observe({}, desired.by_address, "UTC")
+    usage.observe({A: Counters(1, 1000, 0, 0)}, desired.by_address, "UTC")
+    now = NOW + 200 * 86_400
+    usage.observe({A: Counters(2, 1500, 0, 0)}, desired.by_address, "UTC")
+    now = NOW
+    usage.observe({A: Counters(3, 1700, 0, 0)}, desired.by_address, "UTC")
+    assert sum(total.used.download for total in store.totals(0)[1]) == 1700
+    store.close()
+
+
+@pytest.mark.parametrize("damage", ["DELETE FROM meta WHERE key = 'epoch'", "DROP TABLE usage"])
+def test_a_file_that_lacks_something_is_put_aside(path: Path, damage: str) -> None:
+    filled(path)[0].close()
+    with sqlite3.connect(path) as db:
+        db.execute(damage)
+    db.close()
+    fresh, aside = open_store_or_new(path)
+    assert aside is not None and fresh.load() is None
+    fresh.close()

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from agent.desired import Desired, Patch, Snapshot
-from agent.errors import KernelError
+from agent.errors import KernelError, StoreError
 from agent.model import minor
 from agent.usage import Usage, Used
 from agent.wanted import wanted
@@ -225,6 +225,53 @@ def test_a_peer_that_cannot_be_removed_keeps_its_marks(box: Box) -> None:
     box.kernel.refuses.clear()
     box.full()
     assert box.is_right() and not box.kernel.leaked
+
+
+def test_a_refused_removal_is_the_account_s_own_failure_and_leaves_it_shaped_and_counted(box: Box) -> None:
+    box.change(account(2))
+    box.full()  # what is found after this does not know its owner
+    box.kernel.refuses["peers", "remove", ("wg1", key(2))] = "busy"
+    box.change(account(2, enabled=False))
+    assert [(f.account_id, f.subject) for f in box.report.failures.values()] == [(2, "a2")]
+    assert len(box.kernel.classes.held) == 2 and len(box.kernel.marks.held) == 1
+
+
+def test_a_server_that_cannot_be_removed_is_not_taken_for_removed(box: Box) -> None:
+    box.desired = Desired.taken(EPOCH, Snapshot(2, (), ()))
+    box.kernel.refuses["links", "remove", "wg1"] = "busy"
+    box.full()
+    assert [f.subject for f in box.report.failures.values()] == ["s1"]
+
+
+def test_a_new_server_may_take_the_port_of_one_that_goes(box: Box) -> None:
+    box.desired = Desired.taken(EPOCH, Snapshot(2, (server(2, listen_port=51821),), ()))
+    written = box.full()
+    assert written.index("remove links wg1") < written.index("add links wg2")
+
+
+def test_without_a_way_out_who_is_disabled_is_cut_off_all_the_same(box: Box) -> None:
+    box.change(account(2), account(3))
+    box.desired = box.desired.patched(Patch(EPOCH, 2, 3, put_accounts=(account(2, enabled=False),)))
+    box.kernel.fail_at = 0  # the uplink is read first
+    with pytest.raises(KernelError):
+        box.full()
+    assert {peer.address for peer in box.kernel.peers.held.values()} == {IPv4Address("10.0.1.3")}
+    box.full()
+    assert box.is_right()
+
+
+def test_a_full_disk_is_told_after_customers_are_back(box: Box) -> None:
+    box.change(account(2))
+    box.kernel.reboot()
+    box.keeper.save_sample = full_disk  # type: ignore[method-assign,assignment]
+    box.restart()
+    with pytest.raises(StoreError, match="full"):
+        box.full()
+    assert box.is_right()
+
+
+def full_disk(*_: object) -> None:
+    raise StoreError("database or disk is full")
 
 
 def test_whatever_call_fails_the_next_full_pass_makes_it_right_and_nothing_leaks() -> None:
