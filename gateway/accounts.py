@@ -149,6 +149,8 @@ def _pair(new: NewAccount) -> KeyPair | ApiError:
 async def _edit(tx: Transaction, name: str, edit: AccountEdit) -> KeptAccount:
     kept = _found(await rows.find_locked(tx, name))
     old = kept.account
+    if edit.server not in (None, old.server):
+        raise InvalidValue("Wireguard server not valid")
     named = {field: getattr(edit, field) for field in ("address", "download", "upload", "password", "enabled")}
     new = replace(old, **{field: value for field, value in named.items() if value is not None})
     if new == old:

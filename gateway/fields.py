@@ -92,6 +92,7 @@ def account_edit(form: Mapping[str, str]) -> AccountEdit:
     """The fields of PUT /account/<name>. A wrong address has another text than on create: v1 lists it so."""
     _refuse_ipv6(form)
     return AccountEdit(
+        server=_text(form, "wg_name"),
         address=_account_address(form, "Wrong external IP format"),
         download=_number(form, "b_download", 0, MAX_RATE),
         upload=_number(form, "b_upload", 0, MAX_RATE),

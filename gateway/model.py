@@ -104,8 +104,9 @@ class NewAccount:
 
 @dataclass(frozen=True, slots=True)
 class AccountEdit:
-    """What an edit names. None = unchanged."""
+    """What an edit names. None = unchanged. An account stays on its server: naming another one is an error."""
 
+    server: str | None = None
     address: IPv4Address | None = None
     download: int | None = None
     upload: int | None = None

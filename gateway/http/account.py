@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from gateway import fields, profile
-from gateway.errors import Conflict, NotFound
+from gateway.errors import Conflict, InvalidValue, NotFound
 from gateway.http import objects
 from gateway.http.calls import ROOT, TEXT, Asked, Call, Field, listing
 from gateway.http.envelope import Encoded, encoded
 from gateway.http.services import HttpSettings, Services
 from gateway.model import Account, LiveAccount, Settled
+
+T = TypeVar("T")
 
 MISSING = "Account not found"
 ACCOUNTS = f"{ROOT}/account"
@@ -51,7 +53,7 @@ async def _add(asked: Asked) -> Settled[dict[str, str]]:
 
 
 async def _edit(asked: Asked) -> Settled[dict[str, str]]:
-    edit = fields.account_edit(asked.form)
+    edit = await _parsed(asked, lambda: fields.account_edit(asked.form))
     return _shown(await asked.services.accounts.edit(asked.name(MISSING), edit))
 
 
@@ -105,8 +107,17 @@ async def _dump(asked: Asked) -> dict[str, str]:
 
 async def _traffic_statistics(asked: Asked) -> list[dict[str, Any]]:
     name = asked.name(MISSING)
-    year, month = fields.month(asked.path["year"], asked.path["month"])
+    year, month = await _parsed(asked, lambda: fields.month(asked.path["year"], asked.path["month"]))
     return objects.day_objects(name, await asked.services.accounts.traffic(name, year, month))
+
+
+async def _parsed(asked: Asked, parse: Callable[[], T]) -> T:
+    """Values of a request about an account. Where they are wrong, an account that is not there is the larger error."""
+    try:
+        return parse()
+    except InvalidValue:
+        await _account(asked)
+        raise
 
 
 async def _account(asked: Asked) -> Account:
@@ -144,11 +155,13 @@ NEW_FIELDS = (
     STATUS,
     Field("username", "Unique; user_N when absent", r"^[A-Za-z0-9_-]{0,64}$"),
 )
+STAYS = Field("wg_name", "Server of the account; another one is refused", r"^[A-Za-z0-9_-]{1,64}$")
+
 CALLS = (
     Call("GET", ACCOUNTS, "Accounts LIST", _list, listing(objects.ACCOUNT)),
     Call("POST", ACCOUNTS, "Account ADD", _add, objects.ACCOUNT, NEW_FIELDS),
     Call("GET", ACCOUNT, "Account DETAIL", _detail, objects.ACCOUNT),
-    Call("PUT", ACCOUNT, "Account EDIT", _edit, objects.ACCOUNT, (ADDRESS, *RATES, PASSWORD, STATUS)),
+    Call("PUT", ACCOUNT, "Account EDIT", _edit, objects.ACCOUNT, (STAYS, ADDRESS, *RATES, PASSWORD, STATUS)),
     Call("DELETE", ACCOUNT, "Account DELETE", _delete, TEXT),
     Call("GET", ACCOUNT + "/config_text", "Account Config Text", _config_text, TEXT),
     Call("GET", ACCOUNT + "/config_qr", "Account Config QR (PNG, base64)", _config_qr, TEXT),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from zoneinfo import ZoneInfo
 
 from gateway import fields
+from gateway.errors import InvalidValue
 from gateway.http import objects
 from gateway.http.calls import ROOT, TEXT, Asked, Call, Field, by_name, listing, texts
 from gateway.model import Server, Settled
@@ -28,11 +29,19 @@ async def _detail(asked: Asked) -> ServerObject:
 
 
 async def _add(asked: Asked) -> Settled[ServerObject]:
-    return _shown(await asked.services.servers.create(fields.server_values(asked.form)))
+    # Forms post their empty fields too: on create they are absent, on edit they clear.
+    form = {key: text for key, text in asked.form.items() if text.strip()}
+    return _shown(await asked.services.servers.create(fields.server_values(form)))
 
 
 async def _edit(asked: Asked) -> Settled[ServerObject]:
-    values = fields.server_values(asked.form)
+    # Clients send whole objects back; a name and an interface are for life, whatever stands in them.
+    form = {key: text for key, text in asked.form.items() if key not in ("name", "interface_name")}
+    try:
+        values = fields.server_values(form)
+    except InvalidValue:
+        await _server(asked)
+        raise
     return _shown(await asked.services.servers.edit(asked.name(MISSING), values))
 
 

@@ -63,7 +63,8 @@ def test_every_field_of_a_new_account_is_read() -> None:
 def test_empty_fields_are_absent_and_unknown_ones_ignored() -> None:
     empty = dict.fromkeys(("allowed_IPs", "b_download", "b_upload", "name", "username", "password", "status"), "")
     assert new(**empty, private_key="  ", public_key="", ipv6="0", mangle="7", whatever="\0") == new()
-    assert fields.account_edit({**empty, "name": "other", "wg_name": "elsewhere"}) == AccountEdit()
+    assert fields.account_edit({**empty, "name": "other", "mangle": "7"}) == AccountEdit()
+    assert fields.account_edit({**empty, "wg_name": "elsewhere"}) == AccountEdit(server="elsewhere")
 
 
 def test_server_of_a_new_account_must_be_named() -> None:

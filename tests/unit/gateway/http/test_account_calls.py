@@ -222,3 +222,14 @@ async def test_listing_is_spelled_fast_enough_for_ten_thousand(api: Api, monkeyp
     started = time.perf_counter()
     assert len(await api.msg("GET", "/account")) == 10_000
     assert time.perf_counter() - started < 1.5  # 0.1 s on an idle machine; this one may be busy
+
+
+async def test_an_account_stays_on_its_server(api: Api) -> None:
+    await api.msg("POST", "/account", wg_name="Default_1", name="one")
+    assert (await api.msg("PUT", "/account/one", wg_name="Default_1", b_upload="7"))["b_upload"] == "7"
+    assert await api.error("PUT", "/account/one", wg_name="elsewhere") == "Wireguard server not valid"
+
+
+async def test_an_account_that_is_not_there_is_the_larger_error(api: Api) -> None:
+    assert await api.error("PUT", "/account/nope", status="bad") == "Account not found"
+    assert await api.error("GET", "/account/nope/traffic_statistics/2024/13") == "Account not found"
