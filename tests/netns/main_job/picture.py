@@ -72,8 +72,9 @@ def wanted(lab: Lab) -> Picture:
     peers, marks, classes = set(), set(), set()
     for account in lab.rest.get("account"):
         device, address, mark = interfaces[account["wg_name"]], account["allowed_IPs"], int(account["mangle"])
-        if account["status"] == "enable":
-            peers.add((device, account["public_key"], f"{address}/32"))
+        if account["status"] != "enable":
+            continue  # a disabled account has nothing in the kernel
+        peers.add((device, account["public_key"], f"{address}/32"))
         marks |= {("-d", address, hex(mark)), ("-s", address, hex(mark))}
         minor = account["mangle"] if mark <= 9999 else f"{mark:x}"
         for link, rate in ((device, account["b_download"]), (UPLINK, account["b_upload"])):
