@@ -110,7 +110,9 @@ class Reconciler:
         """Makes a patch durable, then waits for the kernel. Raises StaleRevision, InvalidValue, StoreError."""
         # Shielded: a caller who hangs up must not leave the disk ahead of the memory.
         generation = await asyncio.shield(self._take_patch(patch))
-        return await self._settled(generation, settle_seconds, patch.account_ids, patch.server_names)
+        # An account needs its server: what failed for the one has failed for the other.
+        servers = patch.server_names | {account.server for account in patch.put_accounts}
+        return await self._settled(generation, settle_seconds, patch.account_ids, servers)
 
     async def _take_patch(self, patch: Patch) -> int:
         async with self._accepting:

@@ -126,7 +126,7 @@ class Accounts:
 
     async def _settled(self, value: T, kept: KeptAccount) -> Settled[T]:
         node = kept.account.node
-        outcome = await self._sync.settled(node, kept.revision, kept.account.id)
+        outcome = await self._sync.settled(node, kept.revision, (kept.account.id, kept.account.server))
         return Settled(value, "" if outcome == "applied" else node)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from itertools import islice
@@ -143,12 +143,12 @@ class Servers:
 
     async def set_bandwidth(self, name: str) -> Settled[None]:
         """Gives its accounts the server's own limits."""
-        kept = await self._store.change(lambda tx: _set_bandwidth(tx, name))
-        return await self._settled(None, kept)
+        kept, accounts = await self._store.change(lambda tx: _set_bandwidth(tx, name))
+        return await self._settled(None, kept, accounts)
 
-    async def _settled(self, value: T, kept: KeptServer) -> Settled[T]:
+    async def _settled(self, value: T, kept: KeptServer, accounts: Collection[int] = ()) -> Settled[T]:
         node = kept.server.node
-        outcome = await self._sync.settled(node, kept.revision)
+        outcome = await self._sync.settled(node, kept.revision, {kept.server.name, *accounts})
         return Settled(value, "" if outcome == "applied" else node)
 
     def _endpoint(self, server: Server, node: Node) -> str:
@@ -228,13 +228,15 @@ async def _delete(tx: Transaction, name: str) -> KeptServer:
     return kept
 
 
-async def _set_bandwidth(tx: Transaction, name: str) -> KeptServer:
+async def _set_bandwidth(tx: Transaction, name: str) -> tuple[KeptServer, set[int]]:
+    """The server, and the ids of its accounts."""
     kept = _found(await rows.find_locked(tx, name))
+    accounts = await account_rows.ids_of(tx, kept.server.id)
     if not await rows.limits_differ(tx, kept.server):
-        return replace(kept, revision=(await node_rows.found(tx, kept.server.node)).revision)
+        return replace(kept, revision=(await node_rows.found(tx, kept.server.node)).revision), accounts
     revision = await node_rows.next_revision(tx, kept.node_id)
     await rows.copy_limits(tx, kept.server, revision)
-    return replace(kept, revision=revision)
+    return replace(kept, revision=revision), accounts
 
 
 async def _node_for(tx: Transaction, name: str | None) -> Node:

@@ -36,14 +36,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gateway.agents import AgentRefused, StaleAgent
 from gateway.errors import AgentUnreachable, NotFound
-from gateway.model import AgentStatus, Applied, Failure, Node, Patch
+from gateway.model import AgentStatus, Applied, Failure, Node, Patch, Snapshot
 
 if TYPE_CHECKING:
     from gateway.agents import Agents
@@ -80,15 +80,15 @@ class Sync:
         self._loops: dict[str, _NodeLoop] = {}
         self._look = asyncio.Event()  # a node that we have no task for
 
-    async def settled(self, node: str, revision: int, account_id: int | None = None) -> str:
+    async def settled(self, node: str, revision: int, about: Collection[int | str] = ()) -> str:
         """Waits for a committed revision to be in the node's kernel: "applied", "failed"; at the deadline "pending".
 
-        With `account_id`, what failed for other accounts is not this caller's failure.
+        `about`: ids of accounts and names of servers; what fails for others is not this caller's failure.
         """
         loop = self._loop(node)
         if loop.shows(revision):
-            return "applied"  # an edit that was none, or one that an earlier pass has carried already
-        with loop.waiting(revision, account_id) as waiter:
+            return loop.outcome(about)  # an edit that was none, or one that an earlier pass has carried already
+        with loop.waiting(revision, about) as waiter:
             try:
                 async with asyncio.timeout(self._settle_seconds):
                     return await waiter
@@ -147,8 +147,8 @@ class _NodeLoop:
         self._settle_ms = round(settle_seconds * 1000)
         self._poll_seconds = poll_seconds
         self._awake = asyncio.Event()
-        # -> the revision that it waits for, and the account (None = all of them)
-        self._waiters: dict[asyncio.Future[str], tuple[int, int | None]] = {}
+        # -> the revision that it waits for, and what it is about
+        self._waiters: dict[asyncio.Future[str], tuple[int, Collection[int | str]]] = {}
         self._wanted = 0  # the highest revision that we know was committed
         self._shown = 0  # the revision that the kernel of the node is known to show
         self._holds: tuple[str, int] | None = None  # the agent's (epoch, revision); None = read its status first
@@ -176,11 +176,15 @@ class _NodeLoop:
     def wake(self) -> None:
         self._awake.set()
 
+    def outcome(self, about: Collection[int | str]) -> str:
+        """What became of these accounts and servers in what the kernel shows by now."""
+        return "failed" if any(_concerns(failure, about) for failure in self._failures) else "applied"
+
     @contextmanager
-    def waiting(self, revision: int, account_id: int | None) -> Iterator[asyncio.Future[str]]:
+    def waiting(self, revision: int, about: Collection[int | str]) -> Iterator[asyncio.Future[str]]:
         """A future of the outcome; the caller brings the deadline."""
         waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = revision, account_id
+        self._waiters[waiter] = revision, about
         self._wanted = max(self._wanted, revision)
         self._awake.set()
         try:
@@ -188,16 +192,18 @@ class _NodeLoop:
         finally:
             self._waiters.pop(waiter, None)
 
-    def _release(self, outcome: str, failures: Sequence[Failure] = ()) -> None:
+    @property
+    def _failures(self) -> tuple[Failure, ...]:
+        """What stands refused, as far as we know: as the agent said it, brought up to date by what was sent since."""
+        return self.status.failures if self.status is not None else ()
+
+    def _release(self) -> None:
         """Whoever waits for what the kernel shows by now."""
-        failed = {failure.account_id for failure in failures}
-        is_theirs = bool(failed) and 0 not in failed  # 0: of a server or the node, which is everybody's
-        for waiter, (revision, account_id) in list(self._waiters.items()):
+        for waiter, (revision, about) in list(self._waiters.items()):
             if revision <= self._shown:
                 del self._waiters[waiter]
                 if not waiter.done():
-                    others = is_theirs and account_id is not None and account_id not in failed
-                    waiter.set_result("applied" if others else outcome)
+                    waiter.set_result(self.outcome(about))
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -243,7 +249,7 @@ class _NodeLoop:
             epoch, revision = self._holds
             is_ours = epoch == node.epoch and 0 <= revision <= node.revision
             if is_ours:
-                self._release("applied")
+                self._release()
             else:
                 self._shown = 0  # whatever that is, it is nothing of ours
             if is_ours and revision == node.revision:
@@ -274,23 +280,23 @@ class _NodeLoop:
     async def _send(self, node: Node, epoch: str, revision: int, is_ours: bool) -> tuple[str, int]:
         """Sends what is missing to an agent that holds (epoch, revision); answers what it holds then."""
         patch: Patch | None = None
+        sent: Patch | Snapshot
         if is_ours and not self._snapshot_due:
             patch = await self._store.changes_since(self._name, epoch, revision)
         if patch is not None and _size(patch) <= LARGEST_PATCH:
-            sent = patch.revision
+            sent = patch
             applied = await self._agents.patch(node, patch, self._settle_ms)
             log.debug("node=%s sent=patch base=%d changes=%d", self._name, patch.base, _size(patch))
         else:
-            snapshot = await self._store.snapshot(self._name)
-            sent = snapshot.revision
-            applied = await self._agents.snapshot(node, snapshot, self._settle_ms)
-            counts = len(snapshot.servers), len(snapshot.accounts)
-            log.info("node=%s sent=snapshot revision=%d servers=%d accounts=%d", self._name, sent, *counts)
+            sent = await self._store.snapshot(self._name)
+            applied = await self._agents.snapshot(node, sent, self._settle_ms)
+            counts = len(sent.servers), len(sent.accounts)
+            log.info("node=%s sent=snapshot revision=%d servers=%d accounts=%d", self._name, sent.revision, *counts)
         self._snapshot_due = False
         self._take(applied, sent)
         return applied.epoch, applied.revision
 
-    def _take(self, applied: Applied, sent: int) -> None:
+    def _take(self, applied: Applied, sent: Patch | Snapshot) -> None:
         """Notes the answer to what was sent, and releases who waited for it.
 
         The agent may hold more than we sent (from another gateway); the outcome is only about what we sent.
@@ -298,18 +304,21 @@ class _NodeLoop:
         for failure in applied.failures:
             log.warning("node=%s event=failed subject=%s reason=%r", self._name, failure.subject, failure.reason)
         if applied.outcome != "pending":
-            self._shown = sent
-            self._release(applied.outcome, applied.failures)
+            self._shown = sent.revision
         if self.status is not None:
-            known = dict.fromkeys((*self.status.failures, *applied.failures))
+            known = self._failures
+            if applied.outcome != "pending":  # of what we sent, the answer knows better
+                settled = _subjects(sent) if isinstance(sent, Patch) else None
+                known = tuple(each for each in known if settled is not None and not _concerns(each, settled))
             self.status = replace(
                 self.status,
                 epoch=applied.epoch,
                 revision=applied.revision,
                 applied_revision=self._shown,
                 needs_snapshot=False,
-                failures=tuple(known),
+                failures=tuple(dict.fromkeys((*known, *applied.failures))),
             )
+        self._release()
 
     # -- trouble -------------------------------------------------------------------------------------------------
 
@@ -342,6 +351,16 @@ class _NodeLoop:
 
 def _size(patch: Patch) -> int:
     return sum(map(len, (patch.put_servers, patch.remove_servers, patch.put_accounts, patch.remove_accounts)))
+
+
+def _concerns(failure: Failure, about: Collection[int | str]) -> bool:
+    """Is it of one of these accounts (ids) or servers (names), or of the node as a whole, which is everybody's."""
+    return failure.account_id in about or failure.subject in about or not failure.subject
+
+
+def _subjects(patch: Patch) -> set[int | str]:
+    accounts, servers = patch.put_accounts, patch.put_servers
+    return {*patch.remove_accounts, *patch.remove_servers, *(a.id for a in accounts), *(s.name for s in servers)}
 
 
 def _now() -> float:

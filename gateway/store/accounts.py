@@ -103,6 +103,11 @@ async def listed(tx: Transaction, server_id: int) -> list[Account]:
     return sorted((_parsed(tx, row) for row in rows), key=lambda account: account.name)
 
 
+async def ids_of(tx: Transaction, server_id: int) -> set[int]:
+    """Of the accounts of one server."""
+    return {row.id for row in await tx.all(select(accounts.c.id).where(accounts.c.server_id == server_id))}
+
+
 async def pages(tx: Transaction, size: int) -> AsyncIterator[list[Account]]:
     """All of them by name, never more than `size` in memory."""
     # SQLite's own order; PostgreSQL would sort after the language of its host.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from gateway.model import AgentStatus
 from gateway.sync import Sync
 
@@ -13,7 +15,7 @@ class InstantSync(Sync):
         self.waited: list[tuple[str, int]] = []  # (node, revision) that somebody waited for
         self.away: set[str] = set()  # nodes that are pending
 
-    async def settled(self, node: str, revision: int, account_id: int | None = None) -> str:
+    async def settled(self, node: str, revision: int, about: Collection[int | str] = ()) -> str:
         self.waited.append((node, revision))
         return "pending" if node in self.away else "applied"
 

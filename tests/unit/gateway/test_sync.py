@@ -257,11 +257,12 @@ async def test_of_the_accounts_of_one_patch_only_the_refused_one_is_pending_for_
     agent.slow = 0.1  # so that both edits travel in the patch after the first
     names = ["a2", "a1", "a2", "a2"]
     edits = [product.accounts.edit(name, AccountEdit(download=n + 1)) for n, name in enumerate(names)]
-    waits = [product.sync.settled(NODE, (await product.store.node(NODE)).revision + 4)]
+    last, everyone = (await product.store.node(NODE)).revision + 4, [account.id for account in agent.accounts.values()]
+    waits = [product.sync.settled(NODE, last, everyone)]
     settled, (everybody,) = await asyncio.gather(asyncio.gather(*edits), asyncio.gather(*waits))
     assert [each.pending for each in settled] == ["", NODE, "", ""]
     assert any(len(patch.put_accounts) == 2 for patch in agent.patches), "the two were together in a patch"
-    assert everybody == "failed", "who waits for everything hears of every failure"
+    assert everybody == "failed", "who waits for both hears of a failure, whichever patch it was in"
 
 
 async def test_what_failed_for_the_node_itself_failed_for_everybody(product: Product) -> None:
@@ -271,7 +272,7 @@ async def test_what_failed_for_the_node_itself_failed_for_everybody(product: Pro
 
     async def broken(patch: Patch, settle_ms: int) -> Applied:
         applied = await real(patch, settle_ms)
-        return replace(applied, outcome="failed", failures=(Failure(0, "uplink", "is gone"),))
+        return replace(applied, outcome="failed", failures=(Failure(0, "", "the uplink is gone"),))
 
     agent.patch = broken  # type: ignore[method-assign]
     assert (await product.accounts.edit("a1", AccountEdit(download=5))).pending == NODE
