@@ -108,8 +108,16 @@ class Usage:
         self._baselines = keeper.load_baselines()
         self.sampled_at = keeper.load_sampled_at()  # Unix seconds; None = this file has never seen a sample
 
-    def observe(self, sample: Mapping[IPv4Address, Counters], owners: Mapping[IPv4Address, int], zone: str) -> None:
-        """Takes a full sample in. `owners`: who has which address now."""
+    def observe(
+        self,
+        sample: Mapping[IPv4Address, Counters],
+        owners: Mapping[IPv4Address, int],
+        zone: str,
+        *,
+        whole: bool = True,
+    ) -> None:
+        """Takes a sample in. `owners`: who has which address now. `whole`: it has every address, not just some; only
+        that moves the time to which all bytes are counted."""
         now = self._clock()
         if self.sampled_at is None:
             # A new file and rules that are older: what they show was counted under another epoch, or by nobody.
@@ -117,9 +125,10 @@ class Usage:
             used: dict[int, Used] = {}
         else:
             moved, used = advance(self._baselines, sample, owners)
-        self._keeper.save_sample(moved, used, day_of(self._began(now), zone), now)
+        at = now if whole or self.sampled_at is None else self.sampled_at
+        self._keeper.save_sample(moved, used, day_of(self._began(now), zone), at)
         self._baselines.update(moved)
-        self.sampled_at = now
+        self.sampled_at = at
 
     def _began(self, now: float) -> float:
         """When the bytes of a sample began to flow: at the last one. So a sample at midnight belongs to the old day.

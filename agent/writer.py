@@ -166,7 +166,7 @@ class _Pass:
         self._desired = desired
         self.found = found
         self._diffs = dict(diffs)
-        self._addresses = tuple(addresses)  # whose baseline is to be checked
+        self._addresses = frozenset(addresses)  # whose baseline is to be checked
         self._report = Report(uplink)
         self._failed_devices: set[str] = set()
         self._failed_owners: set[int] = set()
@@ -224,7 +224,9 @@ class _Pass:
         return Mark(address, account.mark, account.id)
 
     def _sample(self) -> None:
-        self._usage.observe(self._kernel.marks.counters(), self._desired.by_address, self._desired.time_zone)
+        """Of the addresses of this pass only: the rest has its own time."""
+        sample = self._kernel.marks.counters(self._addresses)
+        self._usage.observe(sample, self._desired.by_address, self._desired.time_zone, whole=False)
 
     # -- writing --
 

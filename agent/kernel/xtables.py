@@ -138,7 +138,8 @@ def _read_once(sock: socket.socket, table: str) -> Image:
     struct.pack_into("=32sI", asked, 0, name, size)
     _getsockopt(sock, _GET_ENTRIES, asked)
     hooks = {chain: (numbers[i], numbers[5 + i]) for i, chain in enumerate(BUILTINS) if valid >> i & 1}
-    return Image.parse(bytes(memoryview(asked)[_ENTRIES_HEAD:]), hooks)
+    del asked[:_ENTRIES_HEAD]
+    return Image.parse(asked, hooks)
 
 
 def _getsockopt(sock: socket.socket, option: int, buffer: bytearray) -> None:

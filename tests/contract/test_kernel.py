@@ -136,6 +136,15 @@ def test_values_change_in_place(held: Held) -> None:
         assert held.read(part) == {**values[part], **change}
 
 
+def test_counters_are_told_of_all_addresses_or_of_some(held: Held) -> None:
+    numbers = {IPv4Address(f"10.99.{n}.{n}"): Counters(n, 100 * n, n, 10 * n) for n in range(1, 5)}
+    held.apply("marks", add={a: Mark(a, 100 + n, counters=c) for n, (a, c) in enumerate(numbers.items())})
+    some = [*list(numbers)[1:3], IPv4Address("10.99.9.9")]
+    assert held.run(held.kernel.marks.counters) == numbers
+    assert held.run(lambda: held.kernel.marks.counters(some)) == {a: numbers[a] for a in some[:2]}
+    assert held.run(lambda: held.kernel.marks.counters([])) == {}
+
+
 def test_rules_start_from_their_counters_keep_them_and_start_anew_when_told(held: Held) -> None:
     address, before = IPv4Address("10.99.0.2"), Counters(3, 3000, 2, 200)
     held.apply("marks", add={address: Mark(address, 100, counters=before)})
