@@ -120,7 +120,7 @@ class Store:
         with self._transaction() as db:
             db.execute("DELETE FROM servers")
             db.execute("DELETE FROM accounts")
-            self._put(db, desired, desired.servers.values(), desired.accounts.values())
+            self._put(db, desired, desired.servers.values(), tuple(desired.accounts.values()))
 
     def save_patch(self, desired: Desired, patch: Patch) -> None:
         with self._transaction() as db:

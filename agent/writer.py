@@ -27,7 +27,7 @@ from typing import Any
 from agent.desired import Desired
 from agent.diff import diff, diff_of
 from agent.errors import BrokenStore, KernelError, StoreError
-from agent.model import Diff, Mark, Scope, Server, minor
+from agent.model import Diff, Mark, Scope, Server, mark_of, minor
 from agent.parts import PARTS, Kernel
 from agent.status import Failure
 from agent.usage import Usage
@@ -81,7 +81,7 @@ class Writer:
         found = self.read(want, uplink)
         disk_trouble = self._observed(desired, found)
         diffs = {part: diff(getattr(want, part), getattr(found, part)) for part in PARTS}
-        addresses = desired.by_address.keys() | self._usage.addresses()
+        addresses = self._usage.addresses().union(desired.by_address)
         one = _Pass(self._kernel, self._usage, self._shown, desired, uplink, found, diffs, addresses)
         report = self._finish(desired, one)
         if disk_trouble:
@@ -282,7 +282,7 @@ class _Pass:
         if part == "marks":
             return desired.by_address.get(key, 0)
         if part == "classes":
-            return next((owner for mark, owner in desired.by_mark.items() if minor(mark) == key[1]), 0)
+            return desired.by_mark.get(mark_of(key[1]), 0)
         server = self._server_on(desired, key[0])
         return desired.by_key.get((server.name, key[1]), 0) if server else 0
 
