@@ -17,7 +17,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 # Built from left to right, removed from right to left: a peer never exists without what shapes and counts it.
-PARTS = ("links", "qdiscs", "classes", "forwarding", "marks", "peers")
+PARTS = ("links", "qdiscs", "forwarding", "classes", "marks", "peers")
+ACCOUNT_PARTS = PARTS[3:]  # the rest is a server's
 
 
 class Part(Protocol[K, V]):

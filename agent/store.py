@@ -28,6 +28,7 @@ from agent.usage import Baseline, DayTotal, Used
 
 SCHEMA_VERSION = 1
 KEPT_DAYS = 100  # of usage; a gateway that is away for longer than this loses the oldest days
+RECENT_ROWS = 50_000
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -157,6 +158,12 @@ class Store:
     def load_sampled_at(self) -> float | None:
         at = self._meta().get("sampled_at")
         return float(at) if at else None
+
+    def load_recent(self) -> list[int]:
+        """Accounts by their latest usage, the last first: by the index, hence a bound on rows and not on accounts."""
+        with self._lock, _translated():
+            rows = self._db.execute("SELECT account_id FROM usage ORDER BY seq DESC LIMIT ?", (RECENT_ROWS,)).fetchall()
+        return list(dict.fromkeys(row[0] for row in rows))
 
     def save_sample(
         self, baselines: Mapping[IPv4Address, Baseline], used: Mapping[int, Used], day: int, at: float

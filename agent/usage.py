@@ -56,6 +56,7 @@ class Keeper(Protocol):
 
     def load_baselines(self) -> dict[IPv4Address, Baseline]: ...
     def load_sampled_at(self) -> float | None: ...
+    def load_recent(self) -> list[int]: ...
     def save_sample(
         self, baselines: Mapping[IPv4Address, Baseline], used: Mapping[int, Used], day: int, at: float
     ) -> None: ...
@@ -138,6 +139,10 @@ class Usage:
         if self.sampled_at is None or not 0 <= now - self.sampled_at < DAY_SECONDS:
             return now
         return self.sampled_at
+
+    def recent(self) -> list[int]:
+        """Ids of the accounts that used anything, the latest first. Of thousands perhaps not all."""
+        return self._keeper.load_recent()
 
     def addresses(self) -> frozenset[IPv4Address]:
         """Those that count for somebody."""

@@ -62,6 +62,9 @@ class MemoryKeeper:
     def load_sampled_at(self) -> float | None:
         return self.sampled_at
 
+    def load_recent(self) -> list[int]:
+        return [account_id for account_id, _ in reversed(self.days)]
+
     def save_sample(
         self, baselines: Mapping[IPv4Address, Baseline], used: Mapping[int, Used], day: int, at: float
     ) -> None:
