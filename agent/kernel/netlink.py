@@ -46,7 +46,7 @@ RECEIVE_BUFFER_BYTES = (
 )  # an error takes about 1.3 kB of the receive buffer: a chunk of nothing but errors must fit
 SEND_BUFFER_BYTES = 1 << 20  # a chunk is one datagram of some 30 kB
 RECEIVE_BYTES = 1 << 17
-DEADLINE = 30.0  # seconds for one chunk or one piece of a dump; 200 classes beside 30,000 others take 0.5 s
+DEADLINE = 30.0  # seconds for one chunk or one piece of a dump; 200 classes beside 30,000 others take up to 2 s
 DUMP_TRIES = 5
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
