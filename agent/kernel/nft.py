@@ -18,8 +18,9 @@ Traps, all found by experiment with libnftables 1.0.6:
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
-import os
+import re
 import socket
 import threading
 from collections.abc import Sequence
@@ -27,13 +28,15 @@ from functools import cache
 from typing import Any
 
 from agent.errors import KernelError
+from agent.kernel.netlink import NETLINK_NETFILTER, Netlink, Refusal, message
 
 LIBRARY = "libnftables.so.1"
-NETLINK_NETFILTER = 12  # linux/netlink.h; Python has no name for it
+_GET_GENERATION = 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN: answered by every kernel with nf_tables
 # nftables/libnftables.h
 _OUTPUT_JSON = 1 << 4
 _OUTPUT_TERSE = 1 << 11
 
+_ERROR = re.compile(r"Error: (.*)")
 _one_at_a_time = threading.Lock()
 
 
@@ -61,29 +64,35 @@ def _run(text: str, output: int) -> str:
                 raise KernelError("nftables: libnftables could not be started: out of memory")
             library.nft_ctx_output_set_flags(context, output)
             if library.nft_run_cmd_from_buffer(context, text.encode()) != 0:
-                raise KernelError(f"nftables: {_words(library.nft_ctx_get_error_buffer(context))}")
+                words = _words(library.nft_ctx_get_error_buffer(context), text)
+                raise KernelError(f"nftables: {words}", retry=_has_nf_tables())
             return bytes(library.nft_ctx_get_output_buffer(context) or b"").decode(errors="surrogateescape")
         finally:
             library.nft_ctx_free(context)
 
 
-def _words(told: bytes | None) -> str:
-    """What the library says first, and the start of the command it says it of; not where in a text nobody sees."""
-    lines = (told or b"").decode(errors="replace").splitlines()
-    for number, line in enumerate(lines):
-        error = line.partition("Error: ")[2]
-        if error:
-            command = lines[number + 1][:60].strip() if number + 1 < len(lines) else ""
-            return f"{error} ({command})" if command else error
-    return " ".join(lines)[:300] or "libnftables failed and does not say why"
+def _words(told: bytes | None, text: str) -> str:
+    """What the library says. It does not tell which line it means: of several it quotes the first, whatever failed."""
+    errors = _ERROR.findall((told or b"").decode(errors="replace"))
+    lines = text.splitlines()
+    about = lines[0][:60] if len(lines) == 1 else f"one of {len(lines)} commands"
+    return f"{errors[0] if errors else 'failed without a reason'} ({about})"
+
+
+def _has_nf_tables() -> bool:
+    """Asked after a failure: the library says the same of a kernel without nf_tables as of much else."""
+    with Netlink(NETLINK_NETFILTER) as netlink:
+        answer = netlink.ask(message(_GET_GENERATION, 0, bytes(4)))
+    return not isinstance(answer, Refusal) or answer.errno not in (errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def _check_socket() -> None:
     try:
         socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER).close()
     except OSError as error:
-        text = os.strerror(error.errno or 0)
-        raise KernelError(f"nftables: no netlink socket: {text}; the kernel needs nf_tables") from error
+        temporary = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+        cure = "" if temporary else "; the kernel needs nf_tables"
+        raise KernelError(f"nftables: no netlink socket: {error.strerror}{cure}", retry=temporary) from error
 
 
 @cache

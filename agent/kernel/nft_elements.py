@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 
 from agent.kernel.netlink import (
     HEADER_BYTES,
+    NETLINK_NETFILTER,
     ListingRefused,
     Netlink,
     Refusal,
@@ -25,7 +26,6 @@ from agent.kernel.netlink import (
     message,
 )
 
-NETLINK_NETFILTER = 12  # linux/netlink.h
 _GET_ELEMENTS = 10 << 8 | 13  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETSETELEM
 _OF_IPV4 = struct.pack("=BBH", socket.AF_INET, 0, 0)  # nfgenmsg
 _NESTED = 0x8000  # NLA_F_NESTED

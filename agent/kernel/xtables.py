@@ -115,6 +115,11 @@ def read(table: str) -> Image:
         return _read(table)
 
 
+def check(table: str) -> None:
+    """Raises KernelError where this table cannot be had. Without the lock, so that nobody's work looks like a lack."""
+    _read(table)
+
+
 def _read(table: str) -> Image:
     """Without the lock; 3 ms and about 4 MB at 21,000 rules."""
     try:
