@@ -327,3 +327,12 @@ def test_ip_forward_switched_off_is_found_and_switched_on_in_this_namespace_only
     assert seen_source(crossing, ALICE) == ROUTER
     with enter(other) as call:
         assert call(Path("/proc/sys/net/ipv4/ip_forward").read_text) == "0\n"
+
+
+@BOTH
+def test_it_tells_whether_it_stands(crossing: Crossing, run: Run) -> None:
+    assert not run(run.door.standing)
+    make(run, {"wl0": FIRST})
+    assert run(run.door.standing)
+    run(run.door.apply, Diff(remove={"wl0": FIRST}))
+    assert not run(run.door.standing)

@@ -19,6 +19,7 @@ from agent.kernel.nft_table import Writing
 from agent.model import Diff, Mark, Scope
 from tests.netns import crossing
 from tests.netns.conftest import enter
+from tests.netns.test_probe import python
 
 Run = Callable[..., Any]
 WRITE = Writing("t")
@@ -171,3 +172,30 @@ def test_the_cost_of_one_account_does_not_grow_with_their_number(namespace: str)
         assert len(run(marks.read, scope)) == 10_000
     assert many < 0.01
     assert many < 2 * few + 0.0005  # twice: two cores, and others on them
+
+
+def test_the_rights_of_the_service_are_enough(namespace: str) -> None:
+    """No CAP_SYS_ADMIN, no CAP_DAC_OVERRIDE."""
+    code = """
+from ipaddress import IPv4Address, IPv4Network
+from agent.kernel.backend import BACKENDS, refusal
+from agent.kernel.marks import IptablesMarks
+from agent.kernel.nft_forwarding import NftForwardings
+from agent.kernel.nft_marks import NftablesMarks
+from agent.model import Diff, Forwarding, Mark, Scope
+address, scope = IPv4Address("10.0.0.1"), Scope(frozenset(), "up0")
+marks = {address: Mark(address, 109)}
+rules = {"wl0": Forwarding("wl0", IPv4Network("10.0.0.0/24"), "up0", 9, False, None)}
+for door in (NftablesMarks(), IptablesMarks()):
+    assert not door.standing()
+    door.apply(Diff(add=marks))
+    assert door.read(scope) == marks and door.standing()
+    door.unhook()
+    assert door.counters().keys() == marks.keys()
+    door.clear()
+NftForwardings().apply(Diff(add=rules))
+assert NftForwardings().read(scope) == rules
+print([refusal(one) for one in BACKENDS])
+"""
+    done = python(namespace, code)
+    assert done.stdout == "['', '']\n", done.stderr

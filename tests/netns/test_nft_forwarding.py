@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from agent.kernel.nft_forwarding import BROKEN, NftForwardings
-from agent.model import Diff
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, ip, nft
-from tests.netns.test_forwarding import FIRST, ROUTER, WANTED, Run, make, read, seen_source
+from tests.netns.test_forwarding import ROUTER, WANTED, Run, make, read, seen_source
 
 
 @pytest.fixture
@@ -105,11 +104,3 @@ def test_a_drop_of_the_host_stands_and_a_drop_of_ours_too(crossing: Crossing, ru
     assert not crossing.passes(ALICE, INTERNET)
     nft(crossing.router, f"insert rule ip filter FORWARD ip daddr {BOB} accept")
     assert not crossing.passes(INTERNET, BOB)
-
-
-def test_it_tells_whether_it_stands(crossing: Crossing, run: Run) -> None:
-    assert not run(run.door.standing)
-    make(run, {"wl0": FIRST})
-    assert run(run.door.standing)
-    run(run.door.apply, Diff(remove={"wl0": FIRST}))
-    assert not run(run.door.standing)
