@@ -22,10 +22,13 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from agent.config import Config
 from agent.desired import Desired
 from agent.errors import AgentError, BrokenStore
+from agent.kernel.backend import Backend, choose_backend
 from agent.kernel.forwarding import Forwardings
 from agent.kernel.interfaces import uplink
 from agent.kernel.link import Links, choose_mode
 from agent.kernel.marks import IptablesMarks
+from agent.kernel.nft_forwarding import NftForwardings
+from agent.kernel.nft_marks import NftablesMarks
 from agent.kernel.peers import Peers
 from agent.kernel.shaper import Classes, Qdiscs, class_text
 from agent.kernel.watch import ANY, watch
@@ -44,7 +47,6 @@ from agent.writer import Writer
 log = logging.getLogger("agent")
 
 VERSION = version("wirelane")
-MARKS_BACKEND = "iptables"
 FIRST_PASS_SECONDS = 60.0  # READY waits for the first pass at most so long; customers of a big box come back meanwhile
 STOP_SECONDS = 5.0
 GATHER_SECONDS = 0.2  # link events come in bursts
@@ -58,15 +60,19 @@ class LinuxKernel:
 
     mode: Mode
     uplink_setting: str
+    backend: Backend
     links: Links = field(init=False)
     qdiscs: Qdiscs = field(default_factory=Qdiscs)
     classes: Classes = field(default_factory=Classes)
-    forwarding: Forwardings = field(default_factory=Forwardings)
-    marks: IptablesMarks = field(default_factory=IptablesMarks)
+    forwarding: Forwardings | NftForwardings = field(init=False)
+    marks: IptablesMarks | NftablesMarks = field(init=False)
     peers: Peers = field(default_factory=Peers)
 
     def __post_init__(self) -> None:
+        by_nftables = self.backend == "nftables"
         object.__setattr__(self, "links", Links(self.mode))
+        object.__setattr__(self, "forwarding", NftForwardings() if by_nftables else Forwardings())
+        object.__setattr__(self, "marks", NftablesMarks() if by_nftables else IptablesMarks())
 
     def uplink(self) -> str:
         return uplink(self.uplink_setting)
@@ -99,16 +105,16 @@ async def serve(config: Config) -> None:
 
 
 async def _serve(config: Config, store: Store) -> None:
-    mode = choose_mode(config.wireguard)
+    mode, backend = choose_mode(config.wireguard), choose_backend(config.marks_backend)
     desired = store.load()
-    about = Status(store.epoch, wireguard=mode, marks=MARKS_BACKEND)
+    about = Status(store.epoch, wireguard=mode, marks=backend)
     with (
         ThreadPoolExecutor(1, "writer") as writer_thread,
         ThreadPoolExecutor(1, "reader") as reader_thread,
     ):
         usage = Usage(store, time.time)
         reconciler = Reconciler(
-            Writer(LinuxKernel(mode, config.uplink), usage),
+            Writer(LinuxKernel(mode, config.uplink, backend), usage),
             store,
             writer_thread,
             desired=desired,
@@ -116,10 +122,17 @@ async def _serve(config: Config, store: Store) -> None:
             clock=time.time,
             about=about,
         )
-        live = LiveReads(LinuxKernel(mode, config.uplink), usage)
+        live = LiveReads(LinuxKernel(mode, config.uplink, backend), usage)
         rpc = RpcServer(AgentServicer(reconciler, store, live, reader_thread, VERSION))
         bind(rpc.grpc, config.socket_path, config.socket_group)
-        log.info("start version=%s wireguard=%s epoch=%s %s", VERSION, mode, store.epoch, _summary(desired))
+        log.info(
+            "start version=%s wireguard=%s marks=%s epoch=%s %s",
+            VERSION,
+            mode,
+            backend,
+            store.epoch,
+            _summary(desired),
+        )
         await _run(config, reconciler, rpc)
 
 

@@ -21,6 +21,7 @@ from ipaddress import IPv4Address
 
 from agent.errors import KernelError
 from agent.kernel import xtables
+from agent.kernel.entries import Image
 from agent.kernel.marktree import (
     DIRECTIONS,
     FROM,
@@ -48,12 +49,12 @@ BROKEN = IPv4Address("0.0.0.0")
 
 
 class IptablesMarks:
-    """`agent.reconcile.Marks` by iptables. Any thread, any network namespace; each call opens what it needs."""
+    """`agent.parts.MarksPart` by iptables. Any thread, any network namespace; each call opens what it needs."""
 
     def read(self, scope: Scope) -> dict[IPv4Address, Mark]:
         """What is right, with the current counters, and `BROKEN` if something is not. Raises KernelError."""
         image = xtables.read(TABLE)
-        own = {chain for chain in image.chains if is_own(chain)}
+        own = _own(image)
         if not own:
             return {}
         upward, downward = read_branch(image, FROM), read_branch(image, TO)
@@ -86,6 +87,32 @@ class IptablesMarks:
             xtables.transact(TABLE, lambda transaction: _Edit(transaction, diff).run())
         return {}
 
+    # -- moving from one backend to the other ----------------------------------------------------------------------
+
+    def standing(self) -> bool:
+        """Is any chain of ours there? Raises KernelError; False where there are no legacy tables."""
+        return xtables.has_table(TABLE) and any(is_own(chain) for chain in xtables.read(TABLE).chains)
+
+    def unhook(self) -> None:
+        """No packet is led to our chains any more; the rules stay, for `counters`. Raises KernelError."""
+        if self.standing():
+            xtables.transact(TABLE, lambda transaction: transaction.unhook(_own(transaction.image)))
+
+    def clear(self) -> None:
+        """Removes everything, counters too. Raises KernelError."""
+        if self.standing():
+            xtables.transact(TABLE, _clear)
+
+
+def _own(image: Image) -> set[str]:
+    return {chain for chain in image.chains if is_own(chain)}
+
+
+def _clear(transaction: Transaction) -> None:
+    own = _own(transaction.image)
+    transaction.unhook(own)
+    transaction.drop(own)
+
 
 def _sound(upward: Branch, downward: Branch) -> set[bytes]:
     """The addresses with exactly one rule in each direction, both with the same mark."""
@@ -109,7 +136,7 @@ class _Edit:
 
     def __init__(self, transaction: Transaction, diff: Diff[IPv4Address, Mark]) -> None:
         self._to = transaction
-        self._own = {chain for chain in transaction.image.chains if is_own(chain)}
+        self._own = _own(transaction.image)
         self._put = {mark.address.packed: mark for mark in (*diff.add.values(), *diff.change.values())}
         self._gone = {address.packed for address in diff.remove if address != BROKEN} - self._put.keys()
         self._repair = BROKEN in diff.remove
