@@ -15,7 +15,7 @@ from agent.kernel.link import choose_mode
 from agent.kernel.probe import Finding, complete, probe
 from agent.store import open_store
 from agent.usage import Usage
-from agent.wiring import LinuxKernel
+from agent.wiring import LinuxKernel, backend_doors
 from agent.writer import Writer
 
 
@@ -28,11 +28,13 @@ def read_plan(config: Config) -> list[str]:
         desired = store.load()
         if desired is None:
             raise AgentError("the gateway has not asked for anything yet; a resync would leave the kernel as it is")
-        kernel = LinuxKernel(choose_mode(config.wireguard), config.uplink, choose_backend(config.marks_backend))
+        chosen = choose_backend(config.marks_backend)
+        standing = [name for name, doors in backend_doors().items() if name != chosen and doors.marks.standing()]
+        kernel = LinuxKernel(choose_mode(config.wireguard), config.uplink, standing[0] if standing else chosen)
         diffs = Writer(kernel, Usage(store, lambda: 0.0)).plan(desired)
     finally:
         store.close()
-    lines = []
+    lines = [f"move    marks       from {name} to {chosen}, when the agent is started again" for name in standing]
     for part, diff in diffs.items():
         for verb, values in (("add", diff.add), ("change", diff.change), ("remove", diff.remove)):
             lines += [f"{verb:6}  {part:10}  {_object(value)}" for value in values.values()]

@@ -22,7 +22,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from agent.config import Config
 from agent.desired import Desired
 from agent.errors import AgentError, BrokenStore
-from agent.kernel.backend import Backend, choose_backend
+from agent.kernel.backend import choose_backend
 from agent.kernel.forwarding import Forwardings
 from agent.kernel.interfaces import uplink
 from agent.kernel.link import Links, choose_mode
@@ -34,8 +34,10 @@ from agent.kernel.shaper import Classes, Qdiscs, class_text
 from agent.kernel.watch import ANY, watch
 from agent.kernel.wireguard import Mode
 from agent.live import LiveReads
-from agent.model import PeerState
+from agent.model import Forwarding, PeerState
+from agent.move import Doors, Move
 from agent.notify import tell_systemd, watchdog_seconds
+from agent.parts import MarksPart, Part
 from agent.reconcile import Reconciler
 from agent.rpc.access import bind
 from agent.rpc.server import AgentServicer, RpcServer
@@ -60,19 +62,19 @@ class LinuxKernel:
 
     mode: Mode
     uplink_setting: str
-    backend: Backend
+    backend: str
     links: Links = field(init=False)
     qdiscs: Qdiscs = field(default_factory=Qdiscs)
     classes: Classes = field(default_factory=Classes)
-    forwarding: Forwardings | NftForwardings = field(init=False)
-    marks: IptablesMarks | NftablesMarks = field(init=False)
+    forwarding: Part[str, Forwarding] = field(init=False)
+    marks: MarksPart = field(init=False)
     peers: Peers = field(default_factory=Peers)
 
     def __post_init__(self) -> None:
-        by_nftables = self.backend == "nftables"
+        doors = backend_doors()[self.backend]
         object.__setattr__(self, "links", Links(self.mode))
-        object.__setattr__(self, "forwarding", NftForwardings() if by_nftables else Forwardings())
-        object.__setattr__(self, "marks", NftablesMarks() if by_nftables else IptablesMarks())
+        object.__setattr__(self, "forwarding", doors.forwarding)
+        object.__setattr__(self, "marks", doors.marks)
 
     def uplink(self) -> str:
         return uplink(self.uplink_setting)
@@ -82,6 +84,15 @@ class LinuxKernel:
 
     def class_text(self, device: str, minor: int) -> str | None:
         return class_text(device, minor)
+
+
+def backend_doors() -> dict[str, Doors]:
+    """By the name of the backend."""
+    nftables = NftablesMarks()
+    return {
+        "iptables": Doors(IptablesMarks(), Forwardings()),
+        "nftables": Doors(nftables, NftForwardings(), guard=nftables),
+    }
 
 
 def set_up_logging(level: str) -> None:
@@ -105,14 +116,15 @@ async def serve(config: Config) -> None:
 
 
 async def _serve(config: Config, store: Store) -> None:
-    mode, backend = choose_mode(config.wireguard), choose_backend(config.marks_backend)
+    mode, chosen = choose_mode(config.wireguard), choose_backend(config.marks_backend)
     desired = store.load()
-    about = Status(store.epoch, wireguard=mode, marks=backend)
     with (
         ThreadPoolExecutor(1, "writer") as writer_thread,
         ThreadPoolExecutor(1, "reader") as reader_thread,
     ):
         usage = Usage(store, time.time)
+        move = Move(usage, backend_doors())
+        backend = await asyncio.get_running_loop().run_in_executor(writer_thread, move.to, chosen, desired)
         reconciler = Reconciler(
             Writer(LinuxKernel(mode, config.uplink, backend), usage),
             store,
@@ -120,7 +132,7 @@ async def _serve(config: Config, store: Store) -> None:
             desired=desired,
             resync_seconds=config.resync_seconds,
             clock=time.time,
-            about=about,
+            about=Status(store.epoch, wireguard=mode, marks=backend),
         )
         live = LiveReads(LinuxKernel(mode, config.uplink, backend), usage)
         rpc = RpcServer(AgentServicer(reconciler, store, live, reader_thread, VERSION))

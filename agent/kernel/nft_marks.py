@@ -94,13 +94,19 @@ class NftablesMarks:
             found[BROKEN] = Mark(BROKEN, 0)
         return found
 
-    def counters(self) -> dict[IPv4Address, Counters]:
+    def counters(self, addresses: Collection[IPv4Address] | None = None) -> dict[IPv4Address, Counters]:
         """What both elements of each address have counted, wherever packets are led. Raises KernelError.
 
         An address that has lost one of them is left out, as in `marks`; so may be some while others keep changing
         their tables.
         """
-        upward, downward = (nft_elements.read(TABLE, one.name, torn_will_do=True) for one in (FROM, TOWARDS))
+        if addresses is not None and len(addresses) <= ASK_AT_MOST:
+            some = {address.packed for address in addresses}
+            upward, downward = (nft_elements.read_some(TABLE, one.name, some) for one in (FROM, TOWARDS))
+        else:
+            upward, downward = (nft_elements.read(TABLE, one.name, torn_will_do=True) for one in (FROM, TOWARDS))
+            if addresses is not None:
+                upward = {raw: up for address in addresses if (up := upward.get(raw := address.packed))}
         return {_address_of(raw): _counters(up, downward[raw]) for raw, up in upward.items() if raw in downward}
 
     def apply(self, diff: Diff[IPv4Address, Mark]) -> Mapping[IPv4Address, KernelError]:
