@@ -33,7 +33,7 @@ def choose_backend(configured: str) -> Backend:
 
 
 def refusal(backend: Backend) -> str:
-    """Why a backend cannot be used here; "" = it can."""
+    """Why a backend cannot be used here; "" = it can, or may in a moment: no trouble of the moment changes the way."""
     try:
         if backend == "nftables":
             nft.listing()
@@ -41,5 +41,5 @@ def refusal(backend: Backend) -> str:
             for table in _TABLES:
                 xtables.check(table)
     except KernelError as error:
-        return str(error)
+        return "" if error.retry else str(error)
     return ""

@@ -41,7 +41,11 @@ _one_at_a_time = threading.Lock()
 
 def listing(family: str = "ip") -> list[dict[str, Any]]:
     """Every object of the family's tables except elements, as libnftables-json(5) has it. Raises KernelError."""
-    objects: list[dict[str, Any]] = json.loads(_run(f"list ruleset {family}", _OUTPUT_JSON | _OUTPUT_TERSE))["nftables"]
+    text = _run(f"list ruleset {family}", _OUTPUT_JSON | _OUTPUT_TERSE)
+    try:
+        objects: list[dict[str, Any]] = json.loads(text)["nftables"]
+    except ValueError as error:
+        raise KernelError(f"nftables: libnftables listed something else than JSON: {text[:60]!r}") from error
     return objects
 
 

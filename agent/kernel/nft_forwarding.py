@@ -5,7 +5,7 @@ sets net.ipv4.ip_forward to 1. Called by the reconciler on hosts whose marks are
 for legacy iptables, and says why each rule is there.
 
     postrouting   nat, 100       network to the uplink: snat to the external address, or masquerade
-    mss           forward, -150  TCP SYNs from and to the link: MSS clamped to the path
+    clamp         forward, -150  TCP SYNs from and to the link: MSS clamped to the path
     forward       forward, 0     link to uplink from its network: accept
                                  uplink to link to its network, if it belongs to a connection: accept
                                  link to the same link: accept or drop (internal_traffic)
@@ -39,7 +39,7 @@ BROKEN = ""
 """Key of the extra entry in what `read` returns when our table is damaged. It is never the name of an interface."""
 _NOTHING = Forwarding(BROKEN, IPv4Network("0.0.0.0/32"), "", 0, False, None)
 
-NAT, MSS, FORWARD, INPUT = "postrouting", "mss", "forward", "input"
+NAT, MSS, FORWARD, INPUT = "postrouting", "clamp", "forward", "input"
 CHAINS = {
     NAT: Chain("nat", "postrouting", 100),
     MSS: Chain("filter", "forward", -150),

@@ -106,11 +106,10 @@ def normal(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     made = {key: normal(of) for key, of in value.items()}
-    if "|" in made:
-        return {"|": sorted(made["|"], key=repr)}
-    if "&" in made:
-        left, right = made["&"]
-        made["&"] = [left, {"|": sorted(right, key=repr)} if isinstance(right, list) else right]
+    if isinstance(made.get("|"), list):
+        made["|"] = sorted(made["|"], key=repr)
+    if isinstance(made.get("&"), list):
+        made["&"] = [{"|": sorted(one, key=repr)} if isinstance(one, list) else one for one in made["&"]]
     if made.get("op") == "in":
         made["op"] = "=="
     if isinstance(made.get("right"), list):

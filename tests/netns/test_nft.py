@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 import time
 from collections.abc import Callable
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pytest
 
 from agent.errors import KernelError
 from agent.kernel import nft, nft_elements, nft_table
+from agent.kernel.nft_forwarding import NftForwardings
 from agent.kernel.nft_marks import TOWARDS, NftablesMarks
 from agent.kernel.nft_table import Writing
-from agent.model import Diff, Mark, Scope
+from agent.model import Diff, Forwarding, Mark, Scope
 from tests.netns import crossing
 from tests.netns.conftest import enter
 from tests.netns.test_probe import python
@@ -99,6 +101,37 @@ def test_a_map_without_counters_and_one_with_timeouts_read_too(namespace: str) -
         assert run(nft_elements.read, "t", "plain") == {bytes([10, 0, 0, 1]): (7, 0, 0)}
         assert run(nft_elements.read, "t", "timed") == {bytes([10, 0, 0, 1]): (8, 0, 0)}
         assert run(nft_elements.read, "t", "wide") == {}
+
+
+def test_whatever_others_keep_in_nftables_does_not_disturb(namespace: str) -> None:
+    def iptables(words: str) -> None:
+        subprocess.run(["ip", "netns", "exec", namespace, "iptables-nft", *words.split()], check=True, timeout=20)
+
+    iptables("-t mangle -A FORWARD -m comment --comment h\u00e4 -j MARK --set-mark 3")
+    iptables("-A FORWARD -m statistic --mode random --probability 0.5 -j LOG")
+    for line in (
+        "add table ip w",
+        "add chain ip w c { type filter hook forward priority 0; }",
+        "add set ip w recent { type ipv4_addr; flags dynamic,timeout; timeout 1m; }",
+        "add rule ip w c update @recent { ip saddr limit rate 10/second } counter accept",
+        "add rule ip w c meta mark and 0xff or 0x100 == 0x101 ip saddr vmap { 10.0.0.1 : drop }",
+        "add quota ip w q { over 10 mbytes }",
+        "add table inet wirelane",
+        "add chain inet wirelane marks { type filter hook forward priority 0; }",
+    ):
+        crossing.nft(namespace, line)
+    before = crossing.nft(namespace, "-s list ruleset")
+    marks, scope = {IPv4Address("10.0.0.1"): Mark(IPv4Address("10.0.0.1"), 109)}, Scope(frozenset(), "")
+    rules = {"wl0": Forwarding("wl0", IPv4Network("10.0.0.0/24"), "up0", 9, True, None)}
+    with enter(namespace) as run:
+        assert not run(NftablesMarks().standing) and not run(NftForwardings().standing)
+        run(NftablesMarks().apply, Diff(add=marks))
+        run(NftForwardings().apply, Diff(add=rules))
+        assert run(NftablesMarks().read, scope) == marks
+        assert run(NftForwardings().read, scope) == rules
+        run(NftablesMarks().apply, Diff(remove=marks))
+        run(NftForwardings().apply, Diff(remove=rules))
+    assert crossing.nft(namespace, "-s list ruleset") == before
 
 
 def test_thousands_of_calls_keep_no_memory_and_no_file(namespace: str) -> None:

@@ -35,8 +35,11 @@ def run(crossing: Crossing) -> Iterator[Run]:
 T = "ip wirelane_forwarding"
 DAMAGE = {
     "the table sleeps": [f"add table {T} {{ flags dormant; }}"],
-    "a chain is gone": [f"delete chain {T} mss"],
-    "a chain hangs elsewhere": [f"delete chain {T} mss", f"add chain {T} mss {{ type filter hook input priority 3; }}"],
+    "a chain is gone": [f"delete chain {T} clamp"],
+    "a chain hangs elsewhere": [
+        f"delete chain {T} clamp",
+        f"add chain {T} clamp {{ type filter hook input priority 3; }}",
+    ],
     "a chain drops": [f"add chain {T} input {{ policy drop; }}"],
     "NAT is flushed": [f"flush chain {T} postrouting"],
     "all is flushed": [f"flush table {T}"],

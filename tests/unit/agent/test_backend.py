@@ -63,6 +63,14 @@ def test_nothing_that_works_is_an_error_with_every_reason(lacking: set[str], con
     assert not got.value.retry
 
 
+def test_trouble_of_the_moment_does_not_change_the_way(monkeypatch: pytest.MonkeyPatch, lacking: set[str]) -> None:
+    def busy(table: str) -> None:
+        raise KernelError(f"iptables: the {table} table keeps changing under the reader", retry=True)
+
+    monkeypatch.setattr(xtables, "check", busy)
+    assert choose_backend("auto") == "iptables"
+
+
 def test_a_missing_library_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nft, "LIBRARY", "libnftables.so.99")
     nft._library.cache_clear()
