@@ -36,7 +36,7 @@ def refusal(backend: Backend) -> str:
     """Why a backend cannot be used here; "" = it can, or may in a moment: no trouble of the moment changes the way."""
     try:
         if backend == "nftables":
-            nft.listing()
+            nft.check()
         else:
             for table in _TABLES:
                 xtables.check(table)

@@ -223,13 +223,8 @@ class NftForwardings:
         return {}
 
     def standing(self) -> bool:
-        """Is anything of ours there? Raises KernelError; False where nftables cannot be had at all."""
-        try:
-            return _read_table() is not None
-        except KernelError as error:
-            if error.retry:
-                raise
-            return False
+        """Is anything of ours there? Raises KernelError; False where there is no nftables."""
+        return nft.has_table(TABLE)
 
 
 def _write_all(table: Table | None, final: Mapping[str, Forwarding]) -> None:
@@ -248,7 +243,7 @@ def _write_all(table: Table | None, final: Mapping[str, Forwarding]) -> None:
 
 
 def _read_table() -> Table | None:
-    return nft_table.find(nft.listing(), TABLE)
+    return nft_table.find(nft.listing(TABLE), TABLE)
 
 
 def _is_framed(table: Table) -> bool:

@@ -118,13 +118,8 @@ class NftablesMarks:
     # -- moving from one backend to the other ----------------------------------------------------------------------
 
     def standing(self) -> bool:
-        """Is anything of ours there? Raises KernelError; False where nftables cannot be had at all."""
-        try:
-            return _read_table() is not None
-        except KernelError as error:
-            if error.retry:
-                raise
-            return False
+        """Is anything of ours there? Raises KernelError; False where there is no nftables."""
+        return nft.has_table(TABLE)
 
     def unhook(self) -> None:
         """No packet is marked or counted any more; the elements stay, for `counters`. Raises KernelError."""
@@ -134,7 +129,7 @@ class NftablesMarks:
 
     def clear(self) -> None:
         """Removes everything, counters and guard too. Raises KernelError."""
-        if _read_table() is not None:
+        if self.standing():
             nft.apply([_write.delete_table()])
 
     def defer(self, marks: Mapping[IPv4Address, Mark]) -> None:
@@ -161,7 +156,7 @@ class NftablesMarks:
 
 
 def _read_table() -> Table | None:
-    return nft_table.find(nft.listing(), TABLE)
+    return nft_table.find(nft.listing(TABLE), TABLE)
 
 
 def _usable_table() -> Table | None:
@@ -256,9 +251,7 @@ class _Edit:
     def _framed(self, elements: list[str]) -> list[str]:
         """With whatever has to be put right around the elements. A guard stays unless all is repaired."""
         table = self._table
-        if table is not None and not self._repair and _is_whole(table, with_guard=True):
-            return elements
-        if table is not None and _is_whole(table):
+        if table is not None and (_is_whole(table) or (not self._repair and _is_whole(table, with_guard=True))):
             return elements
         return [*_settled(table), *elements, *_write.add_rules(MARKS, PLAIN)]
 

@@ -63,12 +63,12 @@ class Table:
 
     def holds(self, one: Set) -> bool:
         """Is this set there, as it should be?"""
-        return self.sets.get(one.name) == (one.kind, normal(one.listed))
+        kind, held = self.sets.get(one.name, ("", {}))
+        return kind == one.kind and _same(held, one.listed)
 
     def has_rules(self, chain: str, wanted: Sequence[Rule]) -> bool:
         """Are these, and no others, the rules of the chain, in this order?"""
-        listed = [[normal(piece.listed) for piece in rule] for rule in wanted]
-        return [normal(rule) for rule in self.rules.get(chain, [])] == listed
+        return _same(self.rules.get(chain, []), [[piece.listed for piece in rule] for rule in wanted])
 
 
 def find(listing: Iterable[Mapping[str, Any]], name: str) -> Table | None:
@@ -91,12 +91,17 @@ def _take(table: Table, kind: str, value: Mapping[str, Any]) -> None:
     elif kind == "rule":
         table.rules.setdefault(value["chain"], []).append(value["expr"])
     elif kind in ("set", "map"):
-        held = {key: normal(of) for key, of in value.items() if key not in ("family", "table", "name", "handle")}
+        held = {key: of for key, of in value.items() if key not in ("family", "table", "name", "handle")}
         table.sets[value["name"]] = kind, held
     elif kind != "element":
         table.others.append((kind, value["name"]))
     if "name" in value and "handle" in value:
         table.handles[kind, value["name"]] = value["handle"]
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    """Most often the spelling is the same too, and this is asked for every account that changes."""
+    return bool(found == wanted or normal(found) == normal(wanted))
 
 
 def normal(value: Any) -> Any:

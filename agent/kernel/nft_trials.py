@@ -30,7 +30,7 @@ def _through(chain: Chain, rule: str, traffic: Callable[[], object]) -> tuple[in
     nft.apply([*commands, f"add rule {nft_table.FAMILY} {TABLE} trial {rule}"])
     try:
         traffic()
-        table = nft_table.find(nft.listing(), TABLE)
+        table = nft_table.find(nft.listing(TABLE), TABLE)
         _, _, octets = nft_elements.read(TABLE, TOWARDS.name)[bytes([127, 0, 0, 1])]
     finally:
         nft.apply([_write.delete_table()])

@@ -41,7 +41,7 @@ def test_commands_are_one_transaction_and_errors_are_the_librarys_own_words(name
         with pytest.raises(KernelError, match=r"No such file or directory \(one of 3 commands\)$") as got:
             run(nft.apply, [*MAKE, "delete table ip nowhere"])
         assert got.value.retry
-        assert nft_table.find(run(nft.listing), "t") is None
+        assert nft_table.find(run(nft.listing, "t"), "t") is None
         with pytest.raises(KernelError, match=r"syntax error.* \(make me a table\)"):
             run(nft.apply, ["make me a table"])
 
@@ -50,8 +50,8 @@ def test_every_call_works_in_the_namespace_of_its_thread(make_namespace: Callabl
     one, other = make_namespace(), make_namespace()
     with enter(one) as here, enter(other) as there:
         here(nft.apply, MAKE)
-        assert nft_table.find(here(nft.listing), "t") is not None
-        assert nft_table.find(there(nft.listing), "t") is None
+        assert nft_table.find(here(nft.listing, "t"), "t") is not None
+        assert nft_table.find(there(nft.listing, "t"), "t") is None
         assert there(nft_elements.read, "t", TOWARDS.name) == {}
 
 
@@ -116,6 +116,9 @@ def test_whatever_others_keep_in_nftables_does_not_disturb(namespace: str) -> No
         "add rule ip w c update @recent { ip saddr limit rate 10/second } counter accept",
         "add rule ip w c meta mark and 0xff or 0x100 == 0x101 ip saddr vmap { 10.0.0.1 : drop }",
         "add quota ip w q { over 10 mbytes }",
+        "add table ip sleeping { flags dormant; }",
+        "add chain ip sleeping marks { type filter hook forward priority 0; }",
+        "add rule ip sleeping marks counter",
         "add table inet wirelane",
         "add chain inet wirelane marks { type filter hook forward priority 0; }",
     ):
@@ -129,6 +132,9 @@ def test_whatever_others_keep_in_nftables_does_not_disturb(namespace: str) -> No
         run(NftForwardings().apply, Diff(add=rules))
         assert run(NftablesMarks().read, scope) == marks
         assert run(NftForwardings().read, scope) == rules
+        crossing.nft(namespace, "insert rule ip wirelane marks counter")
+        crossing.nft(namespace, "flush chain ip wirelane_forwarding clamp")
+        assert run(NftablesMarks().read, scope) != marks and run(NftForwardings().read, scope) != rules
         run(NftablesMarks().apply, Diff(remove=marks))
         run(NftForwardings().apply, Diff(remove=rules))
     assert crossing.nft(namespace, "-s list ruleset") == before
@@ -141,7 +147,7 @@ def test_thousands_of_calls_keep_no_memory_and_no_file(namespace: str) -> None:
     def calls(times: int) -> None:
         for number in range(times):
             nft.apply(WRITE.elements("add", TOWARDS.name, [f"{text(number % 100)} : 7"]))
-            nft.listing()
+            nft.listing("t")
             nft_elements.read("t", TOWARDS.name)
 
     with enter(namespace) as run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 from typing import Any
@@ -255,6 +256,7 @@ def test_a_host_moves_to_nftables_without_losing_or_doubling_a_packet(crossing: 
     watch(crossing)
     assert run(OTHER.standing) and not run(MARKS.standing)
     with flood(crossing, INTERNET, ALICE):
+        time.sleep(0.05)
         run(MARKS.defer, WANTED)
         run(MARKS.defer, WANTED)
         run(MARKS.apply, Diff(add=WANTED))
@@ -262,6 +264,7 @@ def test_a_host_moves_to_nftables_without_losing_or_doubling_a_packet(crossing: 
         assert run(MARKS.counters)[ALICE_ADDRESS] == Counters()
         assert BROKEN in read(run)
         run(OTHER.unhook)
+        time.sleep(0.05)
         run(OTHER.unhook)
         run(MARKS.undefer)
         run(MARKS.undefer)
@@ -279,8 +282,10 @@ def test_a_host_moves_to_iptables_without_losing_or_doubling_a_packet(crossing: 
     run(MARKS.apply, Diff(add=WANTED))
     watch(crossing)
     with flood(crossing, INTERNET, ALICE):
+        time.sleep(0.05)
         run(MARKS.defer, WANTED)
         run(OTHER.apply, Diff(add=WANTED))
+        time.sleep(0.05)
         run(MARKS.unhook)
         run(MARKS.unhook)
     assert run(OTHER.read, SCOPE) == WANTED

@@ -21,13 +21,12 @@ def lacking(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         if "iptables" in lacks:
             raise KernelError(f"iptables: no {table}", retry=False)
 
-    def listing() -> list[dict[str, object]]:
+    def check_nftables() -> None:
         if "nftables" in lacks:
             raise KernelError("nftables: not here", retry=False)
-        return []
 
     monkeypatch.setattr(xtables, "check", check)
-    monkeypatch.setattr(nft, "listing", listing)
+    monkeypatch.setattr(nft, "check", check_nftables)
     return lacks
 
 
@@ -77,7 +76,7 @@ def test_a_missing_library_names_its_package(monkeypatch: pytest.MonkeyPatch) ->
     try:
         assert refusal("nftables").endswith("install the package libnftables1")
         with pytest.raises(KernelError) as got:
-            nft.listing()
+            nft.check()
         assert not got.value.retry
     finally:
         nft._library.cache_clear()
