@@ -65,7 +65,9 @@ STALE_TRIES = 3  # in one pass; more means that two gateways are at odds, and a 
 AWAY = "away"  # it does not even tell its status
 UNSENT = "unsent"  # it did not take what we sent; perhaps it is away, its status will tell
 
-ACKNOWLEDGE_WITHIN = 1_000  # revisions
+# When the agent's word is written down: after so many seconds without another call, or so many revisions at the latest.
+ACKNOWLEDGE_PAUSE = 0.2
+ACKNOWLEDGE_WITHIN = 1_000
 
 LARGEST_PATCH = 10_000  # changes; about 2.5 MB at most. A message may have 4 MB; a snapshot has no limit
 
@@ -160,6 +162,7 @@ class _NodeLoop:
         self._trouble = ""  # what went wrong in the last pass, as it was logged
         self._away = False  # it was logged that it is away, and not yet that it is back
         self._pause = FIRST_PAUSE
+        self._sent_at = 0.0  # when something was last sent; time of the loop's clock, as all times here
         self._breath = 0.0  # before the next call
         self.status: AgentStatus | None = None
 
@@ -269,16 +272,21 @@ class _NodeLoop:
                 self._holds = None
         else:
             return WAITED_PAUSE
-        if self._holds != (node.epoch, node.acknowledged) and not self._may_wait(node):
-            await self._store.acknowledge(self._name, *self._holds)
+        pause = self._poll_seconds
+        if self._holds != (node.epoch, node.acknowledged):
+            if self._may_wait(node):
+                pause = ACKNOWLEDGE_PAUSE
+            else:
+                await self._store.acknowledge(self._name, *self._holds)
         if self._waiters and self._shown < self._wanted:
             self._status_due = _now() + KERNEL_PAUSE
-        return self._status_due - _now()
+        return min(pause, self._status_due - _now())
 
     def _may_wait(self, node: Node) -> bool:
-        """An acknowledgement only lets go of tombstones: while changes are waiting to be sent, they come first."""
+        """An acknowledgement only lets go of tombstones; written at once it would stand in the next change's way."""
         epoch, revision = self._holds or ("", -1)
-        return epoch == node.epoch and revision - node.acknowledged < ACKNOWLEDGE_WITHIN and self._awake.is_set()
+        fresh = _now() - self._sent_at < ACKNOWLEDGE_PAUSE
+        return epoch == node.epoch and revision - node.acknowledged < ACKNOWLEDGE_WITHIN and fresh
 
     async def _read_status(self) -> tuple[str, int]:
         """Asks the agent. An agent without any state holds ("", -1), which is equal to nothing."""
@@ -306,6 +314,7 @@ class _NodeLoop:
             counts = len(sent.servers), len(sent.accounts)
             log.info("node=%s sent=snapshot revision=%d servers=%d accounts=%d", self._name, sent.revision, *counts)
         self._snapshot_due = False
+        self._sent_at = _now()
         if patch is None or _size(patch) > 1:
             self._breath = min((_now() - began) / 10, LONGEST_BREATH)
         self._take(applied, sent)

@@ -9,6 +9,8 @@ cannot be used on a thread that runs an event loop: call from a worker thread.
 from __future__ import annotations
 
 import errno
+import struct
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,12 +23,19 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
 from agent.errors import KernelError
+from agent.kernel.netlink import HEADER_BYTES, Netlink, Refusal, attribute, attributes, message
 
 OUR_ALIAS = "wirelane:"  # what the alias of every interface of ours begins with
 WIREGUARD_KINDS = ("wireguard", "tun")  # IFLA_INFO_KIND: in the kernel; of a userspace implementation
 IFF_UP = 0x1  # linux/if.h
 MAIN_TABLE = 254  # RT_TABLE_MAIN
 DUMP_TRIES = 5  # a dump is interrupted when something changes meanwhile
+
+# linux/rtnetlink.h, linux/if_link.h
+RTM_GETLINK = 18
+IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS = 3, 4, 18, 20
+IFLA_INFO_KIND = 1
+_LINK = struct.Struct("=HHiI4x")  # ifinfomsg: family and pad, type, index, flags, change
 
 T = TypeVar("T")
 
@@ -74,8 +83,8 @@ def read_interfaces() -> dict[str, Interface]:
 
     def read(route: Any) -> dict[str, Interface]:
         addresses: dict[int, list[Address]] = {}
-        for message in route.get_addr(family=AF_INET):
-            addresses.setdefault(message["index"], []).append(_address(message))
+        for found in route.get_addr(family=AF_INET):
+            addresses.setdefault(found["index"], []).append(_address(found))
         links = (_interface(message, addresses.get(message["index"], [])) for message in route.get_links())
         return {link.name: link for link in links}
 
@@ -96,6 +105,30 @@ def read_interface(name: str) -> Interface | None:
         return _interface(message, [_address(one) for one in route.get_addr(family=AF_INET, index=index)])
 
     return _dumped(f"cannot read interface {name}", read)
+
+
+def read_link(name: str) -> Interface | None:
+    """As `read_interface`, without addresses: for where it is asked at every change. 0.1 ms; the library takes 1.7."""
+    with Netlink() as netlink:
+        answer = netlink.ask(message(RTM_GETLINK, 0, bytes(_LINK.size) + attribute(IFLA_IFNAME, name.encode() + b"\0")))
+    if isinstance(answer, Refusal):
+        if answer.errno == errno.ENODEV:
+            return None
+        raise KernelError(f"cannot read interface {name}: {answer.text}")
+    if answer is None:
+        return None
+    _, _, index, flags = _LINK.unpack_from(answer, HEADER_BYTES)
+    values = attributes(answer, HEADER_BYTES + _LINK.size)
+    kind = attributes(values.get(IFLA_LINKINFO, b"")).get(IFLA_INFO_KIND, b"")
+    return Interface(
+        name=_text(values[IFLA_IFNAME]),
+        index=index,
+        kind=_text(kind),
+        alias=_text(values.get(IFLA_IFALIAS, b"")),
+        mtu=int.from_bytes(values[IFLA_MTU], sys.byteorder),
+        up=bool(flags & IFF_UP),
+        addresses=(),
+    )
 
 
 def add_wireguard(name: str) -> None:
@@ -230,6 +263,10 @@ def _out_interface(message: Any) -> int | None:
     hops = message.get_attr("RTA_MULTIPATH")
     index = hops[0]["oif"] if hops else message.get_attr("RTA_OIF")
     return int(index) if index else None
+
+
+def _text(value: bytes) -> str:
+    return value.partition(b"\0")[0].decode(errors="surrogateescape")
 
 
 def _errno(error: NetlinkError) -> str:

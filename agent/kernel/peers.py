@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from agent.errors import KernelError
 from agent.kernel.genetlink_wireguard import KernelWireGuard
-from agent.kernel.interfaces import Interface, read_interface, read_interfaces, set_threaded
+from agent.kernel.interfaces import Interface, read_interfaces, read_link, set_threaded
 from agent.kernel.uapi import UserspaceWireGuard
 from agent.kernel.wireguard import Absent, HeldPeer, PeerChange, WireGuard
 from agent.model import Diff, Peer, PeerKey, PeerState, Scope
@@ -68,7 +68,7 @@ class Peers:
         return {key: error for key, error in refused.items() if not (isinstance(error, Absent) and key in gone)}
 
     def _link(self, name: str) -> Interface:
-        interface = read_interface(name)
+        interface = read_link(name)
         if interface is None:
             raise Absent(f"there is no link {name}")
         if not interface.ours:

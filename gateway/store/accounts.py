@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
-from sqlalchemy import Column, Row, bindparam, collate, delete, func, select, text, update
+from sqlalchemy import Column, Row, Select, bindparam, collate, delete, func, select, text, update
 
 from gateway.allocate import MARKS, is_assignable, number_of
 from gateway.model import Account, Secret, Server
@@ -38,6 +38,8 @@ _select = select(*_columns, *_place_columns).select_from(_joined)
 _by_name = _select.where(accounts.c.name == bindparam("account"))
 _by_names = _select.where(accounts.c.name.in_(bindparam("names", expanding=True)))
 _by_id = _select.where(accounts.c.id == bindparam("account"))
+_changed = _select.where(accounts.c.node_id == bindparam("node"), accounts.c.revision > bindparam("after"))
+_count = select(func.count()).select_from(accounts)
 _delete = delete(accounts).where(accounts.c.id == bindparam("account"))
 _delete_usage = delete(usage).where(usage.c.account_id == bindparam("account"))
 _node_of = select(accounts.c.node_id).where(accounts.c.name == bindparam("account"))
@@ -63,6 +65,14 @@ _UNIQUE: dict[str, tuple[Column[Any], Column[Any] | None]] = {
     "public_key": (accounts.c.public_key, accounts.c.server_id),
     "mark": (accounts.c.mark, accounts.c.node_id),
 }
+
+
+def _taken(column: Column[Any], of: Column[Any] | None) -> Select[Any]:
+    statement = select(column).where(column.in_(bindparam("taken", expanding=True)))
+    return statement if of is None else statement.where(of == bindparam("owner"))
+
+
+_taken_of = {field: _taken(*unique) for field, unique in _UNIQUE.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +128,7 @@ async def pages(tx: Transaction, size: int) -> AsyncIterator[list[Account]]:
 
 async def changed_since(tx: Transaction, node_id: int, revision: int) -> list[Account]:
     """Without passwords and private keys: no node gets them."""
-    rows = await tx.all(_select.where(accounts.c.node_id == node_id, accounts.c.revision > revision))
+    rows = await tx.all(_changed, {"node": node_id, "after": revision})
     return [_parsed(tx, row, secrets=False) for row in rows]
 
 
@@ -155,7 +165,7 @@ def _kept(tx: Transaction, row: Row[Any] | None) -> KeptAccount | None:
 
 
 async def count(tx: Transaction) -> int:
-    row = await tx.one(select(func.count()).select_from(accounts))
+    row = await tx.one(_count)
     return int(row[0]) if row is not None else 0
 
 
@@ -168,12 +178,11 @@ async def by_names(tx: Transaction, names: Collection[str]) -> dict[str, Account
 async def taken(tx: Transaction, field: str, values: Collection[Any], owner: int = 0) -> set[Any]:
     """Which of the values of a unique field belong to an account. `owner`: where public keys (server) and marks (node)
     are unique."""
-    column, of = _UNIQUE[field]
-    found: set[Any] = set()
+    _, of = _UNIQUE[field]
+    statement, found = _taken_of[field], set[Any]()
     for part in _parts(values):
-        statement = select(column).where(column.in_(part))
-        statement = statement if of is None else statement.where(of == owner)
-        found.update(row[0] for row in await tx.all(statement))
+        named = {"taken": part} if of is None else {"taken": part, "owner": owner}
+        found.update(row[0] for row in await tx.all(statement, named))
     return found
 
 

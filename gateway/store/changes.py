@@ -7,7 +7,7 @@ change up to R, and nothing of a later one.
 
 from __future__ import annotations
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 
 from gateway.model import Patch, Snapshot
 from gateway.store import accounts as account_rows
@@ -17,6 +17,13 @@ from gateway.store import settings
 from gateway.store.tables import nodes, tombstones
 from gateway.store.transaction import Transaction
 
+_tombstones = (
+    select(tombstones.c.kind, tombstones.c.key)
+    .where(tombstones.c.node_id == bindparam("node"), tombstones.c.revision > bindparam("after"))
+    .order_by(tombstones.c.revision)
+)
+_horizon_of = select(nodes.c.horizon).where(nodes.c.id == bindparam("node"))
+
 
 async def since(tx: Transaction, name: str, epoch: str, revision: int) -> Patch | None:
     """None = the node needs a snapshot: another state file than the one we know, a revision that we never gave
@@ -24,11 +31,7 @@ async def since(tx: Transaction, name: str, epoch: str, revision: int) -> Patch 
     node = await node_rows.found(tx, name)
     if not epoch or epoch != node.epoch or revision > node.revision or revision < await _horizon(tx, node.id):
         return None
-    gone = await tx.all(
-        select(tombstones.c.kind, tombstones.c.key)
-        .where(tombstones.c.node_id == node.id, tombstones.c.revision > revision)
-        .order_by(tombstones.c.revision)
-    )
+    gone = await tx.all(_tombstones, {"node": node.id, "after": revision})
     return Patch(
         epoch=epoch,
         base=revision,
@@ -67,5 +70,5 @@ async def acknowledge(tx: Transaction, name: str, epoch: str, revision: int) -> 
 
 
 async def _horizon(tx: Transaction, node_id: int) -> int:
-    row = await tx.one(select(nodes.c.horizon).where(nodes.c.id == node_id))
+    row = await tx.one(_horizon_of, {"node": node_id})
     return int(row.horizon) if row is not None else 0

@@ -23,6 +23,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from gateway.errors import ConfigError, DatabaseUnavailable
+from gateway.store import onetrip
 
 CONNECT_SECONDS = 10
 POOL_SECONDS = 30  # how long a request may wait for a connection (SQLite: for the writers before it)
@@ -124,8 +125,14 @@ def _make_private_file(path: Path) -> None:
 
 
 def _sqlite(url: URL, *, size: int, begin: str, read_only: bool = False) -> AsyncEngine:
+    path = url.database
+    assert path is not None
     engine = create_async_engine(
-        url, pool_size=size, max_overflow=0, pool_timeout=POOL_SECONDS, connect_args={"timeout": LOCK_SECONDS}
+        url,
+        pool_size=size,
+        max_overflow=0,
+        pool_timeout=POOL_SECONDS,
+        async_creator=lambda *_, **__: onetrip.connect(path, LOCK_SECONDS),
     )
 
     # In WAL mode only FULL survives a power cut; NORMAL may forget the last commits.

@@ -29,6 +29,7 @@ _columns = (
     nodes.c.acknowledged,
     nodes.c.endpoint,
 )
+_by_name = select(*_columns).where(nodes.c.name == bindparam("node"))
 _lock = select(nodes.c.id).where(nodes.c.id == bindparam("node")).with_for_update()
 _next = (
     update(nodes)
@@ -47,7 +48,7 @@ async def listed(tx: Transaction) -> list[Node]:
 
 
 async def found(tx: Transaction, name: str) -> Node:
-    row = await tx.one(select(*_columns).where(nodes.c.name == bindparam("node")), {"node": name})
+    row = await tx.one(_by_name, {"node": name})
     if row is None:
         raise NotFound(f"Node {name} not found")
     return _node(row)

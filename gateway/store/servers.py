@@ -18,6 +18,7 @@ from gateway.store.transaction import Transaction
 
 _select = select(servers, nodes.c.name.label("node_name")).join(nodes, nodes.c.id == servers.c.node_id)
 _by_name = _select.where(servers.c.name == bindparam("server"))
+_changed = _select.where(servers.c.node_id == bindparam("node"), servers.c.revision > bindparam("after"))
 _node_of = select(servers.c.node_id).where(servers.c.name == bindparam("server"))
 _by_names = _select.where(servers.c.name.in_(bindparam("names", expanding=True)))
 
@@ -95,7 +96,7 @@ async def listed(tx: Transaction) -> list[KeptServer]:
 
 
 async def changed_since(tx: Transaction, node_id: int, revision: int) -> list[Server]:
-    rows = await tx.all(_select.where(servers.c.node_id == node_id, servers.c.revision > revision))
+    rows = await tx.all(_changed, {"node": node_id, "after": revision})
     return [parse(tx, row).server for row in rows]
 
 

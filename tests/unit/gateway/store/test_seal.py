@@ -17,7 +17,7 @@ def test_what_was_sealed_is_opened_at_its_place(text: str) -> None:
     value = SEAL.seal(text, "accounts.password.7")
     assert SEAL.open(value, "accounts.password.7") == text
     assert len(value) == 1 + 12 + len(text.encode()) + 16
-    assert not text or text.encode() not in value
+    assert len(text) < 4 or text.encode() not in value  # a letter alone may well be among random bytes
 
 
 def test_the_same_text_never_looks_the_same_twice() -> None:
