@@ -52,8 +52,8 @@ def test_there_is_no_logarithm_of_nothing(points: list[tuple[float, float]]) -> 
 def test_the_curve_is_the_table_of_the_restore() -> None:
     agent, batch, shell = curve([RESTORE])
     assert list(agent.points) == [(100, 0.9), (10_000, 8.0)]
-    assert batch.points[-1] == (10_000, 6.0)
-    assert shell.points[-1] == (10_000, 1300.0)
+    assert batch.points[-1] == (10_000.0, 6.0)
+    assert shell.points[-1] == (10_000.0, 1300.0)
     assert shell.carried == 10_000
 
 
