@@ -40,7 +40,7 @@ class _Message(ctypes.Structure):
         ("vectors", ctypes.c_size_t),
         ("control", ctypes.c_void_p),
         ("control_length", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
+        ("flags", ctypes.c_ulong),  # an int, and what fills struct msghdr up
         ("sent", ctypes.c_uint),
     )
 
@@ -68,8 +68,9 @@ def _send(libc: Any, sock: socket.socket, way: Way, packets: int) -> int:
     """Nanoseconds for so many packets."""
     began = time.perf_counter_ns()
     for _ in range(packets // TOGETHER):
-        if libc.sendmmsg(sock.fileno(), way.messages, TOGETHER, 0) != TOGETHER:
-            raise OSError(ctypes.get_errno(), "sendmmsg")
+        done = libc.sendmmsg(sock.fileno(), way.messages, TOGETHER, 0)
+        if done != TOGETHER:
+            raise OSError(ctypes.get_errno(), f"sendmmsg: {done} of {TOGETHER} messages")
     return time.perf_counter_ns() - began
 
 

@@ -1,6 +1,6 @@
 """A program: numbered packets at a steady pace through a tunnel and back, so that each one that is lost is known.
 
-python -m bench.flow echo PORT                         sends back what comes, until it is ended
+python -m bench.flow echo ADDRESS PORT                 sends back what comes, until it is ended
 python -m bench.flow send ADDRESS PORT PACE SECONDS    prints one JSON object: sent, returned, longest gap (ms)
 """
 
@@ -17,9 +17,9 @@ LAST_SECONDS = 1.0  # for what is still on its way
 PADDING = bytes(92)
 
 
-def echo(port: int) -> None:
+def echo(address: str, port: int) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("0.0.0.0", port))
+        sock.bind((address, port))
         while True:
             data, sender = sock.recvfrom(2048)
             sock.sendto(data, sender)
@@ -50,6 +50,6 @@ def send(address: str, port: int, pace: float, seconds: float) -> dict[str, floa
 
 if __name__ == "__main__":
     if sys.argv[1] == "echo":
-        echo(int(sys.argv[2]))
+        echo(sys.argv[2], int(sys.argv[3]))
     else:
         print(json.dumps(send(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), float(sys.argv[5]))))

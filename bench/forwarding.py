@@ -20,6 +20,7 @@ from bench.measure import median
 from bench.rivals import Sold, sold
 from bench.table import Bar, Cell, Result, Table
 from tests.lab.errors import LabError
+from tests.lab.hosts import run as run_here
 from tests.lab.services import ROOT
 from tests.lab.topology import INTERNET, UPLINK
 
@@ -122,7 +123,8 @@ def _wire(box: Box, paths: list[Path]) -> None:
     for host in dict.fromkeys(path.host for path in paths):
         for far, near, other in ((f"s-{host}", "in0", SENDER), (f"r-{host}", "out0", RECEIVER)):
             inside, outside = box.lab.host(host).namespace, box.lab.host(other).namespace
-            _ip(box, other, [f"link add {far} netns {outside} type veth peer name {near} netns {inside}"])
+            pair = f"ip link add {far} netns {outside} type veth peer name {near} netns {inside}"
+            run_here(pair.split())  # only out here all hosts have names
             _ip(box, other, [f"link set {far} up"])
             _ip(box, host, [f"link set {near} up"])
         box.lab.exec(host, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")

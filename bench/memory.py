@@ -45,7 +45,7 @@ def _measure(box: Box, result: Result) -> None:
     growth = slope(late) * length * 0.75
     most = memory_bytes(box.pid(), "VmHWM") / 1e6
     step = max(1, len(seen) // SHOWN_ROWS)
-    course: list[list[Cell]] = [[at / 60, memory] for at, memory in seen[::step]]
+    course: list[list[Cell]] = [[f"{at / 60:.1f}", memory] for at, memory in seen[::step]]
     result.tables += [
         Table(
             f"Memory of the agent, {box.backend}",
