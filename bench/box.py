@@ -48,7 +48,7 @@ class Filled:
 
 
 class Box:
-    """`accounts`: how many there are by `fill`."""
+    """`accounts`: how many there are on the first node by `fill`."""
 
     def __init__(self, lab: Lab, asked: Asked, backend: str) -> None:
         self.lab = lab
@@ -78,7 +78,8 @@ class Box:
         self.lab.gateway_cli("account", "import", str(path))
         imported = time.monotonic() - began
         settled = self.await_applied(accounts, node)
-        self.accounts = accounts
+        if node == NODE:
+            self.accounts = accounts
         self.asked.say(f"{accounts:,} accounts on {node}: imported in {imported:.1f} s, applied {settled:.1f} s later")
         return Filled(accounts - have, imported, settled)
 

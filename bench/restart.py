@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from bench.asked import Asked
 from bench.box import BATCH_GROUND, NODE, TABLES, Box, interfaces, opened
+from bench.measure import sizes
 from bench.rivals import Batch
 from bench.table import Bar, Result, Table
 from tests.lab.errors import LabError
@@ -35,7 +37,11 @@ def run(asked: Asked) -> Result:
     result = Result("restart", QUESTION, asked.accounts)
     for backend in asked.backends:
         with opened(asked, backend) as box:
-            _measure(box, result)
+            rows = []
+            for count in sizes(asked.accounts):
+                box.fill(count)
+                rows.append(_measured(box))
+        _tell(result, backend, rows, asked.is_full_size)
     result.notes.append(
         f"Stopped by SIGTERM and started again, {ROUNDS} times, under {PACE:g} packets a second through the tunnel and "
         "back. A write: a line of `tc monitor`, `ip monitor` or `nft monitor`, a change the agent's log tells of, or a "
@@ -45,8 +51,19 @@ def run(asked: Asked) -> Result:
     return result
 
 
-def _measure(box: Box, result: Result) -> None:
-    box.fill(box.asked.accounts)
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Of several restarts together. `ready`: seconds, the longest."""
+
+    accounts: int
+    ready: float
+    writes: int
+    lost: int
+    gap: float  # ms, the longest
+    batch: float  # seconds
+
+
+def _measured(box: Box) -> Seen:
     box.lab.connect(CLIENT, "a00003")
     ready, writes, lost, gap = [], 0, 0, 0.0
     for _ in range(ROUNDS):
@@ -62,15 +79,18 @@ def _measure(box: Box, result: Result) -> None:
         box.asked.say(f"ready after {taken:.2f} s, {written} writes, {seen['returned']} of {seen['sent']} came back")
     batch = Batch(box.lab, BATCH_GROUND)
     batch.prepare()
-    anew = batch.run()["total"]
+    return Seen(box.accounts, max(ready), writes, lost, gap, batch.run()["total"])
+
+
+def _tell(result: Result, backend: str, rows: list[Seen], full: bool) -> None:
     columns = ("accounts", "ready, s (longest)", "writes", "lost", "longest gap, ms", "batch, s", "batch / agent")
-    row = [box.accounts, max(ready), writes, lost, gap, anew, anew / max(ready)]
-    result.tables.append(Table(f"Restart, {box.backend}", columns, [row]))
-    name, full = box.backend, box.asked.is_full_size
+    cells = [[*astuple(seen), seen.batch / seen.ready] for seen in rows]
+    result.tables.append(Table(f"Restart, {backend}", columns, cells))
+    last = rows[-1]
     result.bars += [
-        Bar(f"{name}: writes to the kernel", writes, 0, "", judged=full),
-        Bar(f"{name}: ready", max(ready), 2.0, "s", judged=full),
-        Bar(f"{name}: packets lost", lost, 0, "", judged=full),
+        Bar(f"{backend}: writes to the kernel", last.writes, 0, "", judged=full),
+        Bar(f"{backend}: ready", last.ready, 2.0, "s", judged=full),
+        Bar(f"{backend}: packets lost", last.lost, 0, "", judged=full),
     ]
 
 
