@@ -6,7 +6,8 @@ All problems are reported together. `wirelane-agent check` prints what is in for
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from agent.model import INTERFACE_PATTERN
 DEFAULT_PATH = Path("/etc/wirelane/agent.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 WIREGUARD_MODES = ("auto", "kernel", "userspace")
+MARKS_BACKENDS = ("auto", "iptables", "nftables")
 
 
-def _says(sentence: str) -> dict[str, str]:
-    return {"sentence": sentence}
+def _says(sentence: str, key: str = "") -> dict[str, str]:
+    """`key`: as it is spelled in the file, where that is not the name of the field."""
+    return {"sentence": sentence, "key": key}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,13 @@ class Config:
     wireguard: str = field(
         default="auto", metadata=_says("kernel, userspace (wireguard-go), or auto: kernel where Linux has it.")
     )
+    marks_backend: str = field(
+        default="auto",
+        metadata=_says(
+            "What marks and translates packets: iptables (legacy tables), nftables, or auto: iptables where it works.",
+            "marks.backend",
+        ),
+    )
     sample_seconds: int = field(
         default=10, metadata=_says("How often the traffic counters are read, in seconds, 1-3600.")
     )
@@ -59,6 +69,8 @@ class Config:
             problems.append(f"uplink: {self.uplink!r} must be auto or the name of an interface")
         if self.wireguard not in WIREGUARD_MODES:
             problems.append(f"wireguard: {self.wireguard!r} must be one of {', '.join(WIREGUARD_MODES)}")
+        if self.marks_backend not in MARKS_BACKENDS:
+            problems.append(f"marks.backend: {self.marks_backend!r} must be one of {', '.join(MARKS_BACKENDS)}")
         for name in ("sample_seconds", "resync_seconds"):
             if not 1 <= getattr(self, name) <= 3600:
                 problems.append(f"{name}: {getattr(self, name)} must be within 1-3600")
@@ -89,9 +101,9 @@ def parse_config(table: dict[str, Any]) -> Config:
     """A TOML table -> Config. Raises ConfigError with every problem."""
     problems: list[str] = []
     values: dict[str, Any] = {}
-    known: dict[str, Any] = {f.name: type(f.default) for f in fields(Config)}
-    for name, value in table.items():
-        kind = known.get(name)
+    known = {_key(f): f for f in fields(Config)}
+    for name, value in _flat(table, known):
+        kind = type(known[name].default) if name in known else None
         if kind is None:
             problems.append(f"{name}: there is no such key; there are {', '.join(known)}")
         elif kind is int and (not isinstance(value, int) or isinstance(value, bool)):
@@ -99,7 +111,7 @@ def parse_config(table: dict[str, Any]) -> Config:
         elif kind is not int and not isinstance(value, str):
             problems.append(f"{name}: must be a text in quotes")
         else:
-            values[name] = value if kind is not type(DEFAULT_PATH) else Path(value)
+            values[known[name].name] = value if kind is not type(DEFAULT_PATH) else Path(value)
     try:
         config = Config(**values)
     except ConfigError as error:
@@ -109,11 +121,24 @@ def parse_config(table: dict[str, Any]) -> Config:
     return config
 
 
+def _key(one: Field[Any]) -> str:
+    return one.metadata["key"] or one.name
+
+
+def _flat(table: dict[str, Any], known: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """With the keys of tables that we know as `table.key`."""
+    for name, value in table.items():
+        if isinstance(value, dict) and any(key.startswith(f"{name}.") for key in known):
+            yield from ((f"{name}.{inner}", of) for inner, of in value.items())
+        else:
+            yield name, value
+
+
 def shown(config: Config) -> str:
     """The configuration in force, as TOML with its sentences."""
     lines = []
     for f in fields(Config):
         value = getattr(config, f.name)
         lines.append(f"# {f.metadata['sentence']}")
-        lines.append(f"{f.name} = {value}" if isinstance(value, int) else f'{f.name} = "{value}"')
+        lines.append(f"{_key(f)} = {value}" if isinstance(value, int) else f'{_key(f)} = "{value}"')
     return "\n".join(lines)

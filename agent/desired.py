@@ -1,7 +1,8 @@
 """Desired state: the servers and accounts that the gateway asked for, at a revision of this agent's epoch.
 
 A frozen value: a patch or a snapshot makes a new one and leaves the old one whole, so that what was applied and what
-shall be applied can be compared. No I/O. reconcile.py holds the current one, store.py keeps it.
+shall be applied can be compared. Old and new share what did not change, so a patch of k accounts costs k. No I/O.
+reconcile.py holds the current one, store.py keeps it.
 
 What two accounts of a node may not share (address, mark, a server's public key) is checked here too, although the
 gateway's database promises it: two peers with one address would send one customer's packets to the other.
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from immutables import Map, MapMutation
 
 from agent.errors import InvalidValue, StaleRevision
 from agent.model import Account, Server
@@ -61,10 +64,10 @@ class Desired:
     revision: int = 0
     time_zone: str = "UTC"
     servers: Mapping[str, Server] = field(default_factory=dict)
-    accounts: Mapping[int, Account] = field(default_factory=dict)
-    by_address: Mapping[IPv4Address, int] = field(default_factory=dict)
-    by_mark: Mapping[int, int] = field(default_factory=dict)
-    by_key: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    accounts: Map[int, Account] = field(default_factory=Map)
+    by_address: Map[IPv4Address, int] = field(default_factory=Map)
+    by_mark: Map[int, int] = field(default_factory=Map)
+    by_key: Map[tuple[str, str], int] = field(default_factory=Map)
 
     @classmethod
     def taken(cls, epoch: str, snapshot: Snapshot) -> Desired:
@@ -104,11 +107,11 @@ class Desired:
         for name in remove_servers:
             servers.pop(name, None)
         servers.update((server.name, server) for server in put_servers)
-        accounts, put_accounts = dict(self.accounts), tuple(put_accounts)
-        by_address, by_mark, by_key = dict(self.by_address), dict(self.by_mark), dict(self.by_key)
+        accounts, put_accounts = self.accounts.mutate(), tuple(put_accounts)
+        by_address, by_mark, by_key = self.by_address.mutate(), self.by_mark.mutate(), self.by_key.mutate()
         # Everything touched lets go first, so that two accounts may swap addresses in one patch.
         for account_id in (*remove_accounts, *(account.id for account in put_accounts)):
-            if old := accounts.pop(account_id, None):
+            if (old := accounts.pop(account_id, None)) is not None:
                 del by_address[old.address], by_mark[old.mark], by_key[old.server, old.public_key]
         for account in put_accounts:
             _claim(by_address, account.address, account, "address")
@@ -116,17 +119,21 @@ class Desired:
             _claim(by_key, (account.server, account.public_key), account, "public_key")
             accounts[account.id] = account
         _check_servers(servers)
+        zone = checked_zone(time_zone) if time_zone else self.time_zone
+        maps = accounts.finish(), by_address.finish(), by_mark.finish(), by_key.finish()
+        desired = Desired(self.epoch, revision, zone, servers, *maps)
         removed = self.servers.keys() - servers.keys()
-        for account in accounts.values() if removed else put_accounts:
+        for account in desired.accounts.values() if removed else put_accounts:
             if account.server not in servers:
                 raise InvalidValue(f"account {account.name}: server", f"there is no server {account.server!r} here")
-        zone = checked_zone(time_zone) if time_zone else self.time_zone
-        return Desired(self.epoch, revision, zone, servers, accounts, by_address, by_mark, by_key)
+        return desired
 
 
-def _claim(index: dict[K, int], key: K, account: Account, what: str) -> None:
-    if index.setdefault(key, account.id) != account.id:
-        raise InvalidValue(f"account {account.name}: {what}", f"account id {index[key]} has it already")
+def _claim(index: MapMutation[K, int], key: K, account: Account, what: str) -> None:
+    owner = index.get(key)
+    if owner not in (None, account.id):
+        raise InvalidValue(f"account {account.name}: {what}", f"account id {owner} has it already")
+    index[key] = account.id
 
 
 def _check_servers(servers: Mapping[str, Server]) -> None:

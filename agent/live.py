@@ -48,7 +48,7 @@ class LiveReads:
         return LiveAccount(
             account,
             kernel.peer_states(interface).get(account.public_key),
-            kernel.marks.counters().get(account.address),
+            kernel.marks.counters([account.address]).get(account.address),
             uplink,
             interface,
             kernel.class_text(uplink, minor(account.mark)) if account.upload else None,

@@ -70,6 +70,14 @@ def minor(mark: int) -> int:
     return int(str(mark), 16) if mark <= 9999 else mark
 
 
+def mark_of(minor_number: int) -> int:
+    """The mark of a class minor; 0 or another number that is no mark where no mark has that minor."""
+    digits = f"{minor_number:x}"
+    if minor_number >= 0xA000:
+        return minor_number
+    return int(digits) if digits.isdecimal() else 0
+
+
 def is_mark(mark: int) -> bool:
     return 100 <= mark <= 9999 or 40960 <= mark <= 65534
 

@@ -6,7 +6,7 @@ All calls block, are bounded in time and come from one thread at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from ipaddress import IPv4Address
 from typing import Protocol, TypeVar
 
@@ -17,7 +17,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 # Built from left to right, removed from right to left: a peer never exists without what shapes and counts it.
-PARTS = ("links", "qdiscs", "classes", "forwarding", "marks", "peers")
+PARTS = ("links", "qdiscs", "forwarding", "classes", "marks", "peers")
+ACCOUNT_PARTS = PARTS[3:]  # the rest is a server's
 
 
 class Part(Protocol[K, V]):
@@ -35,8 +36,8 @@ class Part(Protocol[K, V]):
 
 
 class MarksPart(Part[IPv4Address, Mark], Protocol):
-    def counters(self) -> dict[IPv4Address, Counters]:
-        """What every address has counted; never fewer bytes than really passed before the call."""
+    def counters(self, addresses: Collection[IPv4Address] | None = None) -> dict[IPv4Address, Counters]:
+        """What every address has counted, or these; never fewer bytes than really passed before the call."""
 
 
 class Kernel(Protocol):

@@ -28,6 +28,7 @@ from agent.usage import Baseline, DayTotal, Used
 
 SCHEMA_VERSION = 1
 KEPT_DAYS = 100  # of usage; a gateway that is away for longer than this loses the oldest days
+RECENT_ROWS = 50_000
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -120,7 +121,7 @@ class Store:
         with self._transaction() as db:
             db.execute("DELETE FROM servers")
             db.execute("DELETE FROM accounts")
-            self._put(db, desired, desired.servers.values(), desired.accounts.values())
+            self._put(db, desired, desired.servers.values(), tuple(desired.accounts.values()))
 
     def save_patch(self, desired: Desired, patch: Patch) -> None:
         with self._transaction() as db:
@@ -158,8 +159,26 @@ class Store:
         at = self._meta().get("sampled_at")
         return float(at) if at else None
 
+    def load_counted_by(self) -> str:
+        return self._meta().get("counted_by", "")
+
+    def save_counted_by(self, backend: str) -> None:
+        with self._transaction() as db:
+            db.execute(PUT_META, ("counted_by", backend))
+
+    def load_recent(self) -> list[int]:
+        """Accounts by their latest usage, the last first: by the index, hence a bound on rows and not on accounts."""
+        with self._lock, _translated():
+            rows = self._db.execute("SELECT account_id FROM usage ORDER BY seq DESC LIMIT ?", (RECENT_ROWS,)).fetchall()
+        return list(dict.fromkeys(row[0] for row in rows))
+
     def save_sample(
-        self, baselines: Mapping[IPv4Address, Baseline], used: Mapping[int, Used], day: int, at: float
+        self,
+        baselines: Mapping[IPv4Address, Baseline],
+        used: Mapping[int, Used],
+        day: int,
+        at: float,
+        counted_by: str = "",
     ) -> None:
         with self._transaction() as db:
             db.executemany(PUT_BASELINE, _baseline_rows(baselines))
@@ -167,7 +186,8 @@ class Store:
             db.executemany(
                 ADD_USAGE, ((i, day, u.download, u.upload, seq) for i, u in used.items() if u.download or u.upload)
             )
-            db.executemany(PUT_META, (("sampled_at", repr(at)), ("seq", str(seq))))
+            said = [("sampled_at", repr(at)), ("seq", str(seq)), ("counted_by", counted_by)]
+            db.executemany(PUT_META, said if counted_by else said[:2])
             if day != self._pruned_on:
                 db.execute(FORGET_OLD_DAYS)
         self._pruned_on = day

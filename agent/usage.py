@@ -11,7 +11,7 @@ numbers people see go on. Called by writer.py on the writer thread only; the fil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import IPv4Address
@@ -21,6 +21,7 @@ from zoneinfo import ZoneInfo
 from agent.model import NO_COUNTERS, Counters
 
 DAY_SECONDS = 86_400
+BOTH = "both"  # backends: a move from one to the other is under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,16 @@ class Keeper(Protocol):
 
     def load_baselines(self) -> dict[IPv4Address, Baseline]: ...
     def load_sampled_at(self) -> float | None: ...
+    def load_counted_by(self) -> str: ...
+    def save_counted_by(self, backend: str) -> None: ...
+    def load_recent(self) -> list[int]: ...
     def save_sample(
-        self, baselines: Mapping[IPv4Address, Baseline], used: Mapping[int, Used], day: int, at: float
+        self,
+        baselines: Mapping[IPv4Address, Baseline],
+        used: Mapping[int, Used],
+        day: int,
+        at: float,
+        counted_by: str = "",  # "" = as it was
     ) -> None: ...
     def save_baselines(self, baselines: Mapping[IPv4Address, Baseline]) -> None: ...
     def forget_baselines(self, addresses: Iterable[IPv4Address]) -> None: ...
@@ -106,10 +115,19 @@ class Usage:
         self._keeper = keeper
         self._clock = clock
         self._baselines = keeper.load_baselines()
+        self.counted_by = keeper.load_counted_by()  # the backend whose numbers the baselines are; "" = nobody said
         self.sampled_at = keeper.load_sampled_at()  # Unix seconds; None = this file has never seen a sample
 
-    def observe(self, sample: Mapping[IPv4Address, Counters], owners: Mapping[IPv4Address, int], zone: str) -> None:
-        """Takes a full sample in. `owners`: who has which address now."""
+    def observe(
+        self,
+        sample: Mapping[IPv4Address, Counters],
+        owners: Mapping[IPv4Address, int],
+        zone: str,
+        *,
+        whole: bool = True,
+    ) -> None:
+        """Takes a sample in. `owners`: who has which address now. `whole`: it has every address, not just some; only
+        that moves the time to which all bytes are counted."""
         now = self._clock()
         if self.sampled_at is None:
             # A new file and rules that are older: what they show was counted under another epoch, or by nobody.
@@ -117,9 +135,33 @@ class Usage:
             used: dict[int, Used] = {}
         else:
             moved, used = advance(self._baselines, sample, owners)
-        self._keeper.save_sample(moved, used, day_of(self._began(now), zone), now)
+        at = now if whole or self.sampled_at is None else self.sampled_at
+        self._keeper.save_sample(moved, used, day_of(self._began(now), zone), at)
         self._baselines.update(moved)
-        self.sampled_at = now
+        self.sampled_at = at
+
+    def counts_by(self, backend: str) -> None:
+        """From now on the baselines speak of this backend, or of BOTH."""
+        if backend != self.counted_by:
+            self._keeper.save_counted_by(backend)
+            self.counted_by = backend
+
+    def end_move(
+        self,
+        final: Mapping[IPv4Address, Counters],
+        owners: Mapping[IPv4Address, int],
+        zone: str,
+        backend: str,
+        moved: Collection[IPv4Address],
+    ) -> None:
+        """Takes in the last reading of the old backend, and leaves the baselines of the addresses that have `moved` to
+        the other one, which has started from them."""
+        now = self._clock()
+        advanced, used = advance(self._baselines, final, owners)
+        left = {address: base for address, base in advanced.items() if address not in moved}
+        self._keeper.save_sample(left, used, day_of(self._began(now), zone), now, backend)
+        self._baselines.update(left)
+        self.counted_by, self.sampled_at = backend, now
 
     def _began(self, now: float) -> float:
         """When the bytes of a sample began to flow: at the last one. So a sample at midnight belongs to the old day.
@@ -129,6 +171,10 @@ class Usage:
         if self.sampled_at is None or not 0 <= now - self.sampled_at < DAY_SECONDS:
             return now
         return self.sampled_at
+
+    def recent(self) -> list[int]:
+        """Ids of the accounts that used anything, the latest first. Of thousands perhaps not all."""
+        return self._keeper.load_recent()
 
     def addresses(self) -> frozenset[IPv4Address]:
         """Those that count for somebody."""

@@ -43,9 +43,9 @@ class Wanted:
     peers: dict[PeerKey, Peer] = field(default_factory=dict)
 
 
-def wanted(desired: Desired, uplink: str) -> Wanted:
-    """Everything."""
-    result = wanted_accounts(desired, desired.accounts, uplink)
+def wanted(desired: Desired, uplink: str, first: Iterable[int] = ()) -> Wanted:
+    """Everything; the objects of the accounts `first` (ids) before the others'."""
+    result = wanted_accounts(desired, dict.fromkeys((*first, *desired.accounts)), uplink)
     for server in desired.servers.values():
         result.links[server.interface] = _link(server)
         result.qdiscs[server.interface] = Qdisc(server.interface)

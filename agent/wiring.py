@@ -22,17 +22,22 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from agent.config import Config
 from agent.desired import Desired
 from agent.errors import AgentError, BrokenStore
+from agent.kernel.backend import choose_backend
 from agent.kernel.forwarding import Forwardings
 from agent.kernel.interfaces import uplink
 from agent.kernel.link import Links, choose_mode
 from agent.kernel.marks import IptablesMarks
+from agent.kernel.nft_forwarding import NftForwardings
+from agent.kernel.nft_marks import NftablesMarks
 from agent.kernel.peers import Peers
 from agent.kernel.shaper import Classes, Qdiscs, class_text
 from agent.kernel.watch import ANY, watch
 from agent.kernel.wireguard import Mode
 from agent.live import LiveReads
-from agent.model import PeerState
+from agent.model import Forwarding, PeerState
+from agent.move import Doors, Move
 from agent.notify import tell_systemd, watchdog_seconds
+from agent.parts import MarksPart, Part
 from agent.reconcile import Reconciler
 from agent.rpc.access import bind
 from agent.rpc.server import AgentServicer, RpcServer
@@ -44,7 +49,6 @@ from agent.writer import Writer
 log = logging.getLogger("agent")
 
 VERSION = version("wirelane")
-MARKS_BACKEND = "iptables"
 FIRST_PASS_SECONDS = 60.0  # READY waits for the first pass at most so long; customers of a big box come back meanwhile
 STOP_SECONDS = 5.0
 GATHER_SECONDS = 0.2  # link events come in bursts
@@ -58,15 +62,19 @@ class LinuxKernel:
 
     mode: Mode
     uplink_setting: str
+    backend: str
     links: Links = field(init=False)
     qdiscs: Qdiscs = field(default_factory=Qdiscs)
     classes: Classes = field(default_factory=Classes)
-    forwarding: Forwardings = field(default_factory=Forwardings)
-    marks: IptablesMarks = field(default_factory=IptablesMarks)
+    forwarding: Part[str, Forwarding] = field(init=False)
+    marks: MarksPart = field(init=False)
     peers: Peers = field(default_factory=Peers)
 
     def __post_init__(self) -> None:
+        doors = backend_doors()[self.backend]
         object.__setattr__(self, "links", Links(self.mode))
+        object.__setattr__(self, "forwarding", doors.forwarding)
+        object.__setattr__(self, "marks", doors.marks)
 
     def uplink(self) -> str:
         return uplink(self.uplink_setting)
@@ -76,6 +84,15 @@ class LinuxKernel:
 
     def class_text(self, device: str, minor: int) -> str | None:
         return class_text(device, minor)
+
+
+def backend_doors() -> dict[str, Doors]:
+    """By the name of the backend."""
+    nftables = NftablesMarks()
+    return {
+        "iptables": Doors(IptablesMarks(), Forwardings()),
+        "nftables": Doors(nftables, NftForwardings(), guard=nftables),
+    }
 
 
 def set_up_logging(level: str) -> None:
@@ -99,27 +116,35 @@ async def serve(config: Config) -> None:
 
 
 async def _serve(config: Config, store: Store) -> None:
-    mode = choose_mode(config.wireguard)
+    mode, chosen = choose_mode(config.wireguard), choose_backend(config.marks_backend)
     desired = store.load()
-    about = Status(store.epoch, wireguard=mode, marks=MARKS_BACKEND)
     with (
         ThreadPoolExecutor(1, "writer") as writer_thread,
         ThreadPoolExecutor(1, "reader") as reader_thread,
     ):
         usage = Usage(store, time.time)
+        move = Move(usage, backend_doors())
+        backend = await asyncio.get_running_loop().run_in_executor(writer_thread, move.to, chosen, desired)
         reconciler = Reconciler(
-            Writer(LinuxKernel(mode, config.uplink), usage),
+            Writer(LinuxKernel(mode, config.uplink, backend), usage),
             store,
             writer_thread,
             desired=desired,
             resync_seconds=config.resync_seconds,
             clock=time.time,
-            about=about,
+            about=Status(store.epoch, wireguard=mode, marks=backend),
         )
-        live = LiveReads(LinuxKernel(mode, config.uplink), usage)
+        live = LiveReads(LinuxKernel(mode, config.uplink, backend), usage)
         rpc = RpcServer(AgentServicer(reconciler, store, live, reader_thread, VERSION))
         bind(rpc.grpc, config.socket_path, config.socket_group)
-        log.info("start version=%s wireguard=%s epoch=%s %s", VERSION, mode, store.epoch, _summary(desired))
+        log.info(
+            "start version=%s wireguard=%s marks=%s epoch=%s %s",
+            VERSION,
+            mode,
+            backend,
+            store.epoch,
+            _summary(desired),
+        )
         await _run(config, reconciler, rpc)
 
 

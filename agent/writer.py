@@ -9,7 +9,8 @@ The order of a pass, and what each step is for:
 1. peers that go, go first: from here on their accounts pass no packet; then links that go, for their ports;
 2. a sample, where rules are about to be replaced or removed: the last byte is counted;
 3. rules whose address has a new owner start from zero;
-4. add and change, PARTS from left to right: whatever shapes and counts an account stands before its peer;
+4. add and change, PARTS from left to right: whatever shapes and counts an account stands before its peer. A boot with
+   thousands of accounts goes slice by slice, those first who were last seen: they wait a second, not for all others;
 5. another sample if rules go, because a peer may have moved away from their address only in step 4;
 6. remove the rest, PARTS from right to left.
 
@@ -19,7 +20,7 @@ added. What is there already stays: a customer is not cut off because a repair f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Any
@@ -27,11 +28,13 @@ from typing import Any
 from agent.desired import Desired
 from agent.diff import diff, diff_of
 from agent.errors import BrokenStore, KernelError, StoreError
-from agent.model import Diff, Mark, Scope, Server, minor
-from agent.parts import PARTS, Kernel
+from agent.model import Diff, Mark, Scope, Server, mark_of, minor
+from agent.parts import ACCOUNT_PARTS, PARTS, Kernel
 from agent.status import Failure
 from agent.usage import Usage
 from agent.wanted import Wanted, wanted, wanted_accounts
+
+SLICE = 1_000  # accounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +80,11 @@ class Writer:
         except KernelError:
             self._cut_off(desired)
             raise
-        want = wanted(desired, uplink)
+        want = wanted(desired, uplink, self._usage.recent() if self._shown is None else ())
         found = self.read(want, uplink)
         disk_trouble = self._observed(desired, found)
         diffs = {part: diff(getattr(want, part), getattr(found, part)) for part in PARTS}
-        addresses = desired.by_address.keys() | self._usage.addresses()
+        addresses = self._usage.addresses().union(desired.by_address)
         one = _Pass(self._kernel, self._usage, self._shown, desired, uplink, found, diffs, addresses)
         report = self._finish(desired, one)
         if disk_trouble:
@@ -166,7 +169,7 @@ class _Pass:
         self._desired = desired
         self.found = found
         self._diffs = dict(diffs)
-        self._addresses = tuple(addresses)  # whose baseline is to be checked
+        self._addresses = frozenset(addresses)  # whose baseline is to be checked
         self._report = Report(uplink)
         self._failed_devices: set[str] = set()
         self._failed_owners: set[int] = set()
@@ -179,7 +182,11 @@ class _Pass:
         self._write("links", Diff(remove=self._diffs["links"].remove))  # their ports are free for new ones
         self._start_new_owners()
         for part in PARTS:
-            self._write(part, self._allowed(self._diffs[part]))
+            if part not in ACCOUNT_PARTS:
+                self._write(part, self._allowed(self._diffs[part]))
+        for diffs in self._slices():
+            for part in ACCOUNT_PARTS:
+                self._write(part, self._allowed(diffs[part]))
         removed_marks = {a: mark for a, mark in marks.remove.items() if a not in stuck}
         if removed_marks:
             self._sample()
@@ -224,9 +231,27 @@ class _Pass:
         return Mark(address, account.mark, account.id)
 
     def _sample(self) -> None:
-        self._usage.observe(self._kernel.marks.counters(), self._desired.by_address, self._desired.time_zone)
+        """Of the addresses of this pass only: the rest has its own time."""
+        sample = self._kernel.marks.counters(self._addresses)
+        self._usage.observe(sample, self._desired.by_address, self._desired.time_zone, whole=False)
 
     # -- writing --
+
+    def _slices(self) -> Iterator[Mapping[str, Diff[Any, Any]]]:
+        """What is to add for some accounts after the other; and all changes, at once, for accounts may swap things."""
+        owners = dict.fromkeys(
+            value.owner for part in reversed(ACCOUNT_PARTS) for value in self._diffs[part].add.values()
+        )
+        slice_of = {owner: number // SLICE for number, owner in enumerate(owners)}
+        slices: list[dict[str, dict[Any, Any]]] = [
+            {part: {} for part in ACCOUNT_PARTS} for _ in range(0, max(len(owners), 1), SLICE)
+        ]
+        for part in ACCOUNT_PARTS:
+            for key, value in self._diffs[part].add.items():
+                slices[slice_of[value.owner]][part][key] = value
+        for adds in slices:
+            changes = {part: self._diffs[part].change if adds is slices[-1] else {} for part in ACCOUNT_PARTS}
+            yield {part: Diff(adds[part], changes[part]) for part in ACCOUNT_PARTS}
 
     def _allowed(self, difference: Diff[Any, Any]) -> Diff[Any, Any]:
         """Add and change, without what must not be added because something it needs has failed."""
@@ -280,7 +305,7 @@ class _Pass:
         if part == "marks":
             return desired.by_address.get(key, 0)
         if part == "classes":
-            return next((owner for mark, owner in desired.by_mark.items() if minor(mark) == key[1]), 0)
+            return desired.by_mark.get(mark_of(key[1]), 0)
         server = self._server_on(desired, key[0])
         return desired.by_key.get((server.name, key[1]), 0) if server else 0
 

@@ -31,7 +31,10 @@ from gateway.store.transaction import NUMBERS
 
 # How often a generated value may turn out to belong to somebody; only an edited database makes it more than never.
 ATTEMPTS = 50
-MOST_TOGETHER = 500  # in one transaction; others wait so long
+# How many may share a transaction while others wait. Half of them: the node applies these while the others are written,
+# where all of them together would let the agent wait for the database, and then the database for the agent.
+FEW_TOGETHER = 8
+MOST_TOGETHER = 500
 
 OUT_OF_RANGE = "The IP address is not within the range of the wireguard server"
 # In the order in which a caller is told.
@@ -93,7 +96,8 @@ class Creation:
         try:
             async with self._turn:
                 while mine.outcome is None:
-                    await self._serve(self._waiting[:MOST_TOGETHER])
+                    half = -(-len(self._waiting) // 2)
+                    await self._serve(self._waiting[: min(max(half, FEW_TOGETHER), MOST_TOGETHER)])
         finally:
             self._waiting = [each for each in self._waiting if each is not mine and each.outcome is None]
         if isinstance(mine.outcome, Exception):

@@ -56,6 +56,7 @@ POLL_SECONDS = 5.0  # between looks at an agent that has everything
 FIRST_PAUSE = 0.1  # after a pass that failed; then doubled ...
 LONGEST_PAUSE = 2.0  # ... up to this
 WAITED_PAUSE = 0.25  # the shortest pause in trouble, however many changes come
+LONGEST_BREATH = 0.02  # after a call that carried several changes; a tenth of what it took, if that is shorter
 KERNEL_PAUSE = 0.05  # between looks at an agent whose kernel is slow, while somebody waits
 
 STALE_TRIES = 3  # in one pass; more means that two gateways are at odds, and a pause is due
@@ -63,6 +64,8 @@ STALE_TRIES = 3  # in one pass; more means that two gateways are at odds, and a 
 # Troubles that have no text of their own.
 AWAY = "away"  # it does not even tell its status
 UNSENT = "unsent"  # it did not take what we sent; perhaps it is away, its status will tell
+
+ACKNOWLEDGE_WITHIN = 1_000  # revisions
 
 LARGEST_PATCH = 10_000  # changes; about 2.5 MB at most. A message may have 4 MB; a snapshot has no limit
 
@@ -157,6 +160,7 @@ class _NodeLoop:
         self._trouble = ""  # what went wrong in the last pass, as it was logged
         self._away = False  # it was logged that it is away, and not yet that it is back
         self._pause = FIRST_PAUSE
+        self._breath = 0.0  # before the next call
         self.status: AgentStatus | None = None
 
     # -- for those who wait --------------------------------------------------------------------------------------
@@ -211,6 +215,8 @@ class _NodeLoop:
         while True:
             self._awake.clear()
             rest = await self._guarded_pass()
+            if self._breath:  # those who were just answered together ask again together: the first takes the rest along
+                await asyncio.sleep(self._breath)
             if self._trouble:  # a storm of changes is no reason to try much more often
                 await asyncio.sleep(min(rest, WAITED_PAUSE))
                 rest -= WAITED_PAUSE
@@ -240,6 +246,7 @@ class _NodeLoop:
 
     async def _pass(self) -> float:
         """Compares, sends, acknowledges: once. Answers how many seconds to rest unless somebody wakes us."""
+        self._breath = 0.0
         for _ in range(STALE_TRIES):
             if self._holds is None or _now() >= self._status_due:
                 self._holds = None  # in case it does not answer
@@ -262,11 +269,16 @@ class _NodeLoop:
                 self._holds = None
         else:
             return WAITED_PAUSE
-        if self._holds != (node.epoch, node.acknowledged):
+        if self._holds != (node.epoch, node.acknowledged) and not self._may_wait(node):
             await self._store.acknowledge(self._name, *self._holds)
         if self._waiters and self._shown < self._wanted:
             self._status_due = _now() + KERNEL_PAUSE
         return self._status_due - _now()
+
+    def _may_wait(self, node: Node) -> bool:
+        """An acknowledgement only lets go of tombstones: while changes are waiting to be sent, they come first."""
+        epoch, revision = self._holds or ("", -1)
+        return epoch == node.epoch and revision - node.acknowledged < ACKNOWLEDGE_WITHIN and self._awake.is_set()
 
     async def _read_status(self) -> tuple[str, int]:
         """Asks the agent. An agent without any state holds ("", -1), which is equal to nothing."""
@@ -281,6 +293,7 @@ class _NodeLoop:
         """Sends what is missing to an agent that holds (epoch, revision); answers what it holds then."""
         patch: Patch | None = None
         sent: Patch | Snapshot
+        began = _now()
         if is_ours and not self._snapshot_due:
             patch = await self._store.changes_since(self._name, epoch, revision)
         if patch is not None and _size(patch) <= LARGEST_PATCH:
@@ -293,6 +306,8 @@ class _NodeLoop:
             counts = len(sent.servers), len(sent.accounts)
             log.info("node=%s sent=snapshot revision=%d servers=%d accounts=%d", self._name, sent.revision, *counts)
         self._snapshot_due = False
+        if patch is None or _size(patch) > 1:
+            self._breath = min((_now() - began) / 10, LONGEST_BREATH)
         self._take(applied, sent)
         return applied.epoch, applied.revision
 

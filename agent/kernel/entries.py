@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network
+from itertools import pairwise
 
 ENTRY_SIZE = 112  # struct ipt_entry without matches and target
 JUMP_SIZE = 40  # struct xt_standard_target
@@ -39,7 +40,10 @@ IPT_INV_VIA_IN = 0x01
 _VERDICTS = {-2: "ACCEPT", -1: "DROP", -5: "RETURN", -4: "QUEUE"}
 
 # A user-defined chain starts with an entry whose target is ERROR and carries the chain's name; so does the end.
+# The last entry of a chain is no rule: libiptc ends each with a RETURN.
 _CHAIN_HEAD_SIZE = 176
+_CHAIN_END_SIZE = ENTRY_SIZE + JUMP_SIZE
+_CHAIN_HEAD_OFFSETS = _OFFSETS.pack(ENTRY_SIZE, _CHAIN_HEAD_SIZE)
 _CHAIN_HEAD = _MODULE.pack(64, b"ERROR", 0)
 BUILTINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")  # by number of the hook
 
@@ -154,7 +158,7 @@ def target_name(rule: bytes) -> str:
     return _text(rule[at + 2 : at + 31])
 
 
-def _text(field: bytes) -> str:
+def _text(field: bytes | bytearray) -> str:
     """A name up to its zero; others may use names that are no UTF-8."""
     return field.partition(b"\0")[0].decode(errors="surrogateescape")
 
@@ -211,6 +215,19 @@ class Span:
     end: int
 
 
+def _chain_heads(blob: bytes | bytearray) -> Iterator[tuple[int, str]]:
+    """(offset of the first rule, name) of each user-defined chain in order; of the end of the table too."""
+    # The name is looked for, not the whole head: a search for mostly zeros, among zeros, takes five times as long.
+    at = blob.find(b"ERROR")
+    while at >= 0:
+        start = at - 2 + _CHAIN_HEAD_SIZE - ENTRY_SIZE
+        head = blob[max(start - _CHAIN_HEAD_SIZE, 0) : start]
+        # The same word in the text of a comment is no head.
+        if head[_OFFSETS_AT : _OFFSETS_AT + 4] == _CHAIN_HEAD_OFFSETS and head[112:144] == _CHAIN_HEAD:
+            yield start, _text(head[144:])
+        at = blob.find(b"ERROR", at + _CHAIN_HEAD_SIZE - ENTRY_SIZE)
+
+
 Jump = tuple[str, int, Rule]  # chain, position, the rule there
 
 
@@ -218,26 +235,22 @@ Jump = tuple[str, int, Rule]  # chain, position, the rule there
 class Image:
     """One reading of a table. Rules are decoded only where somebody asks."""
 
-    blob: bytes
+    blob: bytes | bytearray  # as it came: to copy 4 MB would take as long as to find the chains in them
     chains: Mapping[str, Span] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, blob: bytes, hooks: Mapping[str, tuple[int, int]]) -> Image:
-        """`hooks`: built-in chain -> (offset of its first rule, offset of its policy), from IPT_SO_GET_INFO."""
+    def parse(cls, blob: bytes | bytearray, hooks: Mapping[str, tuple[int, int]]) -> Image:
+        """`hooks`: built-in chain -> (offset of its first rule, offset of its policy), from IPT_SO_GET_INFO.
+
+        Goes from head to head: 1 ms for the 21,000 rules of 10,000 accounts, of which a change concerns two.
+        """
         chains = {name: Span(*offsets) for name, offsets in hooks.items()}
-        name, start, previous, offset = "", 0, 0, 0
-        next_offset = struct.Struct("=H").unpack_from
-        while offset < len(blob):
-            (size,) = next_offset(blob, offset + _OFFSETS_AT + 2)
-            if size == _CHAIN_HEAD_SIZE and blob[offset + 112 : offset + 144] == _CHAIN_HEAD:
-                if name:  # each user-defined chain ends with one entry of its own: its RETURN
-                    chains[name] = Span(start, previous)
-                name = _text(blob[offset + 144 : offset + 176])
-                start = offset + size
-            if not size:
-                raise ValueError("a rule of size 0")
-            previous = offset
-            offset += size
+        heads = list(_chain_heads(blob))
+        for (start, name), (following, _) in pairwise(heads):  # the last one is the end of the table
+            end = following - _CHAIN_HEAD_SIZE - _CHAIN_END_SIZE
+            if _OFFSETS.unpack_from(blob, end + _OFFSETS_AT) != (ENTRY_SIZE, _CHAIN_END_SIZE):
+                raise ValueError(f"chain {name} does not end with its RETURN")
+            chains[name] = Span(start, end)
         return cls(blob, chains)
 
     @cached_property
@@ -259,7 +272,7 @@ class Image:
         return [] if span is None else [self._rule(offset, size) for offset, size in self.offsets(span)]
 
     def _rule(self, offset: int, size: int) -> Rule:
-        raw = self.blob[offset : offset + size]
+        raw = bytes(self.blob[offset : offset + size])
         packets, octets = _COUNTERS.unpack_from(raw, _COUNTERS_AT)
         at, _ = _OFFSETS.unpack_from(raw, _OFFSETS_AT)
         head = raw[:84] + _NFCACHE_AND_OFFSETS.pack(0, at, size, 0) + bytes(16) + raw[ENTRY_SIZE:at]

@@ -27,16 +27,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import lru_cache, partial
 from ipaddress import IPv4Network
-from pathlib import Path
 from socket import IPPROTO_TCP, IPPROTO_UDP
 
 from agent.errors import KernelError
-from agent.kernel import entries, xtables
+from agent.kernel import entries, ip_forward, xtables
 from agent.kernel.entries import Image, entry, jump
 from agent.kernel.xtables import Hook, Transaction
 from agent.model import Diff, Forwarding, Scope
 
-IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")  # /proc/sys/net shows the namespace of the thread that opens it
 BROKEN = ""
 """Key of the extra entry in what `read` returns when our chains are damaged. It is never the name of an interface."""
 _NOTHING = Forwarding(BROKEN, IPv4Network("0.0.0.0/32"), "", 0, False, None)
@@ -149,7 +147,7 @@ class Forwardings:
         stateful = _is_stateful()
         right = sound(rules, stateful)
         led = all(xtables.is_hooked(images[table], hooks, CHAINS) for table, hooks in TABLES.items())
-        if not led or not _is_forwarding():
+        if not led or not ip_forward.is_on():
             return {BROKEN: _NOTHING}
         if not right or rules != all_rules(right.values(), stateful):
             right[BROKEN] = _NOTHING
@@ -168,8 +166,12 @@ class Forwardings:
         for table, hooks in TABLES.items():
             xtables.transact(table, partial(_settle, hooks, wanted))
         if final:
-            _switch_forwarding_on()
+            ip_forward.switch_on()
         return {}
+
+    def standing(self) -> bool:
+        """Is any chain of ours there? Raises KernelError; False where there are no legacy tables."""
+        return any(xtables.has_table(table) and not CHAINS.isdisjoint(xtables.read(table).chains) for table in TABLES)
 
 
 def _settle(hooks: tuple[Hook, ...], wanted: Rules, transaction: Transaction) -> None:
@@ -192,19 +194,3 @@ def _rules(images: Mapping[str, Image]) -> Rules:
 
 def _is_stateful() -> bool:
     return xtables.supports_match("conntrack", 3)
-
-
-def _is_forwarding() -> bool:
-    try:
-        return IP_FORWARD.read_text().strip() != "0"
-    except OSError as error:
-        raise KernelError(f"cannot read {IP_FORWARD}: {error.strerror}") from error
-
-
-def _switch_forwarding_on() -> None:
-    if _is_forwarding():  # then it need not be writable
-        return
-    try:
-        IP_FORWARD.write_text("1")
-    except OSError as error:
-        raise KernelError(f"cannot set net.ipv4.ip_forward=1: {error.strerror}; set it with sysctl") from error

@@ -15,15 +15,17 @@ is not touched, so the kernel's own counters go on, exactly. All of it is one co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address
 
 from agent.errors import KernelError
 from agent.kernel import xtables
+from agent.kernel.entries import Image
 from agent.kernel.marktree import (
     DIRECTIONS,
     FROM,
+    PREFIXES,
     TO,
     TOP,
     TOP_RULES,
@@ -47,12 +49,12 @@ BROKEN = IPv4Address("0.0.0.0")
 
 
 class IptablesMarks:
-    """`agent.reconcile.Marks` by iptables. Any thread, any network namespace; each call opens what it needs."""
+    """`agent.parts.MarksPart` by iptables. Any thread, any network namespace; each call opens what it needs."""
 
     def read(self, scope: Scope) -> dict[IPv4Address, Mark]:
         """What is right, with the current counters, and `BROKEN` if something is not. Raises KernelError."""
         image = xtables.read(TABLE)
-        own = {chain for chain in image.chains if is_own(chain)}
+        own = _own(image)
         if not own:
             return {}
         upward, downward = read_branch(image, FROM), read_branch(image, TO)
@@ -68,14 +70,15 @@ class IptablesMarks:
             found[BROKEN] = Mark(BROKEN, 0)
         return found
 
-    def counters(self) -> dict[IPv4Address, Counters]:
+    def counters(self, addresses: Collection[IPv4Address] | None = None) -> dict[IPv4Address, Counters]:
         """What both rules of each address have counted, wherever they are led to or not. Raises KernelError.
 
         An address that has lost one of its rules is left out: its counters go on when it is repaired, from a reading
         before. Half of them would look like a reset.
         """
         image = xtables.read(TABLE)
-        upward, downward = standing_rules(image, FROM), standing_rules(image, TO)
+        only = None if addresses is None else {address.packed for address in addresses}
+        upward, downward = standing_rules(image, FROM, only), standing_rules(image, TO, only)
         return {address_of(raw): _counters(up, downward[raw]) for raw, up in upward.items() if raw in downward}
 
     def apply(self, diff: Diff[IPv4Address, Mark]) -> Mapping[IPv4Address, KernelError]:
@@ -83,6 +86,32 @@ class IptablesMarks:
         if diff:
             xtables.transact(TABLE, lambda transaction: _Edit(transaction, diff).run())
         return {}
+
+    # -- moving from one backend to the other ----------------------------------------------------------------------
+
+    def standing(self) -> bool:
+        """Is any chain of ours there? Raises KernelError; False where there are no legacy tables."""
+        return xtables.has_table(TABLE) and any(is_own(chain) for chain in xtables.read(TABLE).chains)
+
+    def unhook(self) -> None:
+        """No packet is led to our chains any more; the rules stay, for `counters`. Raises KernelError."""
+        if self.standing():
+            xtables.transact(TABLE, lambda transaction: transaction.unhook(_own(transaction.image)))
+
+    def clear(self) -> None:
+        """Removes everything, counters too. Raises KernelError."""
+        if self.standing():
+            xtables.transact(TABLE, _clear)
+
+
+def _own(image: Image) -> set[str]:
+    return {chain for chain in image.chains if is_own(chain)}
+
+
+def _clear(transaction: Transaction) -> None:
+    own = _own(transaction.image)
+    transaction.unhook(own)
+    transaction.drop(own)
 
 
 def _sound(upward: Branch, downward: Branch) -> set[bytes]:
@@ -107,10 +136,11 @@ class _Edit:
 
     def __init__(self, transaction: Transaction, diff: Diff[IPv4Address, Mark]) -> None:
         self._to = transaction
-        self._own = {chain for chain in transaction.image.chains if is_own(chain)}
+        self._own = _own(transaction.image)
         self._put = {mark.address.packed: mark for mark in (*diff.add.values(), *diff.change.values())}
         self._gone = {address.packed for address in diff.remove if address != BROKEN} - self._put.keys()
         self._repair = BROKEN in diff.remove
+        self._empty: set[str] = set()  # chains that nothing hangs on any more
 
     def run(self) -> None:
         if self._repair:
@@ -118,41 +148,43 @@ class _Edit:
             # Whoever is wanted and has no two good rules is in `add`; the rest is nobody's. Whether packets are led
             # to a pair does not count here: that is about to be true.
             self._gone |= (upward.rules.keys() | downward.rules.keys()) - _sound(upward, downward) - self._put.keys()
-        kept = {TOP}
-        for direction in DIRECTIONS:
-            kept |= self._tree(direction)
-        if kept == {TOP}:
+        left = [self._tree(direction) for direction in DIRECTIONS]
+        if not any(left):
             self._to.unhook(self._own)
             self._to.drop(self._own)
-        else:
-            for direction in DIRECTIONS:
-                self._to.create(direction.root)
-            self._to.settle(TOP, TOP_RULES)
-            self._to.hook((HOOK,), self._own)
-            self._to.drop(self._own - kept)
+            return
+        for direction in DIRECTIONS:
+            self._to.create(direction.root)
+        self._to.settle(TOP, TOP_RULES)
+        self._to.hook((HOOK,), self._own)
+        self._to.drop(self._own & self._empty)
 
-    def _tree(self, direction: Direction) -> set[str]:
-        """Settles the leaves and the way to them. Returns the chains of this direction that stay."""
-        present = {chain for chain in self._own if direction.is_own(chain)}
-        leaves = {chain for chain in present if direction.leaf_prefix(chain) is not None}
+    def _tree(self, direction: Direction) -> bool:
+        """Settles the leaves and the ways to them, from the leaves to the root. Returns whether anything is left.
+
+        Only the chains on the way to a change are looked at; in a repair all of them, as if there were no way yet.
+        """
         wanted: dict[str, dict[bytes, Mark]] = {}
         for raw, mark in self._put.items():
             wanted.setdefault(direction.leaf(raw), {})[raw] = mark
-        visited = leaves if self._repair else leaves & {direction.leaf(raw) for raw in self._gone}
-        visited = visited | wanted.keys()
-        emptied = {leaf for leaf in visited if not self._leaf(direction, leaf, wanted.get(leaf, {}))}
-        leaves = (leaves | visited) - emptied
-        inner = direction.ancestors(leaves)
-        to_settle = inner if self._repair else inner & direction.ancestors(visited)
-        children: dict[str, list[str]] = {}
-        for chain in leaves | inner - {direction.root}:
-            children.setdefault(direction.parent(chain) or "", []).append(chain)
-        for chain in to_settle:  # all of them before the first goto
-            self._to.create(chain)
-        for chain in to_settle:
-            self._inner(direction, chain, children[chain])
-        unknown = set() if self._repair else present - visited - direction.ancestors(visited)
-        return leaves | inner | unknown
+        leaves = {direction.leaf(raw) for raw in self._gone} & self._own
+        if self._repair:
+            present = {chain for chain in self._own if direction.is_own(chain)}
+            leaves = {chain for chain in present if direction.leaf_prefix(chain) is not None}
+            self._empty |= present  # until something turns out to hang on it
+        stays = {leaf: self._leaf(direction, leaf, wanted.get(leaf, {})) for leaf in leaves | wanted.keys()}
+        for _ in PREFIXES:
+            self._note(stays)
+            level: dict[str, dict[str, bool]] = {}
+            for chain, stay in stays.items():
+                level.setdefault(direction.parent(chain) or "", {})[chain] = stay
+            stays = {chain: self._inner(direction, chain, children) for chain, children in level.items()}
+        self._note(stays)
+        return stays.get(direction.root, bool(self._to.image.rules(direction.root)))
+
+    def _note(self, stays: Mapping[str, bool]) -> None:
+        for chain, stay in stays.items():
+            (self._empty.discard if stay else self._empty.add)(chain)
 
     def _leaf(self, direction: Direction, leaf: str, wanted: Mapping[bytes, Mark]) -> bool:
         """Settles the rules of one leaf. Returns whether it holds any."""
@@ -180,14 +212,21 @@ class _Edit:
                 self._to.append(leaf, _rule(direction, mark))
         return bool(kept or wanted)
 
-    def _inner(self, direction: Direction, chain: str, children: list[str]) -> None:
-        missing = {direction.goto(child) for child in children}
+    def _inner(self, direction: Direction, chain: str, children: Mapping[str, bool]) -> bool:
+        """Settles the gotos of a chain above the leaves. `children`: those looked at, and whether they stay."""
+        rules = [] if self._repair else self._to.image.rules(chain)
+        standing = {rule.target for rule in rules if direction.parent(rule.target) == chain}
+        left = standing - children.keys() | {child for child, stays in children.items() if stays}
+        if not left:
+            return False
+        missing = {direction.goto(child) for child in left}
         kept = []
         for rule in self._to.image.rules(chain):
             if rule.entry in missing:
                 missing.remove(rule.entry)
                 kept.append(rule.entry)
         self._to.settle(chain, [*kept, *sorted(missing)])
+        return True
 
 
 def _rule(direction: Direction, mark: Mark) -> bytes:

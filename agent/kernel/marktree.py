@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
@@ -72,16 +72,6 @@ class Direction:
         length = PREFIXES[level - 1]
         return _chain(self.root, node[0] >> (32 - length) << (32 - length), length)
 
-    def ancestors(self, chains: Iterable[str]) -> set[str]:
-        """All inner chains on the way from the root to these, the root included."""
-        found = set()
-        for chain in chains:
-            parent = self.parent(chain)
-            while parent is not None and parent not in found:
-                found.add(parent)
-                parent = self.parent(parent)
-        return found
-
     def goto(self, chain: str) -> bytes:
         """The rule in its parent that leads to a chain of the tree."""
         return _goto(self.by_source, self.root, chain)
@@ -103,8 +93,12 @@ DIRECTIONS = (FROM, TO)
 TOP_RULES = tuple(entries.entry(entries.jump(direction.root)) for direction in DIRECTIONS)
 
 
+_OWN_CHAINS = frozenset({TOP, FROM.root, TO.root})
+_OWN_PREFIXES = (FROM.root + "_", TO.root + "_")
+
+
 def is_own(chain: str) -> bool:
-    return chain == TOP or any(direction.is_own(chain) for direction in DIRECTIONS)
+    return chain.startswith(_OWN_PREFIXES) or chain in _OWN_CHAINS
 
 
 @lru_cache(1 << 16)
@@ -158,12 +152,13 @@ class Branch:
     whole: bool  # every chain is as it should be
 
 
-def standing_rules(image: Image, direction: Direction) -> dict[bytes, LeafRule]:
-    """The MARK rule of each address, whatever else there is."""
+def standing_rules(image: Image, direction: Direction, only: Collection[bytes] | None = None) -> dict[bytes, LeafRule]:
+    """The MARK rule of each address, or of `only` these, whatever else there is."""
+    chains: Iterable[str] = image.chains if only is None else {direction.leaf(address) for address in only}
     rules: dict[bytes, LeafRule] = {}
-    for chain in image.chains:
+    for chain in chains:
         rules |= by_address(leaf_rules(image, direction, chain))
-    return rules
+    return rules if only is None else {address: rules[address] for address in only if address in rules}
 
 
 def by_address(found: list[LeafRule]) -> dict[bytes, LeafRule]:

@@ -1,4 +1,4 @@
-"""A small rtnetlink sender that batches: ten thousand changes cost what the kernel itself needs for them.
+"""A small netlink sender that batches: ten thousand changes cost what the kernel itself needs for them.
 
 Owns the framing: chunks, acknowledgements, dumps, deadlines. Knows nothing of what a message means, keeps no state
 and no socket between calls. Called by the parts of this room that speak of many objects (rtnetlink(7), netlink(7));
@@ -34,6 +34,7 @@ NLMSG_ERROR = 2
 NLMSG_DONE = 3
 NLMSGERR_ATTR_MSG = 1
 NLA_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+NETLINK_NETFILTER = 12  # Python has no name for it
 SOL_NETLINK = 270
 NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
@@ -46,7 +47,7 @@ RECEIVE_BUFFER_BYTES = (
 )  # an error takes about 1.3 kB of the receive buffer: a chunk of nothing but errors must fit
 SEND_BUFFER_BYTES = 1 << 20  # a chunk is one datagram of some 30 kB
 RECEIVE_BYTES = 1 << 17
-DEADLINE = 30.0  # seconds for one chunk or one piece of a dump; 200 classes beside 30,000 others take 0.5 s
+DEADLINE = 30.0  # seconds for one chunk or one piece of a dump; 200 classes beside 30,000 others take up to 2 s
 DUMP_TRIES = 5
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
@@ -86,11 +87,20 @@ def message(kind: int, flags: int, body: bytes) -> bytes:
     return _HEADER.pack(HEADER_BYTES + len(body), kind, NLM_F_REQUEST | flags, 0, 0) + body
 
 
-class Netlink:
-    """A NETLINK_ROUTE socket with a deadline. Use it in a `with`; raises KernelError when the socket itself fails."""
+class ListingRefused(KernelError):
+    """Linux said no to a dump."""
 
-    def __init__(self) -> None:
-        self._socket = _open()
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(f"netlink: listing failed: {refusal.text}")
+        self.errno = refusal.errno
+
+
+class Netlink:
+    """A netlink socket with a deadline. Use it in a `with`; raises KernelError when the socket itself fails."""
+
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
+        self._protocol = protocol
+        self._socket = _open(protocol)
         self._sequence = 0
 
     def __enter__(self) -> Netlink:
@@ -123,18 +133,32 @@ class Netlink:
                     return _refusal(data, flags, 0) or answer
                 answer = answer or data
 
-    def dump(self, request: bytes) -> list[bytes]:
+    def dump(self, request: bytes, *, torn_will_do: bool = False) -> list[bytes]:
         """All objects that the request selects, each as its whole message (header too).
 
-        Started again when Linux says that they changed meanwhile. Raises KernelError.
+        Started again when Linux says that they changed meanwhile. `torn_will_do`: the last try counts even then; some
+        objects may be missing from it or be there twice. Raises KernelError.
         """
-        for _ in range(DUMP_TRIES):
-            found = self._dump_once(request)
+        for left in reversed(range(DUMP_TRIES)):
+            found = self._dump_once(request, torn_will_do and not left)
             if found is not None:
                 return found
         raise KernelError("netlink: the objects change faster than they can be listed")
 
-    def _dump_once(self, request: bytes) -> list[bytes] | None:
+    def peek(self, request: bytes) -> list[bytes]:
+        """The first objects of a dump, as many as Linux sends at once; none if there are none. Raises KernelError."""
+        first = self._transmit([request], NLM_F_DUMP)
+        found = []
+        for kind, flags, sequence, data in _split(self._receive()):
+            refusal = _refusal(data, flags, 0) if kind <= NLMSG_DONE else None
+            if refusal:
+                raise ListingRefused(refusal)
+            if sequence == first and kind > NLMSG_DONE:
+                found.append(data)
+        self._reopen()  # nobody wants the rest
+        return found
+
+    def _dump_once(self, request: bytes, torn_will_do: bool = False) -> list[bytes] | None:
         """None when it has to be started again. One loop without detours: it runs for 20,000 messages in a resync."""
         first = self._transmit([request], NLM_F_DUMP)
         found: list[bytes] = []
@@ -158,8 +182,8 @@ class Netlink:
                     continue
                 refusal = _refusal(part, flags, 0)
                 if refusal:
-                    raise KernelError(f"netlink: listing failed: {refusal.text}")
-                return None if torn else found
+                    raise ListingRefused(refusal)
+                return None if torn and not torn_will_do else found
 
     def _send_chunk(self, chunk: Sequence[bytes], start: int) -> list[Refusal]:
         first = self._transmit(chunk, 0)
@@ -207,7 +231,7 @@ class Netlink:
 
     def _reopen(self) -> None:
         self._socket.close()
-        self._socket = _open()
+        self._socket = _open(self._protocol)
 
     def _receive(self) -> bytes:
         try:
@@ -224,10 +248,10 @@ class _Overrun(KernelError):
     """The receive buffer was full and answers are lost (ENOBUFS)."""
 
 
-def _open() -> socket.socket:
+def _open(protocol: int) -> socket.socket:
     opened = None
     try:
-        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         opened.settimeout(DEADLINE)
         opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
         opened.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER_BYTES)

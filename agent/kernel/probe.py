@@ -14,36 +14,45 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from agent.errors import KernelError
-from agent.kernel import entries, interfaces, shaper, tc_text, xtables
+from agent.kernel import entries, interfaces, nft_trials, shaper, xtables
+from agent.kernel.backend import BACKENDS, Backend
 from agent.kernel.interfaces import Interface
+from agent.kernel.loopback import (
+    ADDRESS,
+    DATAGRAM,
+    LOOPBACK,
+    MARK,
+    MINOR,
+    PAYLOAD,
+    WAIT_SECONDS,
+    connect,
+    open_socket,
+    packets_in_class,
+    send,
+    talk,
+)
 from agent.kernel.scratch import NoNamespace, in_scratch_namespace
 from agent.model import Class, Diff, Qdisc, Scope
 
 DEADLINE = 20.0  # seconds for all trials together; they take about a tenth of a second
-WAIT_SECONDS = 1.0  # for one packet
-SO_MARK = 36  # asm-generic/socket.h
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
-LOOPBACK = "lo"
-MINOR = 0x109
-MARK = 109
-PAYLOAD = bytes(100)  # a datagram of 128 bytes with its headers
-DATAGRAM = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One trial. `needed`: without it the agent cannot work here at all."""
+    """One trial. `needed`: without it the agent cannot work here at all, or, if it is of a `backend`, not with that."""
 
     name: str
     works: bool
     needed: bool
     detail: str
+    backend: Backend | None = None
 
 
 Capabilities = tuple[Finding, ...]
@@ -63,6 +72,12 @@ def has_kernel_wireguard() -> bool:
     return True
 
 
+def complete(findings: Sequence[Finding]) -> tuple[Backend, ...]:
+    """The backends that have everything they need."""
+    lacking = {finding.backend for finding in findings if finding.needed and not finding.works}
+    return tuple(backend for backend in BACKENDS if backend not in lacking)
+
+
 def probe() -> Capabilities:
     """All trials. Raises KernelError where this process may not make a namespace (root may)."""
     return in_scratch_namespace(_try_all, DEADLINE)
@@ -70,15 +85,15 @@ def probe() -> Capabilities:
 
 def _try_all() -> Capabilities:
     interfaces.set_interface(_interface(LOOPBACK), state="up")
-    interfaces.add_address(_interface(LOOPBACK), IPv4Interface("198.51.100.1/32"))
-    return tuple(_tried(name, needed, trial) for name, needed, trial in TRIALS)
+    interfaces.add_address(_interface(LOOPBACK), IPv4Interface(f"{ADDRESS}/32"))
+    return tuple(_tried(*trial) for trial in TRIALS)
 
 
-def _tried(name: str, needed: bool, trial: Callable[[], str]) -> Finding:
+def _tried(name: str, needed: bool, trial: Callable[[], str], backend: Backend | None = None) -> Finding:
     try:
-        return Finding(name, True, needed, trial())
+        return Finding(name, True, needed, trial(), backend)
     except (KernelError, OSError, subprocess.SubprocessError) as error:
-        return Finding(name, False, needed, str(error))
+        return Finding(name, False, needed, str(error), backend)
 
 
 # -- WireGuard ----------------------------------------------------------------------------------------------------
@@ -112,7 +127,7 @@ def _try_tun() -> str:
         device = _interface(name)
         interfaces.add_address(device, IPv4Interface("203.0.113.1/24"))
         interfaces.set_interface(device, state="up")
-        with _socket("203.0.113.1") as door:
+        with open_socket("203.0.113.1") as door:
             door.sendto(PAYLOAD, ("203.0.113.2", 9))
         give_up = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < give_up:
@@ -139,22 +154,15 @@ def _try_classes() -> str:
         raise error
     if not shaper.Qdiscs().read(scope):
         raise KernelError("root qdisc and classifier did not read back as written")
-    before = _packets_in_class()
-    _send(3, mark=MARK)
-    marked = _packets_in_class() - before
-    _send(3)
-    _send(3, mark=MARK + 1)
-    others = _packets_in_class() - before - marked
+    before = packets_in_class()
+    send(3, mark=MARK)
+    marked = packets_in_class() - before
+    send(3)
+    send(3, mark=MARK + 1)
+    others = packets_in_class() - before - marked
     if (marked, others) != (3, 0):
         raise KernelError(f"of 3 marked packets {marked} went into their class, of 6 others {others}")
     return "marked packets went into their class, others did not"
-
-
-def _packets_in_class() -> int:
-    data = shaper.read_class(LOOPBACK, MINOR)
-    if data is None:
-        raise KernelError("the class is not there")
-    return tc_text.class_counters(data).packets
 
 
 def _try_fq_codel() -> str:
@@ -167,7 +175,7 @@ def _try_fq_codel() -> str:
 
 
 def _try_mark() -> str:
-    packets, octets = _counted("mangle", "OUTPUT", entries.mark(MARK), lambda: _send(3))
+    packets, octets = _counted("mangle", "OUTPUT", entries.mark(MARK), lambda: send(3))
     if (packets, octets) != (3, 3 * DATAGRAM):
         raise KernelError(f"the rule counted {packets} packets and {octets} bytes of 3 and {3 * DATAGRAM}")
     return "packets were marked and counted"
@@ -175,26 +183,22 @@ def _try_mark() -> str:
 
 def _try_marked_class() -> str:
     """A MARK rule and the classifier together, which is the agent's way of shaping."""
-    before = _packets_in_class()
-    _counted("mangle", "OUTPUT", entries.mark(MARK), lambda: _send(3))
-    found = _packets_in_class() - before
+    before = packets_in_class()
+    _counted("mangle", "OUTPUT", entries.mark(MARK), lambda: send(3))
+    found = packets_in_class() - before
     if found != 3:
         raise KernelError(f"of 3 packets marked by a rule {found} went into their class")
     return "packets marked by a rule went into their class"
 
 
 def _try_conntrack() -> str:
-    packets, _ = _counted("filter", "INPUT", entries.jump("ACCEPT"), _talk, match=entries.established())
+    packets, _ = _counted("filter", "INPUT", entries.jump("ACCEPT"), talk, match=entries.established())
     if packets != 1:
         raise KernelError(f"of a question and its answer {packets} packets were taken for answers")
     return "an answer was told from a question"
 
 
 def _try_tcpmss() -> str:
-    def connect() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            socket.create_connection(server.getsockname(), WAIT_SECONDS).close()
-
     clamp, syn = entries.tcpmss_clamp(), entries.tcp_syn()
     packets, _ = _counted("mangle", "OUTPUT", clamp, connect, match=syn, protocol=socket.IPPROTO_TCP)
     if packets < 1:
@@ -207,12 +211,12 @@ def _try_snat() -> str:
 
 
 def _try_masquerade() -> str:
-    return _translated("127.0.0.6", entries.masquerade(), "198.51.100.1")
+    return _translated("127.0.0.6", entries.masquerade(), ADDRESS)
 
 
 def _translated(source: str, target: bytes, wanted: str) -> str:
     seen: list[str] = []
-    _counted("nat", "POSTROUTING", target, lambda: seen.append(_talk(source)), source=IPv4Network(source))
+    _counted("nat", "POSTROUTING", target, lambda: seen.append(talk(source)), source=IPv4Network(source))
     if seen != [wanted]:
         raise KernelError(f"a packet from {source} should have come from {wanted} and came from {seen[0]}")
     return "the source address was translated"
@@ -240,9 +244,6 @@ def _counted(
     return found[0].packets, found[0].octets
 
 
-# -- packets on the loopback --------------------------------------------------------------------------------------
-
-
 def _interface(name: str) -> Interface:
     found = interfaces.read_interface(name)
     if found is None:
@@ -250,41 +251,18 @@ def _interface(name: str) -> Interface:
     return found
 
 
-def _socket(address: str = "127.0.0.1") -> socket.socket:
-    door = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    door.settimeout(WAIT_SECONDS)
-    door.bind((address, 0))
-    return door
-
-
-def _send(count: int, mark: int = 0) -> None:
-    with _socket() as receiver, _socket() as sender:
-        sender.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
-        for _ in range(count):
-            sender.sendto(PAYLOAD, receiver.getsockname())
-            receiver.recv(2048)
-
-
-def _talk(source: str = "127.0.0.1") -> str:
-    """A question and its answer; the address that the question seemed to come from."""
-    with _socket() as receiver, _socket(source) as sender:
-        sender.sendto(PAYLOAD, receiver.getsockname())
-        _, seen = receiver.recvfrom(2048)
-        receiver.sendto(PAYLOAD, seen)
-        sender.recv(2048)
-    return str(seen[0])
-
-
-TRIALS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
+Trial = tuple[str, bool, Callable[[], str]] | tuple[str, bool, Callable[[], str], Backend]
+TRIALS: tuple[Trial, ...] = (
     ("WireGuard in the kernel", False, _try_wireguard),
     ("wireguard-go", False, _try_wireguard_go),
     ("TUN device", False, _try_tun),
     ("HTB and classifier", True, _try_classes),
     ("fq_codel", False, _try_fq_codel),
-    ("iptables MARK with counters", True, _try_mark),
-    ("MARK to class", True, _try_marked_class),
-    ("conntrack match", False, _try_conntrack),
-    ("TCPMSS", True, _try_tcpmss),
-    ("SNAT", True, _try_snat),
-    ("MASQUERADE", True, _try_masquerade),
+    ("iptables MARK with counters", True, _try_mark, "iptables"),
+    ("iptables MARK to class", True, _try_marked_class, "iptables"),
+    ("iptables conntrack match", False, _try_conntrack, "iptables"),
+    ("iptables TCPMSS", True, _try_tcpmss, "iptables"),
+    ("iptables SNAT", True, _try_snat, "iptables"),
+    ("iptables MASQUERADE", True, _try_masquerade, "iptables"),
+    *((name, True, trial, "nftables") for name, trial in nft_trials.TRIALS),
 )

@@ -54,6 +54,7 @@ with warnings.catch_warnings():
 LOCK = "/run/xtables.lock"
 LOCK_SECONDS = 5.0  # how long to wait for it
 _LOCK_POLL_SECONDS = 0.01
+_TABLE_NAMES = Path("/proc/thread-self/net/ip_tables_names")  # of the calling thread's network namespace
 _TRIES = 4  # transactions that lost against a writer who does not take the lock
 
 # linux/netfilter_ipv4/ip_tables.h
@@ -114,6 +115,11 @@ def read(table: str) -> Image:
         return _read(table)
 
 
+def check(table: str) -> None:
+    """Raises KernelError where this table cannot be had. Without the lock, so that nobody's work looks like a lack."""
+    _read(table)
+
+
 def _read(table: str) -> Image:
     """Without the lock; 3 ms and about 4 MB at 21,000 rules."""
     try:
@@ -138,7 +144,8 @@ def _read_once(sock: socket.socket, table: str) -> Image:
     struct.pack_into("=32sI", asked, 0, name, size)
     _getsockopt(sock, _GET_ENTRIES, asked)
     hooks = {chain: (numbers[i], numbers[5 + i]) for i, chain in enumerate(BUILTINS) if valid >> i & 1}
-    return Image.parse(bytes(memoryview(asked)[_ENTRIES_HEAD:]), hooks)
+    del asked[:_ENTRIES_HEAD]
+    return Image.parse(asked, hooks)
 
 
 def _getsockopt(sock: socket.socket, option: int, buffer: bytearray) -> None:
@@ -158,6 +165,16 @@ def _refused(table: str, error: OSError) -> KernelError:
     else:
         return KernelError(f"iptables: cannot read the {table} table: {error.strerror}", retry=True)
     return KernelError(f"iptables: cannot read the {table} table: {reason}", retry=False)
+
+
+def has_table(table: str) -> bool:
+    """Is the table in use in this namespace? To ask for it would make the kernel load it."""
+    try:
+        return table in _TABLE_NAMES.read_text().split()
+    except FileNotFoundError:  # ip_tables is not loaded
+        return False
+    except OSError as error:
+        raise KernelError(f"iptables: cannot read {_TABLE_NAMES}: {error.strerror}") from error
 
 
 def supports_match(name: str, revision: int) -> bool:

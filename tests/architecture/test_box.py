@@ -33,7 +33,7 @@ def test_the_example_configuration_passes_check(process: str, tmp_path: Path) ->
     # also with every commented default switched on: they are the defaults, so nothing may change
     example = (UNITS / f"{process}.toml").read_text()
     full = tmp_path / "full.toml"
-    full.write_text(re.sub(r"(?m)^#(\w+ = )", r"\1", example))
+    full.write_text(re.sub(r"(?m)^#([\w.]+ = )", r"\1", example))
     shown = [checked(process, path) for path in (UNITS / f"{process}.toml", full)]
     assert shown[0].replace(str(UNITS / f"{process}.toml"), "") == shown[1].replace(str(full), "")
 
@@ -47,8 +47,11 @@ def checked(process: str, config: Path) -> str:
 
 @pytest.mark.parametrize(("process", "config"), [("agent", agent.config.Config), ("gateway", gateway.config.Config)])
 def test_the_example_names_every_key(process: str, config: type) -> None:
-    example = re.sub(r"(?m)^#(\w+ = )", r"\1", (UNITS / f"{process}.toml").read_text())
-    assert set(tomllib.loads(example)) == {field.name for field in dataclasses.fields(config)}
+    example = re.sub(r"(?m)^#([\w.]+ = )", r"\1", (UNITS / f"{process}.toml").read_text())
+    table = tomllib.loads(example)
+    named = {f"{key}.{inner}" for key, of in table.items() if isinstance(of, dict) for inner in of}
+    named |= {key for key, of in table.items() if not isinstance(of, dict)}
+    assert named == {field.metadata.get("key") or field.name for field in dataclasses.fields(config)}
 
 
 def test_the_package_holds_every_file_of_both_processes(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The parts of the kernel, one suite twice: the fake that the unit tests stand on, and Linux itself in a namespace.
+"""The parts of the kernel, one suite for the fake that the unit tests stand on, and for Linux itself in a namespace,
+with either backend.
 
 What the core relies on is here: what was written reads back equal, applying is idempotent, one bad key spoils only
 itself, counters start where they are told to and are kept by a change.
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from agent.errors import KernelError
+from agent.kernel.backend import BACKENDS, Backend
 from agent.model import Class, Counters, Diff, Forwarding, Link, Mark, Peer, Qdisc, Scope, Secret, clamped
 from agent.parts import PARTS
 from tests.fakes.kernel import FakeKernel
@@ -72,7 +74,7 @@ class Held:
 
 
 @contextmanager
-def real(make: Callable[[], str]) -> Iterator[Held]:
+def real(make: Callable[[], str], backend: Backend) -> Iterator[Held]:
     from agent.kernel.link import choose_mode
     from agent.wiring import LinuxKernel
 
@@ -86,19 +88,21 @@ def real(make: Callable[[], str]) -> Iterator[Held]:
     ):
         subprocess.run(["ip", "-n", namespace, *command.split()], check=True, timeout=30)
     with enter(namespace) as run:
-        held = Held(run(lambda: LinuxKernel(choose_mode("auto"), "auto")), run, f"wlk{os.getpid()}x{next(_numbers)}")
+        held = Held(
+            run(lambda: LinuxKernel(choose_mode("auto"), "auto", backend)), run, f"wlk{os.getpid()}x{next(_numbers)}"
+        )
         try:
             yield held
         finally:
             held.take_down()
 
 
-@pytest.fixture(params=["fake", "real"])
+@pytest.fixture(params=["fake", *BACKENDS])
 def held(request: pytest.FixtureRequest) -> Iterator[Held]:
     if request.param == "fake":
         yield Held(FakeKernel(UPLINK), lambda call: call(), "wg9")
         return
-    with real(request.getfixturevalue("make_namespace")) as box:
+    with real(request.getfixturevalue("make_namespace"), request.param) as box:
         yield box
 
 
@@ -134,6 +138,15 @@ def test_values_change_in_place(held: Held) -> None:
     for part, change in changed.items():
         assert held.apply(part, change=change) == {}
         assert held.read(part) == {**values[part], **change}
+
+
+def test_counters_are_told_of_all_addresses_or_of_some(held: Held) -> None:
+    numbers = {IPv4Address(f"10.99.{n}.{n}"): Counters(n, 100 * n, n, 10 * n) for n in range(1, 5)}
+    held.apply("marks", add={a: Mark(a, 100 + n, counters=c) for n, (a, c) in enumerate(numbers.items())})
+    some = [*list(numbers)[1:3], IPv4Address("10.99.9.9")]
+    assert held.run(held.kernel.marks.counters) == numbers
+    assert held.run(lambda: held.kernel.marks.counters(some)) == {a: numbers[a] for a in some[:2]}
+    assert held.run(lambda: held.kernel.marks.counters([])) == {}
 
 
 def test_rules_start_from_their_counters_keep_them_and_start_anew_when_told(held: Held) -> None:

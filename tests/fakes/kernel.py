@@ -5,7 +5,7 @@ tests/contract runs the same suite against this and against the real doors in a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
@@ -61,9 +61,9 @@ class FakeMarks(FakePart):
             value = replace(value, counters=old.counters)
         super().put(verb, key, value if verb == "remove" else replace(value, owner=0, restart=False))
 
-    def counters(self) -> dict[IPv4Address, Counters]:
+    def counters(self, addresses: Collection[IPv4Address] | None = None) -> dict[IPv4Address, Counters]:
         self.kernel.called("marks", "counters")
-        return {address: mark.counters for address, mark in self.held.items()}
+        return {a: mark.counters for a, mark in self.held.items() if addresses is None or a in addresses}
 
 
 class FakeKernel:

@@ -50,6 +50,7 @@ class MemoryKeeper:
         self.baselines: dict[IPv4Address, Baseline] = {}
         self.days: dict[tuple[int, int], Used] = {}
         self.sampled_at: float | None = None
+        self.counted_by = ""
 
     def expect(self, accounts: Iterable[Account]) -> None:
         """What the store does when it saves accounts."""
@@ -62,9 +63,24 @@ class MemoryKeeper:
     def load_sampled_at(self) -> float | None:
         return self.sampled_at
 
+    def load_counted_by(self) -> str:
+        return self.counted_by
+
+    def save_counted_by(self, backend: str) -> None:
+        self.counted_by = backend
+
+    def load_recent(self) -> list[int]:
+        return [account_id for account_id, _ in reversed(self.days)]
+
     def save_sample(
-        self, baselines: Mapping[IPv4Address, Baseline], used: Mapping[int, Used], day: int, at: float
+        self,
+        baselines: Mapping[IPv4Address, Baseline],
+        used: Mapping[int, Used],
+        day: int,
+        at: float,
+        counted_by: str = "",
     ) -> None:
+        self.counted_by = counted_by or self.counted_by
         self.baselines.update(baselines)
         for account_id, new in used.items():
             self.days[account_id, day] = self.days.get((account_id, day), Used()) + new

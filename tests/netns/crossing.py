@@ -1,4 +1,4 @@
-"""A small crossing of networks for the iptables doors: real packets through a real router, no WireGuard.
+"""A small crossing of networks for what marks and forwards: real packets through a real router, no WireGuard.
 
     alice 10.66.0.10 --+                       +-- up0 192.0.2.1 -- 192.0.2.2 internet
                        +-- wl0 10.66.0.1 [router]
@@ -28,6 +28,12 @@ def ip(namespace: str, *arguments: str) -> None:
 def iptables(namespace: str, arguments: str) -> str:
     """As an administrator would, in one line."""
     command = ["ip", "netns", "exec", namespace, "iptables-legacy", "-w", *arguments.split()]
+    return subprocess.run(command, check=True, timeout=DEADLINE, capture_output=True, text=True).stdout
+
+
+def nft(namespace: str, arguments: str) -> str:
+    """As an administrator would, in one line."""
+    command = ["ip", "netns", "exec", namespace, "nft", *arguments.split()]
     return subprocess.run(command, check=True, timeout=DEADLINE, capture_output=True, text=True).stdout
 
 

@@ -1,11 +1,14 @@
-"""The rules of a server on real packets: who reaches whom, from which address, and damage repaired without a loss."""
+"""The rules of a server on real packets, by both backends: who reaches whom, from which address, and repairs.
+
+What only iptables can be damaged with is here too; test_nft_forwarding.py has the same for nftables.
+"""
 
 from __future__ import annotations
 
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -15,52 +18,69 @@ import pytest
 from agent.diff import diff
 from agent.kernel.forwarding import BROKEN, Forwardings
 from agent.kernel.marks import IptablesMarks
+from agent.kernel.nft_forwarding import NftForwardings
 from agent.model import Diff, Forwarding, Mark, Scope
 from tests.netns.conftest import enter
-from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, ip, iptables, saved, sysctl
+from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, ip, iptables, nft, saved, sysctl
 
 SCOPE = Scope(frozenset({"wl0", "wl1"}), "up0")
 ROUTER = "192.0.2.1"
 FIRST = Forwarding("wl0", IPv4Network("10.66.0.0/24"), "up0", 51820, False, None)
 SECOND = Forwarding("wl1", IPv4Network("10.67.0.0/24"), "up0", 51821, True, IPv4Address("192.0.2.77"))
 WANTED = {"wl0": FIRST, "wl1": SECOND}
-Run = Callable[..., Any]
+DOORS: dict[str, type[Forwardings] | type[NftForwardings]] = {"iptables": Forwardings, "nftables": NftForwardings}
+BOTH = pytest.mark.parametrize("run", list(DOORS), indirect=True)
+
+
+@dataclass
+class Run:
+    """Calls on a thread in the router."""
+
+    call: Callable[..., Any]
+    door: Forwardings | NftForwardings
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        return self.call(function, *args)
 
 
 @pytest.fixture
 def crossing(make_namespace: Callable[[], str]) -> Iterator[Crossing]:
-    """A router whose own rules let nothing through and nothing in."""
     made = build(make_namespace)
     ip(made.router, "address", "add", "192.0.2.77/32", "dev", "up0")
-    for chain in ("FORWARD", "INPUT"):
-        iptables(made.router, f"-P {chain} DROP")
     yield made
     made.close()
 
 
 @pytest.fixture
-def run(crossing: Crossing) -> Iterator[Run]:
-    """Calls on a thread in the router."""
+def run(crossing: Crossing, request: pytest.FixtureRequest) -> Iterator[Run]:
+    """With iptables the router's own rules let nothing through and nothing in; ours open the way nevertheless.
+
+    With nftables they cannot, so there the router is open.
+    """
+    backend = getattr(request, "param", "iptables")
+    for chain in ("FORWARD", "INPUT"):
+        iptables(crossing.router, f"-P {chain} {'DROP' if backend == 'iptables' else 'ACCEPT'}")
     with enter(crossing.router) as call:
-        yield call
+        yield Run(call, DOORS[backend]())
 
 
 def read(run: Run) -> dict[str, Forwarding]:
-    found: dict[str, Forwarding] = run(Forwardings().read, SCOPE)
+    found: dict[str, Forwarding] = run(run.door.read, SCOPE)
     return found
 
 
 def make(run: Run, wanted: dict[str, Forwarding]) -> Diff[str, Forwarding]:
     """One pass, in the writer's order: what is missing first, what is too much last."""
     difference = diff(wanted, read(run))
-    assert run(Forwardings().apply, Diff(difference.add, difference.change)) == {}
-    assert run(Forwardings().apply, Diff(remove=difference.remove)) == {}
+    assert run(run.door.apply, Diff(difference.add, difference.change)) == {}
+    assert run(run.door.apply, Diff(remove=difference.remove)) == {}
     return difference
 
 
 def all_tables(crossing: Crossing, *, foreign_only: bool = False) -> list[str]:
     tables = ("mangle", "nat", "filter")
-    return [line for table in tables for line in saved(crossing.router, table, foreign_only=foreign_only)]
+    lines = [line for table in tables for line in saved(crossing.router, table, foreign_only=foreign_only)]
+    return lines if foreign_only else lines + nft(crossing.router, "list ruleset").splitlines()
 
 
 # -- who reaches whom ---------------------------------------------------------------------------------------------
@@ -76,6 +96,7 @@ def seen_source(crossing: Crossing, client: str) -> str:
     return str(source[0])
 
 
+@BOTH
 def test_accounts_reach_the_internet_from_the_right_address(crossing: Crossing, run: Run) -> None:
     make(run, WANTED)
     assert seen_source(crossing, ALICE) == ROUTER
@@ -84,6 +105,7 @@ def test_accounts_reach_the_internet_from_the_right_address(crossing: Crossing, 
     assert seen_source(crossing, CAROL) == ROUTER
 
 
+@BOTH
 def test_nobody_reaches_an_account_that_did_not_ask(crossing: Crossing, run: Run) -> None:
     iptables(crossing.router, "-P FORWARD ACCEPT")
     make(run, WANTED)
@@ -92,6 +114,7 @@ def test_nobody_reaches_an_account_that_did_not_ask(crossing: Crossing, run: Run
     assert not crossing.passes(CAROL, ALICE)
 
 
+@BOTH
 @pytest.mark.parametrize("internal", [False, True])
 def test_accounts_of_a_server_reach_one_another_only_if_they_may(crossing: Crossing, run: Run, internal: bool) -> None:
     make(run, {"wl0": replace(FIRST, internal_traffic=not internal)})
@@ -99,6 +122,7 @@ def test_accounts_of_a_server_reach_one_another_only_if_they_may(crossing: Cross
     assert crossing.passes(ALICE, BOB) is internal
 
 
+@BOTH
 def test_a_foreign_source_address_does_not_pass(crossing: Crossing, run: Run) -> None:
     make(run, WANTED)
     ip(crossing.hosts[ALICE], "address", "add", "10.66.9.9/32", "dev", "eth0")
@@ -143,6 +167,7 @@ def mss_seen(crossing: Crossing, listener: str, sniffer: str, flags: int) -> int
             return int(mss)
 
 
+@BOTH
 def test_the_mss_is_clamped_to_the_path_both_ways(crossing: Crossing, run: Run) -> None:
     ip(crossing.router, "link", "set", "wl0", "mtu", "1280")
     make(run, {})
@@ -173,6 +198,7 @@ def test_marks_and_mss_share_the_forward_chain_in_either_order(crossing: Crossin
 # -- reading, repairing, removing ---------------------------------------------------------------------------------
 
 
+@BOTH
 def test_what_was_applied_reads_back_equal_and_goes_without_a_trace(crossing: Crossing, run: Run) -> None:
     iptables(crossing.router, "-A FORWARD -s 203.0.113.7 -j DROP")
     iptables(crossing.router, "-t nat -A POSTROUTING -s 10.99.0.0/24 -o up0 -j MASQUERADE")
@@ -182,7 +208,7 @@ def test_what_was_applied_reads_back_equal_and_goes_without_a_trace(crossing: Cr
     assert read(run) == WANTED
     text = all_tables(crossing)
     assert make(run, WANTED) == Diff()
-    run(Forwardings().apply, Diff(add=WANTED))
+    run(run.door.apply, Diff(add=WANTED))
     assert all_tables(crossing) == text
     for changed in (
         replace(FIRST, internal_traffic=True),
@@ -288,6 +314,7 @@ def test_flushed_tables_are_rebuilt(crossing: Crossing, run: Run) -> None:
     assert seen_source(crossing, ALICE) == ROUTER
 
 
+@BOTH
 def test_ip_forward_switched_off_is_found_and_switched_on_in_this_namespace_only(
     crossing: Crossing, run: Run, make_namespace: Callable[[], str]
 ) -> None:
@@ -300,3 +327,12 @@ def test_ip_forward_switched_off_is_found_and_switched_on_in_this_namespace_only
     assert seen_source(crossing, ALICE) == ROUTER
     with enter(other) as call:
         assert call(Path("/proc/sys/net/ipv4/ip_forward").read_text) == "0\n"
+
+
+@BOTH
+def test_it_tells_whether_it_stands(crossing: Crossing, run: Run) -> None:
+    assert not run(run.door.standing)
+    make(run, {"wl0": FIRST})
+    assert run(run.door.standing)
+    run(run.door.apply, Diff(remove={"wl0": FIRST}))
+    assert not run(run.door.standing)

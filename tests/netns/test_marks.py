@@ -1,4 +1,7 @@
-"""The MARK rules on real packets: exact counters, the right mark, and every kind of damage repaired without a loss."""
+"""The marks on real packets, by both backends: exact counters, the right mark, and damage repaired without a loss.
+
+What only iptables can be damaged with is here too; test_nft_marks.py has the same for nftables.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -14,14 +18,27 @@ import pytest
 
 from agent.diff import diff
 from agent.kernel.marks import BROKEN, IptablesMarks
+from agent.kernel.nft_marks import NftablesMarks
 from agent.model import Counters, Diff, Mark, Scope
 from tests.netns.conftest import enter
-from tests.netns.crossing import ALICE, BOB, INTERNET, Crossing, build, iptables, saved, sysctl
+from tests.netns.crossing import ALICE, BOB, INTERNET, Crossing, build, iptables, nft, saved, sysctl
 
 SCOPE = Scope(frozenset(), "up0")
 ALICE_ADDRESS, BOB_ADDRESS = IPv4Address(ALICE), IPv4Address(BOB)
 WANTED = {ALICE_ADDRESS: Mark(ALICE_ADDRESS, 109), BOB_ADDRESS: Mark(BOB_ADDRESS, 40960)}
-Run = Callable[..., Any]
+DOORS: dict[str, type[IptablesMarks] | type[NftablesMarks]] = {"iptables": IptablesMarks, "nftables": NftablesMarks}
+BOTH = pytest.mark.parametrize("run", list(DOORS), indirect=True)
+
+
+@dataclass
+class Run:
+    """Calls on a thread in the router."""
+
+    call: Callable[..., Any]
+    marks: IptablesMarks | NftablesMarks
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        return self.call(function, *args)
 
 
 @pytest.fixture
@@ -33,26 +50,25 @@ def crossing(make_namespace: Callable[[], str]) -> Iterator[Crossing]:
 
 
 @pytest.fixture
-def run(crossing: Crossing) -> Iterator[Run]:
-    """Calls on a thread in the router."""
+def run(crossing: Crossing, request: pytest.FixtureRequest) -> Iterator[Run]:
     with enter(crossing.router) as call:
-        yield call
+        yield Run(call, DOORS[getattr(request, "param", "iptables")]())
 
 
 def read(run: Run) -> dict[IPv4Address, Mark]:
-    found: dict[IPv4Address, Mark] = run(IptablesMarks().read, SCOPE)
+    found: dict[IPv4Address, Mark] = run(run.marks.read, SCOPE)
     return found
 
 
 def make(run: Run, wanted: dict[IPv4Address, Mark]) -> Diff[IPv4Address, Mark]:
     """One pass: read, compare, apply. Returns what it changed."""
     difference = diff(wanted, read(run))
-    assert run(IptablesMarks().apply, difference) == {}
+    assert run(run.marks.apply, difference) == {}
     return difference
 
 
 def counters(run: Run, address: IPv4Address) -> Counters:
-    found: dict[IPv4Address, Counters] = run(IptablesMarks().counters)
+    found: dict[IPv4Address, Counters] = run(run.marks.counters)
     return found[address]
 
 
@@ -62,9 +78,15 @@ def packets_of(namespace: str, chain: str, words: str) -> int:
     return int(line[1 : line.index(":")])
 
 
+def everything(crossing: Crossing) -> list[str]:
+    """The mangle table of iptables, and all of nftables."""
+    return [*saved(crossing.router, "mangle"), *nft(crossing.router, "-s list ruleset").splitlines()]
+
+
 # -- counting and marking -----------------------------------------------------------------------------------------
 
 
+@BOTH
 def test_every_byte_is_counted_for_its_account_and_direction(crossing: Crossing, run: Run) -> None:
     make(run, WANTED)
     crossing.send(ALICE, INTERNET, 5, 1000)
@@ -77,6 +99,7 @@ def test_every_byte_is_counted_for_its_account_and_direction(crossing: Crossing,
     assert counters(run, BOB_ADDRESS) == Counters(0, 0, 1, 100)
 
 
+@BOTH
 def test_between_two_accounts_the_mark_of_the_receiver_wins(crossing: Crossing, run: Run) -> None:
     make(run, WANTED)
     for mark in ("0x6d", "0xa000"):
@@ -90,6 +113,7 @@ def test_between_two_accounts_the_mark_of_the_receiver_wins(crossing: Crossing, 
 # -- starting, changing, removing ---------------------------------------------------------------------------------
 
 
+@BOTH
 def test_new_rules_start_from_the_counters_they_are_given(crossing: Crossing, run: Run) -> None:
     start = Counters(1 << 33, 1 << 45, 3, 4)
     make(run, {ALICE_ADDRESS: Mark(ALICE_ADDRESS, 109, counters=start)})
@@ -98,14 +122,15 @@ def test_new_rules_start_from_the_counters_they_are_given(crossing: Crossing, ru
     assert counters(run, ALICE_ADDRESS) == Counters(1 << 33, 1 << 45, 5, 204)
 
 
+@BOTH
 def test_rules_that_exist_keep_their_counters_unless_they_shall_restart(crossing: Crossing, run: Run) -> None:
     make(run, WANTED)
     crossing.send(ALICE, INTERNET, 2, 100)
     again = Mark(ALICE_ADDRESS, 109, counters=Counters(9, 9, 9, 9))
-    run(IptablesMarks().apply, Diff(add={ALICE_ADDRESS: again}))
+    run(run.marks.apply, Diff(add={ALICE_ADDRESS: again}))
     assert counters(run, ALICE_ADDRESS) == Counters(0, 0, 2, 200)
     restarted = Mark(ALICE_ADDRESS, 110, counters=Counters(9, 90, 8, 80), restart=True)
-    run(IptablesMarks().apply, Diff(change={ALICE_ADDRESS: restarted}))
+    run(run.marks.apply, Diff(change={ALICE_ADDRESS: restarted}))
     assert read(run) == WANTED | {ALICE_ADDRESS: Mark(ALICE_ADDRESS, 110)}
     assert counters(run, ALICE_ADDRESS) == Counters(9, 90, 8, 80)
 
@@ -145,9 +170,10 @@ def test_no_packet_is_lost_or_passes_unmarked_while_rules_change_and_are_repaire
     assert counters(run, ALICE_ADDRESS).download_packets == seen
 
 
+@BOTH
 def test_two_thousand_accounts_read_back_equal_and_go_without_a_trace(crossing: Crossing, run: Run) -> None:
     iptables(crossing.router, "-t mangle -A FORWARD -s 203.0.113.7 -j DROP")
-    before = saved(crossing.router, "mangle")
+    before = everything(crossing)
     wanted = {a: Mark(a, 100 + i) for i in range(2000) if (a := IPv4Address(0x0A400000 + i * 3))}
     make(run, wanted)
     assert read(run) == wanted
@@ -156,17 +182,18 @@ def test_two_thousand_accounts_read_back_equal_and_go_without_a_trace(crossing: 
     make(run, half)
     assert read(run) == half
     make(run, {})
-    assert saved(crossing.router, "mangle") == before
+    assert everything(crossing) == before
 
 
+@BOTH
 def test_applying_the_same_twice_changes_nothing(crossing: Crossing, run: Run) -> None:
     add: Diff[IPv4Address, Mark] = Diff(add=WANTED)
-    run(IptablesMarks().apply, add)
-    before = saved(crossing.router, "mangle")
-    run(IptablesMarks().apply, add)
-    assert saved(crossing.router, "mangle") == before
-    run(IptablesMarks().apply, Diff(remove=WANTED))
-    run(IptablesMarks().apply, Diff(remove=WANTED))
+    run(run.marks.apply, add)
+    before = everything(crossing)
+    run(run.marks.apply, add)
+    assert everything(crossing) == before
+    run(run.marks.apply, Diff(remove=WANTED))
+    run(run.marks.apply, Diff(remove=WANTED))
     assert read(run) == {}
 
 
@@ -240,7 +267,7 @@ def test_a_flushed_table_is_rebuilt(crossing: Crossing, run: Run) -> None:
 def test_a_change_of_one_account_leaves_damage_elsewhere_for_the_full_pass(crossing: Crossing, run: Run) -> None:
     make(run, WANTED)
     iptables(crossing.router, "-t mangle -D WL_TO_10.66.0.16/28 1")
-    run(IptablesMarks().apply, Diff(remove={ALICE_ADDRESS: WANTED[ALICE_ADDRESS]}))
+    run(run.marks.apply, Diff(remove={ALICE_ADDRESS: WANTED[ALICE_ADDRESS]}))
     found = read(run)
     assert found.keys() == {BROKEN}
     assert "-A WL_FROM_10.66.0.16/28 -s 10.66.0.20/32" in "\n".join(saved(crossing.router, "mangle", counters=False))

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.kernel import probe, shaper
+from agent.errors import KernelError
+from agent.kernel import probe, shaper, xtables
+from agent.kernel.backend import BACKENDS
 from tests.netns.conftest import enter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +41,8 @@ def test_everything_the_agent_needs_works_on_this_machine(namespace: str) -> Non
     with enter(namespace) as run:
         findings = run(probe.probe)
     assert [finding for finding in findings if finding.needed and not finding.works] == []
-    assert len({finding.name for finding in findings}) == len(findings) == 11
+    assert len({finding.name for finding in findings}) == len(findings) == 18
+    assert probe.complete(findings) == BACKENDS
     assert all(finding.detail for finding in findings)
 
 
@@ -49,11 +52,16 @@ def test_everything_the_agent_needs_works_on_this_machine(namespace: str) -> Non
         ("WireGuard in the kernel", "ip link add wlx{pid} type wireguard"),
         ("TUN device", "ip tuntap add dev wlx{pid} mode tun"),
         ("fq_codel", "tc qdisc add dev lo root fq_codel"),
-        ("conntrack match", "iptables-legacy -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT"),
-        ("TCPMSS", "iptables-legacy -t mangle -A FORWARD -p tcp --tcp-flags SYN SYN -j TCPMSS --clamp-mss-to-pmtu"),
-        ("SNAT", "iptables-legacy -t nat -A POSTROUTING -j SNAT --to-source 192.0.2.1"),
-        ("MASQUERADE", "iptables-legacy -t nat -A POSTROUTING -j MASQUERADE"),
+        ("iptables conntrack match", "iptables-legacy -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT"),
+        (
+            "iptables TCPMSS",
+            "iptables-legacy -t mangle -A FORWARD -p tcp --syn -j TCPMSS --clamp-mss-to-pmtu",
+        ),
+        ("iptables SNAT", "iptables-legacy -t nat -A POSTROUTING -j SNAT --to-source 192.0.2.1"),
+        ("iptables MASQUERADE", "iptables-legacy -t nat -A POSTROUTING -j MASQUERADE"),
         ("iptables MARK with counters", "iptables-legacy -t mangle -A FORWARD -j MARK --set-mark 109"),
+        ("nftables map with counters", "nft add table ip x; add map ip x m {{ type ipv4_addr : mark; counter; }}"),
+        ("nftables SNAT", "nft add table ip x; add chain ip x c {{ type nat hook postrouting priority 100; }}"),
         ("wireguard-go", "wireguard-go --version"),
     ],
 )
@@ -68,7 +76,7 @@ def test_kernel_wireguard_is_told_on_its_own(namespace: str) -> None:
 
 def test_a_probe_leaves_nothing_behind(namespace: str) -> None:
     def look() -> list[str]:
-        lines = ["ip -d addr show", "tc qdisc show", "iptables-legacy-save"]
+        lines = ["ip -d addr show", "tc qdisc show", "iptables-legacy-save", "nft list ruleset"]
         argvs = [["ip", "netns", "exec", namespace, *line.split()] for line in lines]
         return [subprocess.run(argv, check=True, capture_output=True, text=True).stdout for argv in argvs]
 
@@ -100,6 +108,18 @@ def test_what_is_missing_is_told_with_its_cure_and_spoils_nothing_else(
     assert (missing.works, missing.needed) == (False, False)
     assert missing.detail == "not found: install the package wireguard-go"
     assert all(finding.works for finding in findings.values() if finding.needed)
+
+
+def test_what_one_backend_lacks_leaves_the_other_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(table: str, change: object) -> None:
+        raise KernelError(f"iptables: cannot read the {table} table: not here", retry=False)
+
+    monkeypatch.setattr(xtables, "transact", absent)
+    findings = probe.probe()
+    assert probe.complete(findings) == ("nftables",)
+    assert {finding.detail for finding in findings if finding.backend == "iptables"} == {
+        f"iptables: cannot read the {table} table: not here" for table in ("mangle", "filter", "nat")
+    }
 
 
 @pytest.fixture

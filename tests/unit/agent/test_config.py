@@ -23,6 +23,32 @@ def test_what_is_shown_reads_back_as_the_same(tmp_path: Path) -> None:
     assert load_config(path) == config
 
 
+def test_a_key_in_a_table_is_spelled_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    for text in ('marks.backend = "nftables"\n', '[marks]\nbackend = "nftables"\n'):
+        path.write_text(text)
+        assert load_config(path).marks_backend == "nftables"
+    assert 'marks.backend = "nftables"' in shown(load_config(path))
+    path.write_text(shown(load_config(path)))
+    assert load_config(path).marks_backend == "nftables"
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ({"marks": {"backend": "pf"}}, "marks.backend: 'pf' must be one of auto, iptables, nftables"),
+        ({"marks": {"backend": 1}}, "marks.backend: must be a text in quotes"),
+        ({"marks": {"backends": "auto"}}, "marks.backends: there is no such key"),
+        ({"marks": "auto"}, "marks: there is no such key"),
+        ({"marks_backend": "auto"}, "marks_backend: there is no such key"),
+        ({"mark": {}}, "mark: there is no such key"),
+    ],
+)
+def test_a_wrong_key_in_or_of_a_table_is_refused(table: dict[str, object], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        parse_config(table)
+
+
 def test_true_is_not_a_number() -> None:
     with pytest.raises(ConfigError, match="sample_seconds: must be a whole number"):
         parse_config({"sample_seconds": True})

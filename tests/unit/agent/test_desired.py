@@ -43,7 +43,7 @@ def test_two_accounts_may_swap_addresses_in_one_patch() -> None:
             ),
         )
     )
-    assert swapped.by_address == {IPv4Address("10.0.1.3"): 2, IPv4Address("10.0.1.2"): 3}
+    assert dict(swapped.by_address) == {IPv4Address("10.0.1.3"): 2, IPv4Address("10.0.1.2"): 3}
 
 
 def test_a_new_account_may_take_what_a_removed_one_leaves_in_the_same_patch() -> None:

@@ -89,3 +89,14 @@ def test_a_clock_that_is_set_back_counts_on() -> None:
 def test_after_a_long_stop_bytes_belong_to_now() -> None:
     noon = at("Europe/Warsaw", 2026, 5, 5, 12)
     assert days_of([(noon, 0), (noon + 7 * 86_400, 100)]) == {20260512: 100}
+
+
+def test_a_sample_of_some_addresses_leaves_the_others_time_alone() -> None:
+    """A removal right after midnight, before the midnight sample: the rest still counts for the old day."""
+    b, edge = IPv4Address("10.0.0.3"), at("UTC", 2026, 3, 1)
+    keeper, owners, times = MemoryKeeper(), {A: 7, b: 8}, iter([edge - 5, edge + 0.01, edge + 0.02])
+    usage = Usage(keeper, lambda: next(times))
+    usage.observe({}, owners, "UTC")
+    usage.observe({A: counted(100)}, owners, "UTC", whole=False)
+    usage.observe({A: counted(100), b: counted(50)}, owners, "UTC")
+    assert keeper.days == {(7, 20260228): Used(100, 0), (8, 20260228): Used(50, 0)}

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from agent.desired import Desired, Snapshot
 from agent.diff import diff, diff_of
-from agent.model import Class, Forwarding, Mark, Peer, Qdisc, is_mark, minor
+from agent.model import Class, Forwarding, Mark, Peer, Qdisc, is_mark, mark_of, minor
 from agent.wanted import wanted, wanted_accounts
 from tests.fakes.state import EPOCH, account, key, server
 
@@ -50,6 +50,11 @@ def test_accounts_alone_are_the_same_objects() -> None:
     assert wanted_accounts(state, [2, 77], "eth0").peers == {
         ("wg1", key(2)): Peer("wg1", key(2), IPv4Address("10.0.1.2"))
     }
+
+
+def test_a_mark_is_told_from_its_minor() -> None:
+    assert all(mark_of(minor(mark)) == mark for mark in range(65536) if is_mark(mark))
+    assert not any(is_mark(mark_of(number)) for number in (0, 0x99, 0xAB, 0x1A0, 0x9FFF, 0xFFFF))
 
 
 def test_no_two_marks_share_a_minor() -> None:

@@ -87,6 +87,23 @@ def test_an_account_is_built_inward_and_removed_outward(box: Box) -> None:
     assert box.is_right()
 
 
+def test_at_a_boot_those_who_were_last_seen_come_first_and_do_not_wait_for_the_others(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.writer.SLICE", 2)
+    box.change(*(account(number) for number in range(2, 7)))
+    for number in (3, 5):
+        box.kernel.pass_traffic(f"10.0.1.{number}", 100, 10)
+        box.writer.sample(box.desired)
+    box.kernel.reboot()
+    box.restart()
+    written = box.full()
+    assert [line for line in written if "peers" in line][:2] == [f"add peers wg1 {key(n)[:6]}" for n in (5, 3)]
+    first, last = written.index(f"add peers wg1 {key(3)[:6]}"), len(written) - 1
+    assert not any(f"10.0.1.{number}" in line for line in written[:first] for number in (2, 4, 6))
+    assert last == 4 + 5 * 4 - 1 and box.is_right()
+
+
 def test_restart_touches_nothing(box: Box) -> None:
     box.change(account(2), account(3, enabled=False), account(4, download=0))
     box.restart()

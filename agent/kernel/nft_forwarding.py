@@ -1,0 +1,260 @@
+"""What lets the traffic of a server through, by nftables: NAT, forward and input rules, MSS clamp, ip_forward.
+
+Owns the table `ip wirelane_forwarding` whole; whatever else is found in it goes. Touches no other table or setting, but
+sets net.ipv4.ip_forward to 1. Called by the reconciler on hosts whose marks are nftables' too; `forwarding` is the same
+for legacy iptables, and says why each rule is there.
+
+    postrouting   nat, 100       network to the uplink: snat to the external address, or masquerade
+    clamp         forward, -150  TCP SYNs from and to the link: MSS clamped to the path
+    forward       forward, 0     link to uplink from its network: accept
+                                 uplink to link to its network, if it belongs to a connection: accept
+                                 link to the same link: accept or drop (internal_traffic)
+                                 all else from or to the link: drop
+    input         input, 0       from the link: return, for all links; UDP to the server's port: accept
+
+What differs from iptables: an accept ends only our own chain. It does not overrule a drop in another table, so where
+the host closes forwarding or input by itself (firewalld, ufw, Docker's policy), the host has to let the network and the
+port through. A drop of ours is final whatever others say. The input rules open nothing then; they say what is meant,
+and are how `read` knows a server's port.
+
+`read` computes, as in `forwarding`, the rules that each interface's Forwarding would have and compares them with those
+that libnftables lists. If anything in the table is wrong, one more entry under the key `BROKEN` says so. `apply` writes
+all rules anew, in one transaction: none of them counts, and connections keep their translation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from agent.errors import KernelError
+from agent.kernel import ip_forward, nft, nft_table
+from agent.kernel.nft_table import Chain, Expressions, Piece, Rule, Table, Writing, normal
+from agent.model import INTERFACE_PATTERN, Diff, Forwarding, Scope
+
+TABLE = "wirelane_forwarding"
+BROKEN = ""
+"""Key of the extra entry in what `read` returns when our table is damaged. It is never the name of an interface."""
+_NOTHING = Forwarding(BROKEN, IPv4Network("0.0.0.0/32"), "", 0, False, None)
+
+NAT, MSS, FORWARD, INPUT = "postrouting", "clamp", "forward", "input"
+CHAINS = {
+    NAT: Chain("nat", "postrouting", 100),
+    MSS: Chain("filter", "forward", -150),
+    FORWARD: Chain("filter", "forward", 0),
+    INPUT: Chain("filter", "input", 0),
+}
+Rules = Mapping[str, tuple[Rule, ...]]  # by chain, in order
+
+_write = Writing(TABLE)
+
+
+# -- what should be there -----------------------------------------------------------------------------------------
+
+
+def _match(left: Mapping[str, Any], right: Any, op: str = "==") -> dict[str, Any]:
+    return {"match": {"op": op, "left": left, "right": right}}
+
+
+def _interface(key: str, name: str, op: str = "==") -> Piece:
+    sign = "" if op == "==" else f"{op} "
+    return Piece(f'{key} {sign}"{name}"', _match({"meta": {"key": key}}, name, op))
+
+
+def _address(field: str, network: IPv4Network) -> Piece:
+    prefix = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
+    listed = str(network.network_address) if network.prefixlen == 32 else prefix
+    return Piece(f"ip {field} {network}", _match({"payload": {"protocol": "ip", "field": field}}, listed))
+
+
+def _udp_port(port: int) -> Piece:
+    return Piece(f"udp dport {port}", _match({"payload": {"protocol": "udp", "field": "dport"}}, port))
+
+
+def _verdict(name: str) -> Piece:
+    return Piece(name, {name: None})
+
+
+ACCEPT, DROP, RETURN, MASQUERADE = (_verdict(name) for name in ("accept", "drop", "return", "masquerade"))
+ESTABLISHED = Piece("ct state established,related", _match({"ct": {"key": "state"}}, ["established", "related"], "in"))
+SYN = Piece(
+    "tcp flags & (syn | rst) == syn",
+    _match({"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, ["syn", "rst"]]}, "syn"),
+)
+CLAMP = Piece(
+    "tcp option maxseg size set rt mtu",
+    {"mangle": {"key": {"tcp option": {"name": "maxseg", "field": "size"}}, "value": {"rt": {"key": "mtu"}}}},
+)
+
+
+def _snat(address: IPv4Address) -> Piece:
+    return Piece(f"snat to {address}", {"snat": {"addr": str(address)}})
+
+
+@lru_cache(1024)
+def wanted_rules(forwarding: Forwarding) -> Rules:
+    """The rules of one interface."""
+    network, external = forwarding.network, forwarding.external_ip
+    from_link, to_link = _interface("iifname", forwarding.interface), _interface("oifname", forwarding.interface)
+    from_uplink, to_uplink = _interface("iifname", forwarding.uplink), _interface("oifname", forwarding.uplink)
+    elsewhere = _interface("iifname", forwarding.interface, "!=")
+    return {
+        NAT: ((_address("saddr", network), to_uplink, MASQUERADE if external is None else _snat(external)),),
+        MSS: ((from_link, SYN, CLAMP), (to_link, SYN, CLAMP)),
+        FORWARD: (
+            (from_link, to_uplink, _address("saddr", network), ACCEPT),
+            (from_uplink, to_link, _address("daddr", network), ESTABLISHED, ACCEPT),
+            (from_link, to_link, ACCEPT if forwarding.internal_traffic else DROP),
+            (from_link, DROP),
+            (to_link, DROP),
+        ),
+        # The second names the link again, so that the port can be told to be its own.
+        INPUT: ((from_link, RETURN), (elsewhere, _udp_port(forwarding.listen_port), ACCEPT)),
+    }
+
+
+def all_rules(forwardings: Iterable[Forwarding]) -> Rules:
+    """The chains whole, interfaces in order of their names; in input first all the returns, see `forwarding`."""
+    each = [wanted_rules(one) for one in sorted(forwardings, key=lambda one: one.interface)]
+    joined = {chain: tuple(rule for rules in each for rule in rules[chain]) for chain in CHAINS}
+    joined[INPUT] = tuple(rules[INPUT][part] for part in (0, 1) for rules in each)
+    return joined
+
+
+# -- what is there ------------------------------------------------------------------------------------------------
+
+
+def _listed(rule: Rule) -> Expressions:
+    listed: Expressions = normal([piece.listed for piece in rule])
+    return listed
+
+
+def _matched(rule: Expressions, field: str) -> Any:
+    """What a rule compares a field of the packet with; None = it does not."""
+    for piece in rule:
+        match = piece.get("match", {}) if isinstance(piece, dict) else {}
+        left = match.get("left", {})
+        if isinstance(left, dict) and field in (left.get("meta", {}).get("key"), left.get("payload", {}).get("field")):
+            return match.get("right")
+    return None
+
+
+def _network(listed: Any) -> IPv4Network | None:
+    prefix = listed.get("prefix", {}) if isinstance(listed, dict) else {"addr": listed, "len": 32}
+    try:
+        return IPv4Network((prefix.get("addr"), prefix.get("len")))
+    except ValueError:
+        return None
+
+
+def _source(rule: Expressions) -> IPv4Address | None:
+    for piece in rule:
+        if isinstance(piece, dict) and isinstance(piece.get("snat"), dict):
+            try:
+                return IPv4Address(piece["snat"].get("addr"))
+            except ValueError:
+                return None
+    return None
+
+
+def guessed(rules: Mapping[str, list[Expressions]]) -> dict[str, Forwarding]:
+    """The Forwarding that the listed rules of each interface seem to be, right or not."""
+    ports = {_matched(rule, "iifname"): _matched(rule, "dport") for rule in rules.get(INPUT, [])}
+    sources = {
+        (_network(_matched(rule, "saddr")), _matched(rule, "oifname")): _source(rule) for rule in rules.get(NAT, [])
+    }
+    guesses: dict[str, Forwarding] = {}
+    for rule in rules.get(FORWARD, []):
+        link, uplink, network = _matched(rule, "iifname"), _matched(rule, "oifname"), _network(_matched(rule, "saddr"))
+        port = ports.get(link)
+        if link in guesses or not isinstance(port, int) or network is None or (network, uplink) not in sources:
+            continue
+        inside = _listed((_interface("iifname", link), _interface("oifname", link), ACCEPT))
+        internal = inside in rules.get(FORWARD, [])
+        guesses[link] = Forwarding(link, network, uplink, port, internal, sources[network, uplink])
+    return guesses
+
+
+def sound(found: Mapping[str, list[Expressions]]) -> dict[str, Forwarding]:
+    """The interfaces whose rules are all there, once, in order. `found`: as listed, normal."""
+    right = {}
+    for interface, forwarding in guessed(found).items():
+        wanted = {chain: [_listed(rule) for rule in rules] for chain, rules in wanted_rules(forwarding).items()}
+        if all(wanted[chain] == [rule for rule in found.get(chain, []) if rule in wanted[chain]] for chain in CHAINS):
+            right[interface] = forwarding
+    return right
+
+
+# -- the door -----------------------------------------------------------------------------------------------------
+
+
+class NftForwardings:
+    """`Part[str, Forwarding]`. Any thread, any network namespace; each call opens what it needs."""
+
+    def read(self, scope: Scope) -> dict[str, Forwarding]:
+        """What is right, and `BROKEN` if something is not. Raises KernelError."""
+        table = _read_table()
+        if table is None:
+            return {}
+        if not _is_framed(table) or not ip_forward.is_on():
+            return {BROKEN: _NOTHING}
+        right = sound(_rules(table))
+        wanted = all_rules(right.values())
+        if not right or not all(table.has_rules(chain, wanted[chain]) for chain in CHAINS):
+            right[BROKEN] = _NOTHING
+        return right
+
+    def apply(self, diff: Diff[str, Forwarding]) -> Mapping[str, KernelError]:
+        """One transaction. Raises KernelError; returns no errors of single interfaces."""
+        if not diff:
+            return {}
+        table = _read_table()
+        # What is wanted and not right is in `add`; what is not right and not there belongs to nobody.
+        right = sound(_rules(table)) if table else {}
+        stay = {key: one for key, one in right.items() if key not in diff.remove}
+        final = stay | {**diff.add, **diff.change}
+        if final:
+            _write_all(table, final)
+            ip_forward.switch_on()
+        elif table is not None:
+            nft.apply([_write.delete_table()])
+        return {}
+
+    def standing(self) -> bool:
+        """Is anything of ours there? Raises KernelError; False where nftables cannot be had at all."""
+        try:
+            return _read_table() is not None
+        except KernelError as error:
+            if error.retry:
+                raise
+            return False
+
+
+def _write_all(table: Table | None, final: Mapping[str, Forwarding]) -> None:
+    for one in final.values():
+        if not INTERFACE_PATTERN.fullmatch(one.uplink):  # nft(8) would take some for a pattern
+            raise KernelError(f"nftables: the uplink's name {one.uplink!r} cannot be used in a rule", retry=False)
+    wanted = all_rules(final.values())
+    if table is not None and _is_framed(table):
+        if all(table.has_rules(chain, wanted[chain]) for chain in CHAINS):
+            return
+        frame = [_write.flush_rules()]
+    else:
+        anew = [_write.add_table(), _write.delete_table()] if table is not None else []
+        frame = [*anew, _write.add_table(), *(_write.add_chain(name, chain) for name, chain in CHAINS.items())]
+    nft.apply([*frame, *(line for chain in CHAINS for line in _write.add_rules(chain, wanted[chain]))])
+
+
+def _read_table() -> Table | None:
+    return nft_table.find(nft.listing(), TABLE)
+
+
+def _is_framed(table: Table) -> bool:
+    """Is all but the rules as it should be?"""
+    return table.chains == CHAINS and not (table.flags or table.sets or table.others)
+
+
+def _rules(table: Table) -> dict[str, list[Expressions]]:
+    return {chain: [normal(rule) for rule in rules] for chain, rules in table.rules.items()}

@@ -1,0 +1,121 @@
+"""Moves the marks of a node from one backend to the other: no packet passes unmarked, no byte is lost or counted twice.
+
+Called by wiring, once, at start, before the first pass, on the writer thread. Decides nothing about which backend it
+shall be, and remembers one word in the state file: whose numbers the baselines are (usage.py). That word makes every
+step safe to repeat, so a move that a crash or a refusal breaks off goes on at the next start.
+
+The order of a move, from the one that stands to the one that is chosen:
+
+1. a sample; then the baselines stand still, and speak of both: what stands now, and what is about to start from them;
+2. nftables defers: what iptables has marked, it neither marks nor counts again. Its chain comes right after that one,
+   so from here on each packet is counted by exactly one of the two, whichever of them is led to;
+3. the chosen one gets all marks, to start from the baselines: the numbers that people see go on;
+4. and what lets the traffic through, as it is found;
+5. the old one is not led to any more: what it shows now is final;
+6. one transaction: what it counted since 1 is added, and the baselines are the chosen one's alone;
+7. nftables defers to nobody any more, and the old one goes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from typing import Any, Protocol
+
+from agent.desired import Desired
+from agent.diff import diff_of
+from agent.model import Diff, Forwarding, Mark, Scope
+from agent.parts import MarksPart, Part
+from agent.usage import BOTH, Usage
+from agent.wanted import wanted
+
+log = logging.getLogger("agent.move")
+
+EVERYWHERE = Scope(frozenset(), "")
+
+
+class MovableMarks(MarksPart, Protocol):
+    """All raise KernelError, and may be repeated."""
+
+    def standing(self) -> bool:
+        """Is anything of it there, led to or not? False where this host cannot have it at all."""
+
+    def unhook(self) -> None:
+        """Packets are not led to it any more; what it has counted can still be read."""
+
+    def clear(self) -> None:
+        """Removes everything of it."""
+
+
+class Guard(Protocol):
+    """How nftables defers. Both raise KernelError, and may be repeated."""
+
+    def defer(self, marks: Mapping[IPv4Address, Mark]) -> None:
+        """Packets that iptables has given one of these marks are left to it."""
+
+    def undefer(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """What a backend is made of. `guard`: only nftables has one."""
+
+    marks: MovableMarks
+    forwarding: Part[str, Forwarding]
+    guard: Guard | None = None
+
+
+class Move:
+    """`doors`: the two backends by name."""
+
+    def __init__(self, usage: Usage, doors: Mapping[str, Doors]) -> None:
+        self._usage = usage
+        self._doors = doors
+
+    def to(self, chosen: str, desired: Desired | None) -> str:
+        """Makes the chosen backend the only one. Returns which one it is now. Raises KernelError, StoreError.
+
+        That is the other one while nothing is desired yet: then the kernel is left as it is.
+        """
+        (other,) = self._doors.keys() - {chosen}
+        old, new = self._doors[other], self._doors[chosen]
+        standing = old.marks.standing()
+        if standing and desired is None:
+            return other
+        if standing and desired and self._usage.counted_by != chosen:
+            self._move(old, new, chosen, desired)
+            log.info("marks moved from=%s to=%s accounts=%d", other, chosen, len(desired.accounts))
+        self._usage.counts_by(chosen)
+        if new.guard:
+            new.guard.undefer()
+        if standing:
+            old.marks.clear()  # after the guard, for this tells the next start that there is something left to do
+        if gone := old.forwarding.read(EVERYWHERE):
+            old.forwarding.apply(Diff(remove=gone))
+        return chosen
+
+    def _move(self, old: Doors, new: Doors, chosen: str, desired: Desired) -> None:
+        usage, owners, zone = self._usage, desired.by_address, desired.time_zone
+        if usage.counted_by != BOTH:
+            new.marks.clear()  # what a move that was called off has left there is counted already
+            usage.observe(old.marks.counters(), owners, zone)
+            usage.counts_by(BOTH)
+        marks = wanted(desired, "").marks
+        # From whatever the baseline says, also where an address has changed hands: the first pass settles that.
+        starting = {a: replace(m, counters=usage.start_of(a, usage.owner_of(a) or m.owner)) for a, m in marks.items()}
+        if new.guard:
+            new.guard.defer({a: mark for a, mark in old.marks.read(EVERYWHERE).items() if mark.mark})
+        if old.guard:
+            old.guard.defer(marks)
+        _put(new.marks, starting)
+        _put(new.forwarding, {name: one for name, one in old.forwarding.read(EVERYWHERE).items() if name})
+        old.marks.unhook()
+        usage.end_move(old.marks.counters(), owners, zone, chosen, marks.keys())
+
+
+def _put(part: Part[Any, Any], values: Mapping[Any, Any]) -> None:
+    """Nothing is removed: the first pass will."""
+    for error in part.apply(diff_of(values, values, part.read(EVERYWHERE))).values():
+        raise error

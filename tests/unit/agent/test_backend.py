@@ -1,0 +1,131 @@
+"""Which backend is chosen, and what the doctor says of the other one."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent import offline
+from agent.config import Config
+from agent.errors import KernelError
+from agent.kernel import backend, nft, xtables
+from agent.kernel.backend import choose_backend, refusal
+from agent.kernel.probe import Finding
+
+
+@pytest.fixture
+def lacking(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """What does not work on this host."""
+    lacks: set[str] = set()
+
+    def check(table: str) -> None:
+        if "iptables" in lacks:
+            raise KernelError(f"iptables: no {table}", retry=False)
+
+    def listing() -> list[dict[str, object]]:
+        if "nftables" in lacks:
+            raise KernelError("nftables: not here", retry=False)
+        return []
+
+    monkeypatch.setattr(xtables, "check", check)
+    monkeypatch.setattr(nft, "listing", listing)
+    return lacks
+
+
+@pytest.mark.parametrize(
+    ("configured", "lacks", "chosen"),
+    [
+        ("auto", set(), "iptables"),
+        ("auto", {"iptables"}, "nftables"),
+        ("auto", {"nftables"}, "iptables"),
+        ("iptables", {"nftables"}, "iptables"),
+        ("nftables", set(), "nftables"),
+        ("nftables", {"iptables"}, "nftables"),
+    ],
+)
+def test_auto_takes_iptables_where_it_works(lacking: set[str], configured: str, lacks: set[str], chosen: str) -> None:
+    lacking |= lacks
+    assert choose_backend(configured) == chosen
+
+
+@pytest.mark.parametrize(
+    ("configured", "reason"),
+    [
+        ("auto", "no way to mark packets: iptables: no mangle; nftables: not here"),
+        ("iptables", "no way to mark packets: iptables: no mangle"),
+        ("nftables", "no way to mark packets: nftables: not here"),
+    ],
+)
+def test_nothing_that_works_is_an_error_with_every_reason(lacking: set[str], configured: str, reason: str) -> None:
+    lacking |= {"iptables", "nftables"}
+    with pytest.raises(KernelError) as got:
+        choose_backend(configured)
+    assert str(got.value) == reason
+    assert not got.value.retry
+
+
+def test_trouble_of_the_moment_does_not_change_the_way(monkeypatch: pytest.MonkeyPatch, lacking: set[str]) -> None:
+    def busy(table: str) -> None:
+        raise KernelError(f"iptables: the {table} table keeps changing under the reader", retry=True)
+
+    monkeypatch.setattr(xtables, "check", busy)
+    assert choose_backend("auto") == "iptables"
+
+
+def test_a_missing_library_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nft, "LIBRARY", "libnftables.so.99")
+    nft._library.cache_clear()
+    try:
+        assert refusal("nftables").endswith("install the package libnftables1")
+        with pytest.raises(KernelError) as got:
+            nft.listing()
+        assert not got.value.retry
+    finally:
+        nft._library.cache_clear()
+
+
+def findings(*missing: str) -> list[Finding]:
+    return [
+        Finding("classes", "classes" not in missing, True, "x"),
+        Finding("MARK", "MARK" not in missing, True, "x", "iptables"),
+        Finding("conntrack", "conntrack" not in missing, False, "x", "iptables"),
+        Finding("map", "map" not in missing, True, "x", "nftables"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("missing", "configured", "able", "says"),
+    [
+        ((), "auto", True, "marks.backend = 'nftables' would work too: "),
+        (("conntrack",), "auto", True, "marks: iptables (marks.backend = 'auto'): "),
+        (("map",), "auto", True, "marks.backend = 'nftables' would not work here: see what is missing above"),
+        (("map",), "nftables", False, "cannot mark by nftables; missing: map; marks.backend = 'iptables' would do"),
+        (("MARK",), "auto", False, "cannot mark by iptables; missing: MARK; marks.backend = 'nftables' would do"),
+        (("MARK", "map"), "auto", False, "cannot mark by iptables; missing: MARK"),
+        (("classes",), "auto", False, "this host cannot run the agent yet; missing: classes"),
+    ],
+)
+def test_the_doctor_says_what_is_chosen_and_what_the_other_would_give(
+    monkeypatch: pytest.MonkeyPatch,
+    lacking: set[str],
+    missing: tuple[str, ...],
+    configured: str,
+    able: bool,
+    says: str,
+) -> None:
+    monkeypatch.setattr(offline, "probe", lambda: findings(*missing))
+    monkeypatch.setattr(offline, "choose_mode", lambda configured: "kernel")
+    monkeypatch.setattr(offline, "uplink", lambda configured: "eth0")
+    _, choices, can = offline.diagnose(Config(marks_backend=configured))
+    assert can is able
+    assert says in "\n".join(choices)
+
+
+def test_a_host_without_legacy_tables_is_fine_with_nftables(monkeypatch: pytest.MonkeyPatch, lacking: set[str]) -> None:
+    lacking.add("iptables")
+    monkeypatch.setattr(offline, "probe", lambda: findings("MARK"))
+    monkeypatch.setattr(offline, "choose_mode", lambda configured: "kernel")
+    monkeypatch.setattr(offline, "uplink", lambda configured: "eth0")
+    _, choices, can = offline.diagnose(Config())
+    assert can
+    assert "marks.backend = 'iptables' would not work here: iptables: no mangle" in choices
+    assert backend.BACKENDS == ("iptables", "nftables")
