@@ -159,8 +159,7 @@ def opened(asked: Asked, backend: str, *, nodes: int = 1, clients: int = 2) -> I
     """A lab with one full-size node's servers and no account yet; gone at the end, whatever happens."""
     for folder in ("agent", "gateway", "protos"):  # as an installed package is: no start compiles anything
         compileall.compile_dir(ROOT / folder, quiet=2)
-    # iptables is what an agent without that key takes here.
-    settings = {} if backend == "iptables" else {"marks.backend": backend}
+    settings = {"marks.backend": backend}
     Lab.down(NAME)
     asked.say(f"a lab for {backend}: {nodes} node(s), {clients} other host(s)")
     try:

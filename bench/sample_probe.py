@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.config import load_config
+from agent.kernel.backend import choose_backend
 from agent.kernel.link import choose_mode
 from agent.model import Scope
 from agent.wiring import LinuxKernel
@@ -45,7 +46,7 @@ def _cpu_of_tools(*commands: list[str]) -> float:
 
 def main(config_path: str) -> dict[str, dict[str, float]]:
     config = load_config(Path(config_path))
-    kernel = LinuxKernel(choose_mode(config.wireguard), config.uplink)
+    kernel = LinuxKernel(choose_mode(config.wireguard), config.uplink, choose_backend(config.marks_backend))
     uplink = kernel.uplink()
     links = sorted(kernel.links.read(Scope(frozenset(), uplink)))
     scope = Scope(frozenset(links), uplink)
