@@ -17,7 +17,7 @@ EXCEPTIONS = {
 
 
 def sources() -> list[Path]:
-    return [path for process in ("agent", "gateway") for path in sorted((ROOT / process).rglob("*.py"))]
+    return [path for room in ("agent", "gateway", "bench") for path in sorted((ROOT / room).rglob("*.py"))]
 
 
 def function_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
