@@ -6,27 +6,28 @@ Exit status: 0 every bar held; 1 a bar was missed, or a question could not be an
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from types import FrameType, ModuleType
 
-from bench.asked import FULL_SIZE, Asked
-from bench.box import NAME
+from bench.asked import FULL_SIZE, NAME, Asked
 from bench.measure import machine
 from bench.table import Result
 from tests.lab.errors import LabError
-from tests.lab.lab import Lab
 
 # In the order of a whole run: what a box is asked first comes first, what takes longest comes last.
 QUESTIONS = (
     *("restore", "restart", "change", "creates", "sample", "forwarding", "listing", "shaping", "many", "memory"),
 )
 BACKENDS = {"iptables": ("iptables",), "nftables": ("nftables",), "both": ("iptables", "nftables")}
+LOCKS = Path("/run/lock")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -41,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backend", choices=BACKENDS, default="both", help="of the marks (default: both)")
     parser.add_argument("--minutes", type=float, default=20.0, help="of changes in `memory` (default: 20)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON files")
-    parser.add_argument("--keep", action="store_true", help=f"leave the lab {NAME!r} of the last question up")
+    parser.add_argument("--name", default=NAME, help=f"of the lab (default: {NAME}); one that is there is replaced")
+    parser.add_argument("--keep", action="store_true", help="leave the lab of the last question up")
     parser.add_argument("--list", action="store_true", help="print the questions")
     parser.add_argument("--page", action="store_true", help="make docs/performance.md from the JSON files, run nothing")
     return parser
@@ -71,6 +73,17 @@ def _run(names: Sequence[str], asked: Asked, folder: Path) -> int:
     return 1 if missed or broken else 0
 
 
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """A lab that is there is taken for a leftover and replaced, so no two runs may use one name. Raises LabError."""
+    with (LOCKS / f"wirelane-bench-{name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as held:
+            raise LabError(f"another run uses the lab {name!r}: wait for its end, or take another --name") from held
+        yield
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     del number, frame
     raise KeyboardInterrupt
@@ -94,14 +107,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("a lab is made of network namespaces: run it as root")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
-    asked = Asked(options.accounts, BACKENDS[options.backend], options.minutes, options.keep)
+    asked = Asked(options.accounts, BACKENDS[options.backend], options.minutes, options.name, options.keep)
     try:
-        return _run(names, asked, options.results)
+        with _alone(options.name):
+            return _run(names, asked, options.results)
+    except LabError as failed:
+        print(f"bench: {failed}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
-    finally:
-        if not options.keep:
-            Lab.down(NAME)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+NAME = "bench"  # of the lab
 FULL_SIZE = 10_000  # accounts; what the bars speak of
 
 
@@ -14,6 +15,7 @@ class Asked:
     accounts: int = FULL_SIZE
     backends: tuple[str, ...] = ("iptables",)
     minutes: float = 20.0  # of the leak test
+    name: str = NAME
     keep: bool = False  # leave the lab of the last question up
     began: float = field(default_factory=time.monotonic)
 

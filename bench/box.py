@@ -28,7 +28,6 @@ from tests.lab.processes import end, inside
 from tests.lab.services import ROOT, agent_target
 from tests.lab.topology import UPLINK
 
-NAME = "bench"
 NODE = "n1"
 BATCH_GROUND, SHELL_GROUND = "c1", "c2"  # hosts of the lab where the rivals work
 NETWORKS = [IPv4Network(f"10.{second}.0.0/16") for second in range(64, 68)]
@@ -160,15 +159,15 @@ def opened(asked: Asked, backend: str, *, nodes: int = 1, clients: int = 2) -> I
     for folder in ("agent", "gateway", "protos"):  # as an installed package is: no start compiles anything
         compileall.compile_dir(ROOT / folder, quiet=2)
     settings = {"marks.backend": backend}
-    Lab.down(NAME)
+    Lab.down(asked.name)
     asked.say(f"a lab for {backend}: {nodes} node(s), {clients} other host(s)")
     try:
-        box = Box(Lab.up(NAME, nodes, clients, agent=settings), asked, backend)
+        box = Box(Lab.up(asked.name, nodes, clients, agent=settings), asked, backend)
         box.add_servers()
         yield box
     finally:
         if not asked.keep:
-            Lab.down(NAME)
+            Lab.down(asked.name)
 
 
 # -- an empty kernel ----------------------------------------------------------------------------------------------
