@@ -254,9 +254,9 @@ class _NodeLoop:
             if self._holds is None or _now() >= self._status_due:
                 self._holds = None  # in case it does not answer
                 self._holds = await self._read_status()
-            node = await self._store.node(self._name)
-            self._wanted = max(node.revision, *(revision for revision, _ in self._waiters.values()), 0)
             epoch, revision = self._holds
+            node, patch = await self._store.compared(self._name, epoch, revision)
+            self._wanted = max(node.revision, *(revision for revision, _ in self._waiters.values()), 0)
             is_ours = epoch == node.epoch and 0 <= revision <= node.revision
             if is_ours:
                 self._release()
@@ -265,7 +265,7 @@ class _NodeLoop:
             if is_ours and revision == node.revision:
                 break
             try:
-                self._holds = await self._send(node, epoch, revision, is_ours)
+                self._holds = await self._send(node, patch)
                 break
             except StaleAgent as error:
                 log.info("node=%s event=stale reason=%r", self._name, str(error))
@@ -297,14 +297,11 @@ class _NodeLoop:
         self._status_due = _now() + self._poll_seconds * random.uniform(0.8, 1.0)
         return ("", -1) if status.needs_snapshot else (status.epoch, status.revision)
 
-    async def _send(self, node: Node, epoch: str, revision: int, is_ours: bool) -> tuple[str, int]:
-        """Sends what is missing to an agent that holds (epoch, revision); answers what it holds then."""
-        patch: Patch | None = None
+    async def _send(self, node: Node, patch: Patch | None) -> tuple[str, int]:
+        """Sends a patch, or a snapshot where there is none or it will not do; answers what the agent holds then."""
         sent: Patch | Snapshot
         began = _now()
-        if is_ours and not self._snapshot_due:
-            patch = await self._store.changes_since(self._name, epoch, revision)
-        if patch is not None and _size(patch) <= LARGEST_PATCH:
+        if patch is not None and _size(patch) <= LARGEST_PATCH and not self._snapshot_due:
             sent = patch
             applied = await self._agents.patch(node, patch, self._settle_ms)
             log.debug("node=%s sent=patch base=%d changes=%d", self._name, patch.base, _size(patch))
@@ -315,7 +312,7 @@ class _NodeLoop:
             log.info("node=%s sent=snapshot revision=%d servers=%d accounts=%d", self._name, sent.revision, *counts)
         self._snapshot_due = False
         self._sent_at = _now()
-        if patch is None or _size(patch) > 1:
+        if isinstance(sent, Snapshot) or _size(sent) > 1:
             self._breath = min((_now() - began) / 10, LONGEST_BREATH)
         self._take(applied, sent)
         return applied.epoch, applied.revision

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sqlalchemy import bindparam, delete, func, select, update
 
-from gateway.model import Patch, Snapshot
+from gateway.model import Node, Patch, Snapshot
 from gateway.store import accounts as account_rows
 from gateway.store import nodes as node_rows
 from gateway.store import servers as server_rows
@@ -25,10 +25,15 @@ _tombstones = (
 _horizon_of = select(nodes.c.horizon).where(nodes.c.id == bindparam("node"))
 
 
-async def since(tx: Transaction, name: str, epoch: str, revision: int) -> Patch | None:
-    """None = the node needs a snapshot: another state file than the one we know, a revision that we never gave
-    (our database was restored from a backup), or one from before the deletes that we still remember."""
+async def compared(tx: Transaction, name: str, epoch: str, revision: int) -> tuple[Node, Patch | None]:
+    """The node, and what an agent lacks that holds (epoch, revision); None = it needs a snapshot."""
     node = await node_rows.found(tx, name)
+    return node, await _since(tx, node, epoch, revision)
+
+
+async def _since(tx: Transaction, node: Node, epoch: str, revision: int) -> Patch | None:
+    """None where it holds another state file than the one we know, a revision that we never gave (our database was
+    restored from a backup), or one from before the deletes that we still remember."""
     if not epoch or epoch != node.epoch or revision > node.revision or revision < await _horizon(tx, node.id):
         return None
     gone = await tx.all(_tombstones, {"node": node.id, "after": revision})

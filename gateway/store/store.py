@@ -110,9 +110,9 @@ class Store:
 
     # -- sync -----------------------------------------------------------------------------------------------------
 
-    async def changes_since(self, node: str, epoch: str, revision: int) -> Patch | None:
-        """None = send a snapshot."""
-        return await self.read(lambda tx: changes.since(tx, node, epoch, revision))
+    async def compared(self, node: str, epoch: str, revision: int) -> tuple[Node, Patch | None]:
+        """The node, and what an agent lacks that holds (epoch, revision); None = send a snapshot."""
+        return await self.read(lambda tx: changes.compared(tx, node, epoch, revision))
 
     async def snapshot(self, node: str) -> Snapshot:
         return await self.read(lambda tx: changes.snapshot(tx, node))

@@ -295,12 +295,12 @@ async def test_a_patch_holds_what_changed_since_and_no_secret_of_an_account(stor
     first = (await use.create(NewAccount(server=server.name))).value
     second = (await use.create(NewAccount(server=server.name))).value
     await use.delete(first.name)
-    patch = await store.changes_since(NODE, "e", base)
+    patch = (await store.compared(NODE, "e", base))[1]
     bare = replace(second, password=Secret(), private_key=Secret())
     assert patch == Patch("e", base, base + 3, (), (), (bare,), (first.id,), "UTC")
     whole = await store.snapshot(NODE)
     assert (whole.revision, whole.servers, whole.accounts) == (base + 3, (server,), (bare,))
-    nothing = await store.changes_since(NODE, "e", base + 3)
+    nothing = (await store.compared(NODE, "e", base + 3))[1]
     assert nothing == Patch("e", base + 3, base + 3, time_zone="UTC")
 
 
@@ -308,16 +308,16 @@ async def test_a_node_that_is_elsewhere_needs_a_snapshot(store: Store) -> None:
     use, _, server = await one_server(store)
     await use.create(NewAccount(server=server.name))
     revision = (await store.node(NODE)).revision
-    assert await store.changes_since(NODE, "", 1) is None  # it holds nothing
+    assert (await store.compared(NODE, "", 1))[1] is None  # it holds nothing
     await store.acknowledge(NODE, "e", revision)
-    assert await store.changes_since(NODE, "e", revision) is not None
-    assert await store.changes_since(NODE, "other", revision) is None
-    assert await store.changes_since(NODE, "e", revision + 1) is None  # our database is an old one
-    assert await store.changes_since(NODE, "e", 1) is not None  # nothing was deleted: a patch will do
+    assert (await store.compared(NODE, "e", revision))[1] is not None
+    assert (await store.compared(NODE, "other", revision))[1] is None
+    assert (await store.compared(NODE, "e", revision + 1))[1] is None  # our database is an old one
+    assert (await store.compared(NODE, "e", 1))[1] is not None  # nothing was deleted: a patch will do
     await use.delete("peer_1")
     await store.acknowledge(NODE, "e", revision + 1)
-    assert await store.changes_since(NODE, "e", revision) is None  # the tombstone is gone
-    assert await store.changes_since(NODE, "e", revision + 1) is not None
+    assert (await store.compared(NODE, "e", revision))[1] is None  # the tombstone is gone
+    assert (await store.compared(NODE, "e", revision + 1))[1] is not None
 
 
 async def test_an_acknowledgement_never_goes_back_within_an_epoch_and_purges(store: Store) -> None:
@@ -348,10 +348,10 @@ async def test_a_resync_is_a_snapshot_even_if_an_acknowledgement_was_under_way(s
     await store.acknowledge(NODE, "e", 1)
     await store.resync_node(NODE)
     await store.acknowledge(NODE, "e", 1)
-    assert await store.changes_since(NODE, "e", 1) is None
+    assert (await store.compared(NODE, "e", 1))[1] is None
     revision = (await store.snapshot(NODE)).revision
     await store.acknowledge(NODE, "e", revision)
-    assert await store.changes_since(NODE, "e", revision) is not None
+    assert (await store.compared(NODE, "e", revision))[1] is not None
 
 
 async def test_a_server_that_is_made_anew_under_its_old_name_is_put_and_not_removed(store: Store) -> None:
@@ -359,10 +359,10 @@ async def test_a_server_that_is_made_anew_under_its_old_name_is_put_and_not_remo
     base = (await store.node(NODE)).revision
     await store.acknowledge(NODE, "e", base)
     await manage.delete(server.name)
-    patch = await store.changes_since(NODE, "e", base)
+    patch = (await store.compared(NODE, "e", base))[1]
     assert patch is not None and patch.remove_servers == (server.name,)
     new = (await manage.create(ServerValues(name=server.name, interface="wg77"))).value
-    patch = await store.changes_since(NODE, "e", base)
+    patch = (await store.compared(NODE, "e", base))[1]
     assert patch is not None and (patch.put_servers, patch.remove_servers) == ((new,), ())
 
 
@@ -423,7 +423,7 @@ class Mirror:
         self.accounts: dict[int, Account] = {}
 
     async def catch_up(self, *, acknowledge: bool = True) -> None:
-        patch = await self._store.changes_since(NODE, "e", self.revision)
+        patch = (await self._store.compared(NODE, "e", self.revision))[1]
         if patch is None:
             whole = await self._store.snapshot(NODE)
             self.servers = {server.name: server for server in whole.servers}

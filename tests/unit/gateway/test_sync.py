@@ -330,16 +330,16 @@ async def test_a_pass_that_breaks_is_logged_once_and_tried_again(
 ) -> None:
     agent = await with_server(product)
     broken = 4
-    real = product.store.changes_since
+    real = product.store.compared
 
-    async def changes_since(node: str, epoch: str, revision: int) -> object:
+    async def compared(node: str, epoch: str, revision: int) -> object:
         nonlocal broken
         if broken:
             broken -= 1
             raise RuntimeError("broken")
         return await real(node, epoch, revision)
 
-    monkeypatch.setattr(product.store, "changes_since", changes_since)
+    monkeypatch.setattr(product.store, "compared", compared)
     assert await create(product) == ""
     assert len(agent.accounts) == 1
     failures = [record for record in caplog.records if record.exc_info]
