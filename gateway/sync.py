@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Seconds.
-POLL_SECONDS = 5.0  # between looks at an agent that has everything
+POLL_SECONDS = 2.0  # between looks at an agent that has everything
 FIRST_PAUSE = 0.1  # after a pass that failed; then doubled ...
 LONGEST_PAUSE = 2.0  # ... up to this
 WAITED_PAUSE = 0.25  # the shortest pause in trouble, however many changes come

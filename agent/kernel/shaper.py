@@ -247,8 +247,13 @@ def _put_classes(
     netlink: Netlink, ours: Mapping[str, int], wanted: Mapping[ClassKey, Class], new: Container[ClassKey]
 ) -> dict[ClassKey, KernelError]:
     """Classes, then their leaves. A leaf gets up to three chances: made for a new class, changed in place where one of
-    ours is there, put in the place of whatever else is there."""
+    ours is there, put in the place of whatever else is there.
+
+    Device by device: the kernel walks all classes of a device for each new one, and two large walks by turns would
+    push each other out of the processor's cache (ten thousand accounts: 9 s instead of 11 to 30).
+    """
     kind = leaf_kind()
+    wanted = dict(sorted(wanted.items()))
 
     def put_class(key: ClassKey) -> bytes:
         return tc.put_class(ours[key[0]], key[1], wanted[key].rate)
