@@ -218,7 +218,8 @@ class _NodeLoop:
         while True:
             self._awake.clear()
             rest = await self._guarded_pass()
-            if self._breath:  # those who were just answered together ask again together: the first takes the rest along
+            if self._breath and not self.behind:
+                # Those who were just answered together ask again together: the first shall take the rest along.
                 await asyncio.sleep(self._breath)
             if self._trouble:  # a storm of changes is no reason to try much more often
                 await asyncio.sleep(min(rest, WAITED_PAUSE))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from agent.errors import KernelError
-from agent.kernel import nft, xtables
+from agent.kernel import nft, tables
 
 Backend = Literal["iptables", "nftables"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -39,7 +39,7 @@ def refusal(backend: Backend) -> str:
             nft.check()
         else:
             for table in _TABLES:
-                xtables.check(table)
+                tables.check(table)
     except KernelError as error:
         return "" if error.retry else str(error)
     return ""

@@ -15,6 +15,7 @@ named below. All are kernel ABI: native byte order, addresses and SNAT values in
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -44,7 +45,7 @@ _VERDICTS = {-2: "ACCEPT", -1: "DROP", -5: "RETURN", -4: "QUEUE"}
 _CHAIN_HEAD_SIZE = 176
 _CHAIN_END_SIZE = ENTRY_SIZE + JUMP_SIZE
 _CHAIN_HEAD_OFFSETS = _OFFSETS.pack(ENTRY_SIZE, _CHAIN_HEAD_SIZE)
-_CHAIN_HEAD = _MODULE.pack(64, b"ERROR", 0)
+_CHAIN_HEAD = b"\x40\0ERROR\0"  # size and name of the target; for what is behind the name see `_cleaned`
 BUILTINS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")  # by number of the hook
 
 ANYWHERE = IPv4Network("0.0.0.0/0")
@@ -215,6 +216,18 @@ class Span:
     end: int
 
 
+def _cleaned(modules: bytes) -> bytes:
+    """Matches, or a target: with zeros behind their names. The kernel writes names only up to their zero, and what was
+    in the reader's memory before stays behind it."""
+    cleaned, at = b"", 0
+    while at < len(modules):
+        size = max(int.from_bytes(modules[at : at + 2], sys.byteorder), _HEAD_SIZE)
+        name = modules[at + 2 : at + 31].partition(b"\0")[0].ljust(29, b"\0")
+        cleaned += modules[at : at + 2] + name + modules[at + 31 : at + size]
+        at += size
+    return cleaned
+
+
 def _chain_heads(blob: bytes | bytearray) -> Iterator[tuple[int, str]]:
     """(offset of the first rule, name) of each user-defined chain in order; of the end of the table too."""
     # The name is looked for, not the whole head: a search for mostly zeros, among zeros, takes five times as long.
@@ -223,7 +236,7 @@ def _chain_heads(blob: bytes | bytearray) -> Iterator[tuple[int, str]]:
         start = at - 2 + _CHAIN_HEAD_SIZE - ENTRY_SIZE
         head = blob[max(start - _CHAIN_HEAD_SIZE, 0) : start]
         # The same word in the text of a comment is no head.
-        if head[_OFFSETS_AT : _OFFSETS_AT + 4] == _CHAIN_HEAD_OFFSETS and head[112:144] == _CHAIN_HEAD:
+        if head[_OFFSETS_AT : _OFFSETS_AT + 4] == _CHAIN_HEAD_OFFSETS and head[112:120] == _CHAIN_HEAD:
             yield start, _text(head[144:])
         at = blob.find(b"ERROR", at + _CHAIN_HEAD_SIZE - ENTRY_SIZE)
 
@@ -275,8 +288,8 @@ class Image:
         raw = bytes(self.blob[offset : offset + size])
         packets, octets = _COUNTERS.unpack_from(raw, _COUNTERS_AT)
         at, _ = _OFFSETS.unpack_from(raw, _OFFSETS_AT)
-        head = raw[:84] + _NFCACHE_AND_OFFSETS.pack(0, at, size, 0) + bytes(16) + raw[ENTRY_SIZE:at]
-        return Rule(head + self._target(raw[at:], offset + size), packets, octets)
+        head = raw[:84] + _NFCACHE_AND_OFFSETS.pack(0, at, size, 0) + bytes(16) + _cleaned(raw[ENTRY_SIZE:at])
+        return Rule(head + self._target(_cleaned(raw[at:]), offset + size), packets, octets)
 
     def _target(self, target: bytes, following: int) -> bytes:
         if target[2] or len(target) != JUMP_SIZE:

@@ -30,7 +30,7 @@ from ipaddress import IPv4Network
 from socket import IPPROTO_TCP, IPPROTO_UDP
 
 from agent.errors import KernelError
-from agent.kernel import entries, ip_forward, xtables
+from agent.kernel import entries, ip_forward, tables, xtables
 from agent.kernel.entries import Image, entry, jump
 from agent.kernel.xtables import Hook, Transaction
 from agent.model import Diff, Forwarding, Scope
@@ -140,7 +140,7 @@ class Forwardings:
 
     def read(self, scope: Scope) -> dict[str, Forwarding]:
         """What is right, and `BROKEN` if something is not. Raises KernelError."""
-        images = {table: xtables.read(table) for table in TABLES}
+        images = {table: tables.read(table) for table in TABLES}
         if not any(chain in image.chains for image in images.values() for chain in CHAINS):
             return {}
         rules = _rules(images)
@@ -158,7 +158,7 @@ class Forwardings:
         if not diff:
             return {}
         stateful = _is_stateful()
-        rules = _rules({table: xtables.read(table) for table in TABLES})
+        rules = _rules({table: tables.read(table) for table in TABLES})
         # What is wanted and not right is in `add`; what is not right and not there belongs to nobody.
         stay = {key: one for key, one in sound(rules, stateful).items() if key not in diff.remove}
         final = stay | {**diff.add, **diff.change}
@@ -171,7 +171,7 @@ class Forwardings:
 
     def standing(self) -> bool:
         """Is any chain of ours there? Raises KernelError; False where there are no legacy tables."""
-        return any(xtables.has_table(table) and not CHAINS.isdisjoint(xtables.read(table).chains) for table in TABLES)
+        return any(tables.has_table(table) and not CHAINS.isdisjoint(tables.read(table).chains) for table in TABLES)
 
 
 def _settle(hooks: tuple[Hook, ...], wanted: Rules, transaction: Transaction) -> None:
@@ -193,4 +193,4 @@ def _rules(images: Mapping[str, Image]) -> Rules:
 
 
 def _is_stateful() -> bool:
-    return xtables.supports_match("conntrack", 3)
+    return tables.supports_match("conntrack", 3)

@@ -20,7 +20,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address
 
 from agent.errors import KernelError
-from agent.kernel import xtables
+from agent.kernel import tables, xtables
 from agent.kernel.entries import Image
 from agent.kernel.marktree import (
     DIRECTIONS,
@@ -53,7 +53,7 @@ class IptablesMarks:
 
     def read(self, scope: Scope) -> dict[IPv4Address, Mark]:
         """What is right, with the current counters, and `BROKEN` if something is not. Raises KernelError."""
-        image = xtables.read(TABLE)
+        image = tables.read(TABLE)
         own = _own(image)
         if not own:
             return {}
@@ -76,7 +76,7 @@ class IptablesMarks:
         An address that has lost one of its rules is left out: its counters go on when it is repaired, from a reading
         before. Half of them would look like a reset.
         """
-        image = xtables.read(TABLE)
+        image = tables.read(TABLE)
         only = None if addresses is None else {address.packed for address in addresses}
         upward, downward = standing_rules(image, FROM, only), standing_rules(image, TO, only)
         return {address_of(raw): _counters(up, downward[raw]) for raw, up in upward.items() if raw in downward}
@@ -91,7 +91,7 @@ class IptablesMarks:
 
     def standing(self) -> bool:
         """Is any chain of ours there? Raises KernelError; False where there are no legacy tables."""
-        return xtables.has_table(TABLE) and any(is_own(chain) for chain in xtables.read(TABLE).chains)
+        return tables.has_table(TABLE) and any(is_own(chain) for chain in tables.read(TABLE).chains)
 
     def unhook(self) -> None:
         """No packet is led to our chains any more; the rules stay, for `counters`. Raises KernelError."""

@@ -32,11 +32,12 @@ PREFIXES = (20, 24, 28)  # lengths of the levels under a root; the last are the 
 LEAF_MASK = 0xFFFFFFF0
 TOP = "WL_MARK"
 
-# A MARK rule whole: source, destination, the rest of ipt_ip, offsets, packets, bytes, head of the target, mark, mask.
-_LEAF_RULE = struct.Struct("=4s4s76s4x4s4xQQ32sI4s")
+# A MARK rule whole: source, destination, the rest of ipt_ip, offsets, packets, bytes, size and name of the target (and
+# nothing of what is behind the name: see entries._cleaned), its revision, mark, mask.
+_LEAF_RULE = struct.Struct("=4s4s76s4x4s4xQQ7s24xBI4s")
 _NOWHERE = bytes(4)  # also the address in the two templates
 _ONE = IPv4Network("0.0.0.0/32")
-_, _, _BY_SOURCE, _OFFSETS, _, _, _MARK_HEAD, _, _MARK_MASK = _LEAF_RULE.unpack(
+_, _, _BY_SOURCE, _OFFSETS, _, _, _MARK_HEAD, _REVISION, _, _MARK_MASK = _LEAF_RULE.unpack(
     entries.entry(entries.mark(0), source=_ONE)
 )
 _BY_DESTINATION = _LEAF_RULE.unpack(entries.entry(entries.mark(0), destination=_ONE))[2]
@@ -78,7 +79,7 @@ class Direction:
 
     def mark(self, address: bytes, number: int, packets: int = 0, octets: int = 0) -> bytes:
         """The MARK rule of an address (4 bytes), to start from these counters."""
-        tail = _OFFSETS, packets, octets, _MARK_HEAD, number, _MARK_MASK
+        tail = _OFFSETS, packets, octets, _MARK_HEAD, _REVISION, number, _MARK_MASK
         if self.by_source:
             return _LEAF_RULE.pack(address, _NOWHERE, _BY_SOURCE, *tail)
         return _LEAF_RULE.pack(_NOWHERE, address, _BY_DESTINATION, *tail)
@@ -231,13 +232,14 @@ def _decoded(unpacked: Iterable[tuple[Any, ...]], direction: Direction, prefix: 
     """Written for speed: 20,000 times in each reading."""
     found: list[LeafRule] = []
     other, expected = _NOWHERE, _BY_SOURCE if direction.by_source else _BY_DESTINATION
-    for source, destination, rest, offsets, packets, octets, head, number, mask in unpacked:
+    for source, destination, rest, offsets, packets, octets, head, revision, number, mask in unpacked:
         address, nowhere = (source, destination) if direction.by_source else (destination, source)
         if (
             nowhere == other
             and rest == expected
             and offsets == _OFFSETS
             and head == _MARK_HEAD
+            and revision == _REVISION
             and mask == _MARK_MASK
             and int.from_bytes(address, "big") & LEAF_MASK == prefix
         ):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from agent.errors import KernelError
-from agent.kernel import entries, interfaces, nft_trials, shaper, xtables
+from agent.kernel import entries, interfaces, nft_trials, shaper, tables, xtables
 from agent.kernel.backend import BACKENDS, Backend
 from agent.kernel.interfaces import Interface
 from agent.kernel.loopback import (
@@ -238,7 +238,7 @@ def _counted(
     xtables.transact(table, lambda transaction: transaction.append(chain, rule))
     try:
         traffic()
-        found = xtables.read(table).rules(chain)
+        found = tables.read(table).rules(chain)
     finally:
         xtables.transact(table, lambda transaction: transaction.delete(chain, 0))
     return found[0].packets, found[0].octets

@@ -1,14 +1,12 @@
-"""The way to the legacy iptables tables: the lock, one reading, one transaction.
+"""Changes of the legacy iptables tables: one transaction, under the lock of `tables`.
 
-Owns /run/xtables.lock while it is needed, the sockets and handles of a call, and nothing afterwards: every call starts
-from the kernel and works in the network namespace of the calling thread. It never decides what a rule should be, and
-never runs a command. Called by `marks` and `forwarding`.
+Owns the handles of a call, and nothing afterwards: every call starts from the kernel and works in the network namespace
+of the calling thread. It never decides what a rule should be, and never runs a command. Called by `marks` and
+`forwarding`.
 
 Traps, all found by experiment:
 - A table is replaced as a whole. libiptc notices another writer (EAGAIN) only if the *number* of rules changed; a
   change that keeps the number is silently undone. So everything happens under the lock that iptables itself takes.
-- The kernel starts a replaced table with zero counters and gets the old ones added a moment later. A reader without
-  the lock would see counters fall; so readings take the lock too.
 - libiptc keeps counters exact (packets that pass during the transaction included) for rules it has not touched. A
   rule that is appended, inserted or replaced starts from the counters in its entry. See `Transaction.patch`.
 - `iptc.Table` objects are cached by name inside the library, hold a namespace-bound socket, and with their default
@@ -20,16 +18,10 @@ Traps, all found by experiment:
 from __future__ import annotations
 
 import ctypes
-import errno
-import fcntl
 import os
-import socket
-import struct
 import sysconfig
-import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cache
@@ -39,8 +31,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.errors import KernelError
-from agent.kernel import entries
-from agent.kernel.entries import BUILTINS, Image, Jump
+from agent.kernel import entries, tables
+from agent.kernel.entries import Image, Jump
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the library's own source has invalid escapes, which each fresh install compiles
@@ -51,17 +43,7 @@ with warnings.catch_warnings():
         os.environ.setdefault("XTABLES_LIBDIR", str(_folder))
     import iptc
 
-LOCK = "/run/xtables.lock"
-LOCK_SECONDS = 5.0  # how long to wait for it
-_LOCK_POLL_SECONDS = 0.01
-_TABLE_NAMES = Path("/proc/thread-self/net/ip_tables_names")  # of the calling thread's network namespace
 _TRIES = 4  # transactions that lost against a writer who does not take the lock
-
-# linux/netfilter_ipv4/ip_tables.h
-_SOL_IP = 0
-_GET_INFO, _GET_ENTRIES, _GET_REVISION_MATCH = 64, 65, 66
-_INFO = struct.Struct("=32sI5I5III")  # name, valid_hooks, hook_entry[5], underflow[5], num_entries, size
-_ENTRIES_HEAD = 40  # struct ipt_get_entries: name[32], size, padding
 
 # A rule like no other: `Transaction.delete` writes it over the one that has to go.
 _DOOMED = entries.entry(
@@ -69,125 +51,7 @@ _DOOMED = entries.entry(
 )
 _EVERY_BYTE = (ctypes.c_ubyte * len(_DOOMED))(*b"\xff" * len(_DOOMED))  # the mask of what is compared
 
-_libc = ctypes.CDLL(None, use_errno=True)
 T = TypeVar("T")
-
-
-# -- the lock -----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def locked(path: str = LOCK, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-    """Holds the lock of iptables. Raises KernelError when it cannot be had within `seconds`."""
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise KernelError(f"iptables: cannot open {path}: {error.strerror}; it has to be writable") from error
-    try:
-        deadline = time.monotonic() + seconds
-        while not _try_lock(file):
-            if time.monotonic() >= deadline:
-                raise KernelError(
-                    f"iptables: {path} was held by another program for {seconds:g} s, typically iptables-legacy -w, "
-                    "iptables-legacy-restore, docker or firewalld; will be tried again",
-                    retry=True,
-                )
-            time.sleep(_LOCK_POLL_SECONDS)
-        yield
-    finally:
-        os.close(file)
-
-
-def _try_lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-# -- reading ------------------------------------------------------------------------------------------------------
-
-
-def read(table: str) -> Image:
-    """The whole table as it is now, counters included. Raises KernelError."""
-    with locked():
-        return _read(table)
-
-
-def check(table: str) -> None:
-    """Raises KernelError where this table cannot be had. Without the lock, so that nobody's work looks like a lack."""
-    _read(table)
-
-
-def _read(table: str) -> Image:
-    """Without the lock; 3 ms and about 4 MB at 21,000 rules."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
-            for _ in range(_TRIES):
-                try:
-                    return _read_once(sock, table)
-                except BlockingIOError:  # EAGAIN: it grew or shrank since IPT_SO_GET_INFO
-                    continue
-    except OSError as error:
-        raise _refused(table, error) from error
-    raise KernelError(f"iptables: the {table} table keeps changing under the reader", retry=True)
-
-
-def _read_once(sock: socket.socket, table: str) -> Image:
-    name = table.encode()
-    info = bytearray(_INFO.size)
-    info[: len(name)] = name
-    _getsockopt(sock, _GET_INFO, info)
-    _, valid, *numbers, _, size = _INFO.unpack(info)
-    asked = bytearray(_ENTRIES_HEAD + size)
-    struct.pack_into("=32sI", asked, 0, name, size)
-    _getsockopt(sock, _GET_ENTRIES, asked)
-    hooks = {chain: (numbers[i], numbers[5 + i]) for i, chain in enumerate(BUILTINS) if valid >> i & 1}
-    del asked[:_ENTRIES_HEAD]
-    return Image.parse(asked, hooks)
-
-
-def _getsockopt(sock: socket.socket, option: int, buffer: bytearray) -> None:
-    """socket.getsockopt() cannot pass a question in; here the buffer goes in and comes back filled."""
-    length = ctypes.c_uint32(len(buffer))
-    view = (ctypes.c_char * len(buffer)).from_buffer(buffer)
-    if _libc.getsockopt(sock.fileno(), _SOL_IP, option, view, ctypes.byref(length)) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
-def _refused(table: str, error: OSError) -> KernelError:
-    if error.errno in (errno.EPERM, errno.EACCES):
-        reason = "not allowed; CAP_NET_ADMIN and CAP_NET_RAW are needed"
-    elif error.errno in (errno.ENOENT, errno.ENOPROTOOPT):
-        reason = f"this kernel has no legacy iptables table of this name (module iptable_{table})"
-    else:
-        return KernelError(f"iptables: cannot read the {table} table: {error.strerror}", retry=True)
-    return KernelError(f"iptables: cannot read the {table} table: {reason}", retry=False)
-
-
-def has_table(table: str) -> bool:
-    """Is the table in use in this namespace? To ask for it would make the kernel load it."""
-    try:
-        return table in _TABLE_NAMES.read_text().split()
-    except FileNotFoundError:  # ip_tables is not loaded
-        return False
-    except OSError as error:
-        raise KernelError(f"iptables: cannot read {_TABLE_NAMES}: {error.strerror}") from error
-
-
-def supports_match(name: str, revision: int) -> bool:
-    """Whether the kernel has this match extension; asks as iptables does, which loads the module if there is one."""
-    question = bytearray(struct.pack("=29sB", name.encode(), revision))
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
-        try:
-            _getsockopt(sock, _GET_REVISION_MATCH, question)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.EPROTONOSUPPORT, errno.ENOPROTOOPT):
-                return False
-            raise KernelError(f"iptables: cannot ask for the match {name}: {error.strerror}") from error
-    return True
 
 
 # -- writing ------------------------------------------------------------------------------------------------------
@@ -351,13 +215,15 @@ def transact(table: str, change: Callable[[Transaction], T]) -> T:
     `change` may run several times, each time on a fresh reading. Raises KernelError, then nothing was changed.
     """
     _check_layout()
-    with locked():
+    with tables.locked():
+        read_twice = not _is_layout_known()
         for attempt in range(1, _TRIES + 1):
             handle = None
             try:
-                image = _read(table)  # first: it tells clearly why a table cannot be had
+                tables.check(table)  # it tells clearly why a table cannot be had
                 handle = iptc.Table(table, autocommit=False)
                 handle.refresh()
+                image = tables.read_locked(table) if read_twice else tables.read_by(_address_of(handle))
                 transaction = Transaction(handle, image)
                 result = change(transaction)
                 if transaction.changed:
@@ -370,6 +236,26 @@ def transact(table: str, change: Callable[[Transaction], T]) -> T:
                 if handle is not None:
                     handle.close()
     raise AssertionError("not reached")
+
+
+@cache
+def _is_layout_known() -> bool:
+    """Can libiptc's own reading be used? Else the table is read twice. Told once, by one table.
+
+    While no handle is open: the library has one object for each table.
+    """
+    handle = iptc.Table("filter", autocommit=False)
+    try:
+        handle.refresh()
+        return tables.is_laid_out(_address_of(handle), "filter")
+    except iptc.IPTCError:
+        return False
+    finally:
+        handle.close()
+
+
+def _address_of(handle: Any) -> int:
+    return ctypes.cast(handle._handle, ctypes.c_void_p).value or 0
 
 
 @cache

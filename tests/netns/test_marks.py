@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from agent.diff import diff
+from agent.kernel import tables, xtables
+from agent.kernel.entries import Image
 from agent.kernel.marks import BROKEN, IptablesMarks
 from agent.kernel.nft_marks import NftablesMarks
 from agent.model import Counters, Diff, Mark, Scope
@@ -296,3 +298,17 @@ def test_two_programs_at_the_same_table_lose_nothing(crossing: Crossing, run: Ru
     assert read(run) == wanted
     left = [line.split()[3] for line in saved(crossing.router, "mangle", counters=False) if "198.51.100." in line]
     assert left == [f"{address}/32" for address in rules[1::2]]
+
+
+def test_a_transaction_sees_what_the_kernel_shows(run: Run) -> None:
+    """Where libiptc's own reading is used (xtables._trusts_handle), it is the kernel's."""
+    make(run, WANTED)
+
+    def both() -> tuple[bool, Image, Image]:
+        seen = xtables.transact("mangle", lambda transaction: transaction.image)
+        return xtables._is_layout_known(), seen, tables.read("mangle")
+
+    trusted, seen, read_back = run(both)
+    assert trusted, "this libiptc has another layout: transactions read the table twice"
+    assert seen.chains == read_back.chains and seen.rules("WL_MARK") == read_back.rules("WL_MARK")
+    assert all(seen.rules(chain) == read_back.rules(chain) for chain in seen.chains)

@@ -7,7 +7,7 @@ import pytest
 from agent import offline
 from agent.config import Config
 from agent.errors import KernelError
-from agent.kernel import backend, nft, xtables
+from agent.kernel import backend, nft, tables
 from agent.kernel.backend import choose_backend, refusal
 from agent.kernel.probe import Finding
 
@@ -25,7 +25,7 @@ def lacking(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         if "nftables" in lacks:
             raise KernelError("nftables: not here", retry=False)
 
-    monkeypatch.setattr(xtables, "check", check)
+    monkeypatch.setattr(tables, "check", check)
     monkeypatch.setattr(nft, "check", check_nftables)
     return lacks
 
@@ -66,7 +66,7 @@ def test_trouble_of_the_moment_does_not_change_the_way(monkeypatch: pytest.Monke
     def busy(table: str) -> None:
         raise KernelError(f"iptables: the {table} table keeps changing under the reader", retry=True)
 
-    monkeypatch.setattr(xtables, "check", busy)
+    monkeypatch.setattr(tables, "check", busy)
     assert choose_backend("auto") == "iptables"
 
 

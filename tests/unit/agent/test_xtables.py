@@ -10,7 +10,8 @@ import pytest
 
 from agent.errors import KernelError
 from agent.kernel.entries import Image, entry, jump
-from agent.kernel.xtables import Hook, is_hooked, locked
+from agent.kernel.tables import locked
+from agent.kernel.xtables import Hook, is_hooked
 from tests.unit.agent.tables import image
 
 HOOK = Hook("FORWARD", "OURS", behind=("OTHER",))
