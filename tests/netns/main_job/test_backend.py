@@ -33,11 +33,21 @@ class Witness:
     """Rules of an administrator's, behind ours, that count what reaches an account: with its mark, and with another."""
 
     def __init__(self, lab: Lab, address: str, mark: str) -> None:
-        self.lab, self.chain = lab, "witness"
+        self.lab, self.chain, self.mark = lab, "witness", mark
+        self.jump = ("POSTROUTING", "-d", address, "-j", self.chain)
+
+    def __enter__(self) -> Witness:
         self.iptables("-N", self.chain)
-        self.iptables("-A", self.chain, "-m", "mark", "--mark", mark, "-j", "RETURN")
+        self.iptables("-A", self.chain, "-m", "mark", "--mark", self.mark, "-j", "RETURN")
         self.iptables("-A", self.chain, "-j", "RETURN")
-        self.iptables("-A", "POSTROUTING", "-d", address, "-j", self.chain)
+        self.iptables("-A", *self.jump)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The lab is everybody's: other tests compare what is not ours byte for byte."""
+        self.iptables("-D", *self.jump)
+        self.iptables("-F", self.chain)
+        self.iptables("-X", self.chain)
 
     def iptables(self, *words: str) -> str:
         return self.lab.exec(NODE, "iptables-legacy", "-w", "-t", "mangle", *words).stdout
@@ -55,9 +65,8 @@ def test_a_move_and_the_way_back_lose_no_packet_and_no_byte(lab: Lab, make_accou
     name, address = account["name"], account["allowed_IPs"]
     lab.connect("c1", name)
     before = usage(lab.rest, name)[0]
-    witness = Witness(lab, address, account["mangle"])
     handshake = lab.handshake("c1")
-    with Download(lab, "c1", "24M") as running:
+    with Witness(lab, address, account["mangle"]) as witness, Download(lab, "c1", "24M") as running:
         for backend in ("nftables", "iptables"):
             time.sleep(2.0)
             seen = mangle_counters(lab.rest, name).download_bytes
@@ -66,10 +75,10 @@ def test_a_move_and_the_way_back_lose_no_packet_and_no_byte(lab: Lab, make_accou
             assert ("WL_MARK" in witness.iptables("-S")) == (backend == "iptables")
             assert ("table ip wirelane" in lab.exec(NODE, "nft", "list", "tables").stdout) == (backend == "nftables")
         assert running.finished(40.0) == 24_000_000
-    time.sleep(0.5)  # for the last packets of the connection
-    marked, unmarked = witness.counted()
-    assert unmarked == 0 and marked > 24_000_000
-    assert usage(lab.rest, name)[0] - before == marked
+        time.sleep(0.5)  # for the last packets of the connection
+        marked, unmarked = witness.counted()
+        assert unmarked == 0 and marked > 24_000_000
+        assert usage(lab.rest, name)[0] - before == marked
     assert lab.handshake("c1") == handshake
 
 
