@@ -58,7 +58,7 @@ class Box:
 
     def add_servers(self, node: str = NODE, networks: list[IPv4Network] = NETWORKS) -> list[str]:
         """Names of the new servers."""
-        made = [self.lab.rest.post("wireguard", node=node, address=f"{net[1]}/16")["name"] for net in networks]
+        made = [self.lab.rest.post("wireguard", node=node, address=f"{net[1]}/{net.prefixlen}")["name"] for net in networks]
         self.servers += made
         return made
 
