@@ -58,7 +58,8 @@ class Box:
 
     def add_servers(self, node: str = NODE, networks: list[IPv4Network] = NETWORKS) -> list[str]:
         """Names of the new servers."""
-        made = [self.lab.rest.post("wireguard", node=node, address=f"{net[1]}/{net.prefixlen}")["name"] for net in networks]
+        addresses = [f"{network[1]}/{network.prefixlen}" for network in networks]
+        made = [self.lab.rest.post("wireguard", node=node, address=address)["name"] for address in addresses]
         self.servers += made
         return made
 
