@@ -10,10 +10,10 @@ The order of a move, from the one that stands to the one that is chosen:
 2. nftables defers: what iptables has marked, it neither marks nor counts again. Its chain comes right after that one,
    so from here on each packet is counted by exactly one of the two, whichever of them is led to;
 3. the chosen one gets all marks, to start from the baselines: the numbers that people see go on;
-4. and what lets the traffic through, as it is found;
-5. the old one is not led to any more: what it shows now is final;
-6. one transaction: what it counted since 1 is added, and the baselines are the chosen one's alone;
-7. nftables defers to nobody any more, and the old one goes.
+4. the old one is not led to any more: what it shows now is final;
+5. one transaction: what it counted since 1 is added, and the baselines are the chosen one's alone;
+6. nftables defers to nobody any more, and the old marks go;
+7. what lets the traffic through is made anew as it is found, and then goes in the old place.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 from agent.desired import Desired
 from agent.diff import diff_of
-from agent.model import Diff, Forwarding, Mark, Scope
+from agent.model import Forwarding, Mark, Scope
 from agent.parts import MarksPart, Part
 from agent.usage import BOTH, Usage
 from agent.wanted import wanted
@@ -49,6 +49,13 @@ class MovableMarks(MarksPart, Protocol):
         """Removes everything of it."""
 
 
+class MovableForwarding(Part[str, Forwarding], Protocol):
+    """As the marks: all raise KernelError, and may be repeated."""
+
+    def standing(self) -> bool: ...
+    def clear(self) -> None: ...
+
+
 class Guard(Protocol):
     """How nftables defers. Both raise KernelError, and may be repeated."""
 
@@ -63,7 +70,7 @@ class Doors:
     """What a backend is made of. `guard`: only nftables has one."""
 
     marks: MovableMarks
-    forwarding: Part[str, Forwarding]
+    forwarding: MovableForwarding
     guard: Guard | None = None
 
 
@@ -82,9 +89,9 @@ class Move:
         (other,) = self._doors.keys() - {chosen}
         old, new = self._doors[other], self._doors[chosen]
         standing = old.marks.standing()
-        if standing and desired is None:
-            return other
-        if standing and desired and self._usage.counted_by != chosen:
+        if desired is None:
+            return other if standing else chosen
+        if standing and self._usage.counted_by != chosen:
             self._move(old, new, chosen, desired)
             log.info("marks moved from=%s to=%s accounts=%d", other, chosen, len(desired.accounts))
         self._usage.counts_by(chosen)
@@ -92,8 +99,9 @@ class Move:
             new.guard.undefer()
         if standing:
             old.marks.clear()  # after the guard, for this tells the next start that there is something left to do
-        if gone := old.forwarding.read(EVERYWHERE):
-            old.forwarding.apply(Diff(remove=gone))
+        if old.forwarding.standing():
+            _put(new.forwarding, {name: one for name, one in old.forwarding.read(EVERYWHERE).items() if name})
+            old.forwarding.clear()
         return chosen
 
     def _move(self, old: Doors, new: Doors, chosen: str, desired: Desired) -> None:
@@ -106,11 +114,11 @@ class Move:
         # From whatever the baseline says, also where an address has changed hands: the first pass settles that.
         starting = {a: replace(m, counters=usage.start_of(a, usage.owner_of(a) or m.owner)) for a, m in marks.items()}
         if new.guard:
-            new.guard.defer({a: mark for a, mark in old.marks.read(EVERYWHERE).items() if mark.mark})
+            # What is wanted too: a damaged tree is not read as marks, and may mark nevertheless.
+            new.guard.defer({a: m for a, m in {**marks, **old.marks.read(EVERYWHERE)}.items() if m.mark})
         if old.guard:
             old.guard.defer(marks)
         _put(new.marks, starting)
-        _put(new.forwarding, {name: one for name, one in old.forwarding.read(EVERYWHERE).items() if name})
         old.marks.unhook()
         usage.end_move(old.marks.counters(), owners, zone, chosen, marks.keys())
 

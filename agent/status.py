@@ -58,4 +58,6 @@ def of_accounts(
     failures: Iterable[Failure], account_ids: frozenset[int], subjects: frozenset[str]
 ) -> tuple[Failure, ...]:
     """The failures that concern these accounts or servers, or the node as a whole (no subject)."""
-    return tuple(f for f in failures if f.account_id in account_ids or f.subject in subjects or not f.subject)
+    return tuple(
+        f for f in failures if (f.account_id in account_ids if f.account_id else not f.subject or f.subject in subjects)
+    )

@@ -6,7 +6,7 @@ owner (not to whoever has the address by now) and is added to that account's day
 baselines, so that no crash can lose or double it. A counter below its baseline was reset: all of it is new.
 
 Counters are read, never zeroed. Rules that have to be made again start from their baseline (`start_of`), so that the
-numbers people see go on. Called by writer.py on the writer thread only; the file is behind `Keeper`.
+numbers people see go on. Called by writer.py and move.py, on the writer thread only; the file is behind `Keeper`.
 """
 
 from __future__ import annotations

@@ -238,19 +238,22 @@ class _Pass:
     # -- writing --
 
     def _slices(self) -> Iterator[Mapping[str, Diff[Any, Any]]]:
-        """What is to add for some accounts after the other; and all changes, at once, for accounts may swap things."""
+        """Everything of the accounts of which anything changes, at once, for they may swap things; and what is only to
+        add, for some accounts after the others."""
         owners = dict.fromkeys(
             value.owner for part in reversed(ACCOUNT_PARTS) for value in self._diffs[part].add.values()
         )
-        slice_of = {owner: number // SLICE for number, owner in enumerate(owners)}
+        changed = {value.owner for part in ACCOUNT_PARTS for value in self._diffs[part].change.values()}
+        fresh = [owner for owner in owners if owner not in changed]
+        slice_of = dict.fromkeys(changed, 0) | {owner: number // SLICE for number, owner in enumerate(fresh)}
         slices: list[dict[str, dict[Any, Any]]] = [
-            {part: {} for part in ACCOUNT_PARTS} for _ in range(0, max(len(owners), 1), SLICE)
+            {part: {} for part in ACCOUNT_PARTS} for _ in range(0, max(len(fresh), 1), SLICE)
         ]
         for part in ACCOUNT_PARTS:
             for key, value in self._diffs[part].add.items():
                 slices[slice_of[value.owner]][part][key] = value
         for adds in slices:
-            changes = {part: self._diffs[part].change if adds is slices[-1] else {} for part in ACCOUNT_PARTS}
+            changes = {part: self._diffs[part].change if adds is slices[0] else {} for part in ACCOUNT_PARTS}
             yield {part: Diff(adds[part], changes[part]) for part in ACCOUNT_PARTS}
 
     def _allowed(self, difference: Diff[Any, Any]) -> Diff[Any, Any]:

@@ -252,17 +252,16 @@ class _NodeLoop:
         """Compares, sends, acknowledges: once. Answers how many seconds to rest unless somebody wakes us."""
         self._breath = 0.0
         for _ in range(STALE_TRIES):
+            shown = self._shown
             if self._holds is None or _now() >= self._status_due:
                 self._holds = None  # in case it does not answer
-                self._holds = await self._read_status()
+                self._holds, shown = await self._read_status()
             epoch, revision = self._holds
             node, patch = await self._store.compared(self._name, epoch, revision)
             self._wanted = max(node.revision, *(revision for revision, _ in self._waiters.values()), 0)
             is_ours = epoch == node.epoch and 0 <= revision <= node.revision
-            if is_ours:
-                self._release()
-            else:
-                self._shown = 0  # whatever that is, it is nothing of ours
+            self._shown = shown if is_ours else 0  # whatever an agent shows that is not ours, it is nothing of ours
+            self._release()
             if is_ours and revision == node.revision:
                 break
             try:
@@ -289,14 +288,16 @@ class _NodeLoop:
         fresh = _now() - self._sent_at < ACKNOWLEDGE_PAUSE
         return epoch == node.epoch and revision - node.acknowledged < ACKNOWLEDGE_WITHIN and fresh
 
-    async def _read_status(self) -> tuple[str, int]:
-        """Asks the agent. An agent without any state holds ("", -1), which is equal to nothing."""
+    async def _read_status(self) -> tuple[tuple[str, int], int]:
+        """Asks the agent what it holds, and which revision its kernel shows. Whose revisions these are shows later.
+
+        An agent without any state holds ("", -1), which is equal to nothing.
+        """
         node = await self._store.node(self._name)
-        status = await self._agents.status(node)
-        self.status, self._shown = status, status.applied_revision
+        self.status = status = await self._agents.status(node)
         # Spread, so that nodes are not asked in step.
         self._status_due = _now() + self._poll_seconds * random.uniform(0.8, 1.0)
-        return ("", -1) if status.needs_snapshot else (status.epoch, status.revision)
+        return ("", -1) if status.needs_snapshot else (status.epoch, status.revision), status.applied_revision
 
     async def _send(self, node: Node, patch: Patch | None) -> tuple[str, int]:
         """Sends a patch, or a snapshot where there is none or it will not do; answers what the agent holds then."""
@@ -377,7 +378,9 @@ def _size(patch: Patch) -> int:
 
 def _concerns(failure: Failure, about: Collection[int | str]) -> bool:
     """Is it of one of these accounts (ids) or servers (names), or of the node as a whole, which is everybody's."""
-    return failure.account_id in about or failure.subject in about or not failure.subject
+    if failure.account_id:
+        return failure.account_id in about
+    return not failure.subject or failure.subject in about
 
 
 def _subjects(patch: Patch) -> set[int | str]:

@@ -171,7 +171,17 @@ class Forwardings:
 
     def standing(self) -> bool:
         """Is any chain of ours there? Raises KernelError; False where there are no legacy tables."""
-        return any(tables.has_table(table) and not CHAINS.isdisjoint(tables.read(table).chains) for table in TABLES)
+        return any(_stands(table) for table in TABLES)
+
+    def clear(self) -> None:
+        """Removes everything of ours, right or not. Raises KernelError."""
+        for table, hooks in TABLES.items():
+            if _stands(table):
+                xtables.transact(table, partial(_settle, hooks, {}))
+
+
+def _stands(table: str) -> bool:
+    return tables.has_table(table) and not CHAINS.isdisjoint(tables.read(table).chains)
 
 
 def _settle(hooks: tuple[Hook, ...], wanted: Rules, transaction: Transaction) -> None:

@@ -44,6 +44,7 @@ from agent.model import Counters, Diff, Mark, Scope
 
 TABLE = "mangle"
 HOOK = Hook("FORWARD", TOP)
+_ROOTS = frozenset(direction.root for direction in DIRECTIONS)
 BROKEN = IPv4Address("0.0.0.0")
 """Key of the extra entry in what `read` returns when our chains are damaged. It is never the address of an account."""
 
@@ -149,7 +150,7 @@ class _Edit:
             # to a pair does not count here: that is about to be true.
             self._gone |= (upward.rules.keys() | downward.rules.keys()) - _sound(upward, downward) - self._put.keys()
         left = [self._tree(direction) for direction in DIRECTIONS]
-        if not any(left):
+        if not any(left) and self._own - self._empty <= {TOP, *_ROOTS}:
             self._to.unhook(self._own)
             self._to.drop(self._own)
             return
@@ -157,7 +158,7 @@ class _Edit:
             self._to.create(direction.root)
         self._to.settle(TOP, TOP_RULES)
         self._to.hook((HOOK,), self._own)
-        self._to.drop(self._own & self._empty)
+        self._to.drop((self._own & self._empty) - _ROOTS)
 
     def _tree(self, direction: Direction) -> bool:
         """Settles the leaves and the ways to them, from the leaves to the root. Returns whether anything is left.

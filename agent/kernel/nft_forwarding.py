@@ -226,6 +226,11 @@ class NftForwardings:
         """Is anything of ours there? Raises KernelError; False where there is no nftables."""
         return nft.has_table(TABLE)
 
+    def clear(self) -> None:
+        """Removes everything of ours, right or not. Raises KernelError."""
+        if self.standing():
+            nft.apply([_write.delete_table()])
+
 
 def _write_all(table: Table | None, final: Mapping[str, Forwarding]) -> None:
     for one in final.values():

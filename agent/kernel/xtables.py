@@ -244,14 +244,16 @@ def _is_layout_known() -> bool:
 
     While no handle is open: the library has one object for each table.
     """
-    handle = iptc.Table("filter", autocommit=False)
+    handle = None
     try:
+        handle = iptc.Table("filter", autocommit=False)
         handle.refresh()
         return tables.is_laid_out(_address_of(handle), "filter")
     except iptc.IPTCError:
         return False
     finally:
-        handle.close()
+        if handle is not None:
+            handle.close()
 
 
 def _address_of(handle: Any) -> int:

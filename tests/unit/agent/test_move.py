@@ -129,8 +129,17 @@ class Gate:
 
     def apply(self, diff: Diff[str, Forwarding]) -> dict[str, KernelError]:
         self.side.host.called()
-        self.side.forwarded = {k: v for k, v in self.side.forwarded.items() if k not in diff.remove} | dict(diff.add)
+        assert not diff.remove
+        self.side.forwarded |= dict(diff.add)
         return {}
+
+    def standing(self) -> bool:
+        self.side.host.called()
+        return bool(self.side.forwarded)
+
+    def clear(self) -> None:
+        self.side.host.called()
+        self.side.forwarded = {}
 
 
 def settled(host: Host, keeper: MemoryKeeper, chosen: str) -> None:
@@ -201,6 +210,22 @@ def test_what_stands_is_kept_while_nothing_is_desired() -> None:
     before: Any = dict(host.sides["iptables"].held)
     assert host.move(keeper, "nftables", None) == "iptables"
     assert host.sides["iptables"].held.keys() == before.keys() and not host.sides["nftables"].held
+
+
+@pytest.mark.parametrize(("other", "only"), DIRECTIONS)
+def test_a_host_that_cannot_have_the_other_backend_is_no_trouble(other: str, only: str) -> None:
+    host, keeper = started(only)
+    absent = host.sides[other]
+
+    def refuse(*_: object) -> Any:
+        raise KernelError("this kernel has nothing of the kind", retry=False)
+
+    gate = Gate(absent)
+    for door, verbs in ((absent, ("read", "counters", "apply", "unhook", "clear")), (gate, ("read", "apply", "clear"))):
+        for verb in verbs:
+            setattr(door, verb, refuse)
+    both = {other: Doors(absent, gate), only: Doors(host.sides[only], Gate(host.sides[only]))}
+    assert Move(Usage(keeper, lambda: 1_700_000_000.0), both).to(only, DESIRED) == only
 
 
 def test_a_host_with_nothing_of_ours_takes_what_is_chosen() -> None:
