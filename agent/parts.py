@@ -1,7 +1,8 @@
 """What the one writer needs of Linux: the parts of the kernel, and the order in which they are touched.
 
 Only protocols; the doors in agent/kernel fit them without knowing this file, and so does the fake in tests/fakes.
-All calls block, are bounded in time and come from one thread at a time.
+All calls block and are bounded in time. One comes after the other, but for `apply` of classes and of marks, which may
+come at once, from two threads.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from agent.model import Class, ClassKey, Counters, Diff, Forwarding, Link, Mark,
 K = TypeVar("K")
 V = TypeVar("V")
 
-# Built from left to right, removed from right to left: a peer never exists without what shapes and counts it.
+# Built from left to right (classes and marks at once, where both are new), removed from right to left: a peer never
+# exists without what shapes and counts it.
 PARTS = ("links", "qdiscs", "forwarding", "classes", "marks", "peers")
 ACCOUNT_PARTS = PARTS[3:]  # the rest is a server's
 

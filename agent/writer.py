@@ -9,18 +9,20 @@ The order of a pass, and what each step is for:
 1. peers that go, go first: from here on their accounts pass no packet; then links that go, for their ports;
 2. a sample, where rules are about to be replaced or removed: the last byte is counted;
 3. rules whose address has a new owner start from zero;
-4. add and change, PARTS from left to right: whatever shapes and counts an account stands before its peer. A boot with
-   thousands of accounts goes slice by slice, those first who were last seen: they wait a second, not for all others;
+4. add and change, PARTS from left to right, new classes and new marks at once: whatever shapes and counts an account
+   stands before its peer. A boot with thousands of accounts goes slice by slice, those first who were last seen: they
+   wait a second, not for all others;
 5. another sample if rules go, because a peer may have moved away from their address only in step 4;
 6. remove the rest, PARTS from right to left.
 
-What fails spoils only its account (or its server, if that is what failed): the later parts of that account are not
-added. What is there already stays: a customer is not cut off because a repair failed.
+What fails spoils only its account (or its server, if that is what failed): it gets no peer. What is there already
+stays: a customer is not cut off because a repair failed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Any
@@ -185,8 +187,8 @@ class _Pass:
             if part not in ACCOUNT_PARTS:
                 self._write(part, self._allowed(self._diffs[part]))
         for diffs in self._slices():
-            for part in ACCOUNT_PARTS:
-                self._write(part, self._allowed(diffs[part]))
+            self._shape_and_mark(diffs)
+            self._write("peers", self._allowed(diffs["peers"]))
         removed_marks = {a: mark for a, mark in marks.remove.items() if a not in stuck}
         if removed_marks:
             self._sample()
@@ -270,14 +272,37 @@ class _Pass:
                 add[key] = value
         return Diff(add, difference.change)
 
-    def _write(self, part: str, difference: Diff[Any, Any]) -> None:
-        if not difference:
+    def _shape_and_mark(self, diffs: Mapping[str, Diff[Any, Any]]) -> None:
+        """Classes and marks at once, unless a rule that stands is to lead to another class. Linux lets neither wait for
+        the other, and both take long: a walk over all classes for each, a table that is replaced as a whole."""
+        classes, marks = self._allowed(diffs["classes"]), self._allowed(diffs["marks"])
+        if not (classes and marks) or marks.change:
+            self._write("classes", classes)
+            self._write("marks", self._allowed(diffs["marks"]))
             return
+        with ThreadPoolExecutor(1, "classes") as beside:  # started here, in the network namespace of this thread
+            shaping = beside.submit(self._apply, "classes", classes)
+            marked = self._apply("marks", marks)
+            self._written("classes", classes, shaping.result())
+        self._written("marks", marks, marked)
+
+    def _write(self, part: str, difference: Diff[Any, Any]) -> None:
+        if difference:
+            self._written(part, difference, self._apply(part, difference))
+
+    def _apply(self, part: str, difference: Diff[Any, Any]) -> Mapping[Any, KernelError] | KernelError:
+        """What was refused, by key; or why nothing could be done."""
         try:
             errors: Mapping[Any, KernelError] = getattr(self._kernel, part).apply(difference)
         except KernelError as error:
-            errors = dict.fromkeys((*difference.add, *difference.change, *difference.remove), error)
-            self._report.fail(0, "", KernelError(f"{part}: {error}"))
+            return error
+        return errors
+
+    def _written(self, part: str, difference: Diff[Any, Any], errors: Mapping[Any, KernelError] | KernelError) -> None:
+        """Takes over what was done, and notes what was not."""
+        if isinstance(errors, KernelError):
+            self._report.fail(0, "", KernelError(f"{part}: {errors}"))
+            errors = dict.fromkeys((*difference.add, *difference.change, *difference.remove), errors)
         found = getattr(self.found, part)
         for verb, values in (("add", difference.add), ("change", difference.change), ("remove", difference.remove)):
             for key, value in values.items():

@@ -1,7 +1,7 @@
 """Traffic shaping: our HTB root with its classifier on each device, and a class with its leaf for each rate.
 
 Owns the parts `Qdiscs` and `Classes`, and whose root qdisc it is: one that is not ours is never replaced, filled or
-listed. Remembers nothing of what the kernel holds. Called by the reconciler, on one thread at a time.
+listed. Remembers nothing of what the kernel holds. Called by the reconciler, never twice at a time.
 
 One sender of our own does all of it, qdiscs too: to list them is to list ten thousand leaves, and its errors carry the
 kernel's own words.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from ipaddress import IPv4Address
+from threading import Barrier
 
 import pytest
 
@@ -72,18 +73,53 @@ def test_a_server_is_built_inward(box: Box) -> None:
 
 
 def test_an_account_is_built_inward_and_removed_outward(box: Box) -> None:
-    assert box.change(account(2)) == [
-        "add classes wg1 100",
-        "add classes eth0 100",
-        "add marks 10.0.1.2",
-        f"add peers wg1 {key(2)[:6]}",
-    ]
+    *before, last = box.change(account(2))
+    assert sorted(before) == ["add classes eth0 100", "add classes wg1 100", "add marks 10.0.1.2"]
+    assert last == f"add peers wg1 {key(2)[:6]}"
     assert [line.rsplit(" ", 1)[0] for line in box.change(remove=(2,))] == [
         "remove peers wg1",
         "remove marks",
         "remove classes wg1",
         "remove classes eth0",
     ]
+    assert box.is_right()
+
+
+def test_classes_and_marks_are_made_at_once(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = Barrier(2, timeout=10)
+    for part in (box.kernel.classes, box.kernel.marks):
+        monkeypatch.setattr(part, "apply", lambda diff, apply=part.apply: (both.wait(), apply(diff))[1])
+    box.change(account(2), account(3))
+    assert box.is_right() and not box.report.failures
+
+
+def test_a_rule_never_leads_to_a_class_that_is_not_there_yet(box: Box) -> None:
+    box.change(account(2))
+    written = box.change(account(2, mark=0x164), account(3))
+    assert written.index("change marks 10.0.1.2") > max(i for i, line in enumerate(written) if "add classes" in line)
+    assert box.is_right()
+
+
+@pytest.mark.parametrize("part", ["classes", "marks"])
+def test_a_bug_in_either_of_them_is_not_swallowed(box: Box, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    monkeypatch.setattr(getattr(box.kernel, part), "apply", lambda diff: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        box.change(account(2))
+    assert not box.writer.knows_kernel(box.desired)
+
+
+@pytest.mark.parametrize("part", ["classes", "marks"])
+def test_where_one_of_them_cannot_be_written_at_all_nobody_gets_in(
+    box: Box, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def fail(diff: object) -> dict[object, KernelError]:
+        raise KernelError("no memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(getattr(box.kernel, part), "apply", fail)
+        box.change(account(2), account(3))
+    assert {failure.account_id for failure in box.report.failures.values()} == {0, 2, 3} and not box.kernel.peers.held
+    box.full()
     assert box.is_right()
 
 
