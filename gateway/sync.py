@@ -14,7 +14,7 @@ costs one call; every few seconds, and after anything odd, its status is read an
 Order. An agent's status is read before the node's row, never after: everything an agent can hold was committed first,
 so "ahead of us" cannot be another gateway's fresh commit. One call with changes is in flight per node. Callers that
 commit meanwhile wait for the next one, which carries all of them (group commit): a thousand waiters cost a few
-patches.
+patches. The next call leaves before those are told whom the last one answered, so the agent does not wait for them.
 
 Several gateways may do this to one agent at once. A patch that brings nothing new is answered like the first time;
 one that starts where the agent is not is refused as stale, and its status is read again. A snapshot that was
@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING
 from gateway.agents import AgentRefused, StaleAgent
 from gateway.errors import AgentUnreachable, NotFound
 from gateway.model import AgentStatus, Applied, Failure, Node, Patch, Snapshot
+from gateway.outcome import outcome, size, standing
 
 if TYPE_CHECKING:
     from gateway.agents import Agents
@@ -185,7 +186,7 @@ class _NodeLoop:
 
     def outcome(self, about: Collection[int | str]) -> str:
         """What became of these accounts and servers in what the kernel shows by now."""
-        return "failed" if any(_concerns(failure, about) for failure in self._failures) else "applied"
+        return outcome(self._failures, about)
 
     @contextmanager
     def waiting(self, revision: int, about: Collection[int | str]) -> Iterator[asyncio.Future[str]]:
@@ -231,6 +232,7 @@ class _NodeLoop:
         try:
             rest = await self._pass()
         except NotFound:
+            self._release()
             return self._poll_seconds  # removed a moment ago: this task is about to be cancelled
         except AgentRefused as error:
             self._refused(str(error))
@@ -245,6 +247,7 @@ class _NodeLoop:
             self._away, self._trouble, self._pause = False, "", FIRST_PAUSE
             return rest
         self._holds = None
+        self._release()
         pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE)
         return pause * random.uniform(0.8, 1.2)
 
@@ -255,14 +258,15 @@ class _NodeLoop:
             shown = self._shown
             if self._holds is None or _now() >= self._status_due:
                 self._holds = None  # in case it does not answer
+                self._release()
                 self._holds, shown = await self._read_status()
             epoch, revision = self._holds
             node, patch = await self._store.compared(self._name, epoch, revision)
             self._wanted = max(node.revision, *(revision for revision, _ in self._waiters.values()), 0)
             is_ours = epoch == node.epoch and 0 <= revision <= node.revision
             self._shown = shown if is_ours else 0  # whatever an agent shows that is not ours, it is nothing of ours
-            self._release()
             if is_ours and revision == node.revision:
+                self._release()
                 break
             try:
                 self._holds = await self._send(node, patch)
@@ -303,10 +307,12 @@ class _NodeLoop:
         """Sends a patch, or a snapshot where there is none or it will not do; answers what the agent holds then."""
         sent: Patch | Snapshot
         began = _now()
-        if patch is not None and _size(patch) <= LARGEST_PATCH and not self._snapshot_due:
+        # Those whom the last call answered: to tell thirty of them takes as long as the agent needs for one.
+        asyncio.get_running_loop().call_soon(self._release)
+        if patch is not None and size(patch) <= LARGEST_PATCH and not self._snapshot_due:
             sent = patch
             applied = await self._agents.patch(node, patch, self._settle_ms)
-            log.debug("node=%s sent=patch base=%d changes=%d", self._name, patch.base, _size(patch))
+            log.debug("node=%s sent=patch base=%d changes=%d", self._name, patch.base, size(patch))
         else:
             sent = await self._store.snapshot(self._name)
             applied = await self._agents.snapshot(node, sent, self._settle_ms)
@@ -314,7 +320,7 @@ class _NodeLoop:
             log.info("node=%s sent=snapshot revision=%d servers=%d accounts=%d", self._name, sent.revision, *counts)
         self._snapshot_due = False
         self._sent_at = _now()
-        if isinstance(sent, Snapshot) or _size(sent) > 1:
+        if isinstance(sent, Snapshot) or size(sent) > 1:
             self._breath = min((_now() - began) / 10, LONGEST_BREATH)
         self._take(applied, sent)
         return applied.epoch, applied.revision
@@ -329,19 +335,16 @@ class _NodeLoop:
         if applied.outcome != "pending":
             self._shown = sent.revision
         if self.status is not None:
-            known = self._failures
-            if applied.outcome != "pending":  # of what we sent, the answer knows better
-                settled = _subjects(sent) if isinstance(sent, Patch) else None
-                known = tuple(each for each in known if settled is not None and not _concerns(each, settled))
             self.status = replace(
                 self.status,
                 epoch=applied.epoch,
                 revision=applied.revision,
                 applied_revision=self._shown,
                 needs_snapshot=False,
-                failures=tuple(dict.fromkeys((*known, *applied.failures))),
+                failures=standing(self._failures, sent, applied),
             )
-        self._release()
+        if not (self.behind and self._awake.is_set()):  # else they are told as soon as the next call is on its way
+            self._release()
 
     # -- trouble -------------------------------------------------------------------------------------------------
 
@@ -370,22 +373,6 @@ class _NodeLoop:
         self._note_problem(reason)
         if self._is_new_trouble(reason):
             log.error("node=%s event=refused reason=%r cure='everything is sent anew'", self._name, reason)
-
-
-def _size(patch: Patch) -> int:
-    return sum(map(len, (patch.put_servers, patch.remove_servers, patch.put_accounts, patch.remove_accounts)))
-
-
-def _concerns(failure: Failure, about: Collection[int | str]) -> bool:
-    """Is it of one of these accounts (ids) or servers (names), or of the node as a whole, which is everybody's."""
-    if failure.account_id:
-        return failure.account_id in about
-    return not failure.subject or failure.subject in about
-
-
-def _subjects(patch: Patch) -> set[int | str]:
-    accounts, servers = patch.put_accounts, patch.put_servers
-    return {*patch.remove_accounts, *patch.remove_servers, *(a.id for a in accounts), *(s.name for s in servers)}
 
 
 def _now() -> float:

@@ -74,6 +74,52 @@ async def test_a_thousand_waiters_cost_a_few_patches(product: Product) -> None:
     assert len(agent.accounts) == 41
 
 
+async def test_the_next_call_leaves_before_those_are_told_whom_the_last_one_answered(
+    product: Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await with_server(product)
+    await create(product)
+    agent.slow = 0.1
+    course: list[str] = []
+    real = agent.patch
+
+    async def watched(patch: Patch, settle_ms: int) -> Applied:
+        course.append(f"sent {patch.put_accounts[0].name}")
+        answer = await real(patch, settle_ms)
+        course.append(f"answered {patch.put_accounts[0].name}")
+        return answer
+
+    async def caller(number: int) -> None:
+        await create(product, number)
+        course.append(f"told a{number}")
+
+    monkeypatch.setattr(agent, "patch", watched)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(caller(1))
+        await until(lambda: course == ["sent a1"])
+        group.create_task(caller(2))
+    assert course == ["sent a1", "answered a1", "sent a2", "told a1", "answered a2", "told a2"]
+
+
+async def test_who_was_answered_is_told_also_where_nothing_more_can_be_sent(
+    product: Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await with_server(product)
+    await create(product)
+    agent.slow = 0.1
+
+    async def broken(node: str, epoch: str, revision: int) -> object:
+        raise RuntimeError("broken")
+
+    async with asyncio.timeout(1), asyncio.TaskGroup() as group:
+        first = group.create_task(create(product, 1))
+        await until(lambda: len(agent.accounts) == 2)
+        monkeypatch.setattr(product.store, "compared", broken)
+        second = group.create_task(product.sync.settled(NODE, (await product.store.node(NODE)).revision + 1))
+        assert await first == ""
+        second.cancel()
+
+
 async def test_one_patch_is_in_flight_at_a_time(product: Product) -> None:
     agent = await with_server(product)
     together = most = 0
