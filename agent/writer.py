@@ -37,6 +37,8 @@ from agent.usage import Usage
 from agent.wanted import Wanted, wanted, wanted_accounts
 
 SLICE = 1_000  # accounts
+# From so many classes on, one more takes Linux long enough to be worth a second thread, which costs about 1 ms.
+MANY_CLASSES = 4_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,10 +275,11 @@ class _Pass:
         return Diff(add, difference.change)
 
     def _shape_and_mark(self, diffs: Mapping[str, Diff[Any, Any]]) -> None:
-        """Classes and marks at once, unless a rule that stands is to lead to another class. Linux lets neither wait for
-        the other, and both take long: a walk over all classes for each, a table that is replaced as a whole."""
+        """Classes and marks at once where it pays, unless a rule that stands is to lead to another class. Linux lets
+        neither wait for the other, and both may take long: a walk over all classes for each, a table that is replaced
+        as a whole."""
         classes, marks = self._allowed(diffs["classes"]), self._allowed(diffs["marks"])
-        if not (classes and marks) or marks.change:
+        if not (classes and marks) or marks.change or len(self.found.classes) < MANY_CLASSES:
             self._write("classes", classes)
             self._write("marks", self._allowed(diffs["marks"]))
             return

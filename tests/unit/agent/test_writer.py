@@ -60,8 +60,10 @@ class Box:
         return all(getattr(want, part) == held for part, held in self.kernel.shown().items())
 
 
-@pytest.fixture
-def box() -> Box:
+@pytest.fixture(params=[0, 4_000], ids=["at-once", "one-by-one"])
+def box(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Box:
+    """Classes and marks in either way."""
+    monkeypatch.setattr("agent.writer.MANY_CLASSES", request.param)
     box = Box()
     box.full()
     return box
@@ -85,6 +87,7 @@ def test_an_account_is_built_inward_and_removed_outward(box: Box) -> None:
     assert box.is_right()
 
 
+@pytest.mark.parametrize("box", [0], indirect=True)
 def test_classes_and_marks_are_made_at_once(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     both = Barrier(2, timeout=10)
     for part in (box.kernel.classes, box.kernel.marks):
