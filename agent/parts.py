@@ -17,8 +17,8 @@ from agent.model import Class, ClassKey, Counters, Diff, Forwarding, Link, Mark,
 K = TypeVar("K")
 V = TypeVar("V")
 
-# Built from left to right (classes and marks at once, where both are new), removed from right to left: a peer never
-# exists without what shapes and counts it.
+# Built from left to right (classes beside the marks, see `shaping`), removed from right to left: a peer never exists
+# without what shapes and counts it.
 PARTS = ("links", "qdiscs", "forwarding", "classes", "marks", "peers")
 ACCOUNT_PARTS = PARTS[3:]  # the rest is a server's
 

@@ -9,11 +9,15 @@ The order of a pass, and what each step is for:
 1. peers that go, go first: from here on their accounts pass no packet; then links that go, for their ports;
 2. a sample, where rules are about to be replaced or removed: the last byte is counted;
 3. rules whose address has a new owner start from zero;
-4. add and change, PARTS from left to right, new classes and new marks at once: whatever shapes and counts an account
-   stands before its peer. A boot with thousands of accounts goes slice by slice, those first who were last seen: they
-   wait a second, not for all others;
+4. add and change, PARTS from left to right: whatever shapes and counts an account stands before its peer. A boot with
+   thousands of accounts goes slice by slice, those first who were last seen: they wait a second, not for all others;
 5. another sample if rules go, because a peer may have moved away from their address only in step 4;
 6. remove the rest, PARTS from right to left.
+
+Where there are many classes, new ones take Linux long: a walk over all others for each. They are made on a thread of
+their own then, beside the marks, and for a new account from the moment its patch has come (`shape_ahead`), beside the
+disk. No packet finds its way to them, for the rules that lead there, and the peer, come later. A pass takes them over
+before it writes a peer, a class, or a rule that leads elsewhere than before.
 
 What fails spoils only its account (or its server, if that is what failed): it gets no peer. What is there already
 stays: a customer is not cut off because a repair failed.
@@ -22,7 +26,6 @@ stays: a customer is not cut off because a repair failed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Any
@@ -32,6 +35,7 @@ from agent.diff import diff, diff_of
 from agent.errors import BrokenStore, KernelError, StoreError
 from agent.model import Diff, Mark, Scope, Server, mark_of, minor
 from agent.parts import ACCOUNT_PARTS, PARTS, Kernel
+from agent.shaping import Errors, Shaping, apply, shape
 from agent.status import Failure
 from agent.usage import Usage
 from agent.wanted import Wanted, wanted, wanted_accounts
@@ -64,13 +68,14 @@ class Report:
 
 
 class Writer:
-    """Call every method on one thread."""
+    """Call every method on one thread; `shape_ahead` on any, while no other call is under way but a sample."""
 
     def __init__(self, kernel: Kernel, usage: Usage) -> None:
         self._kernel = kernel
         self._usage = usage
         self._found: Wanted | None = None  # None = not to be trusted
         self._shown: Desired | None = None  # what `found` was made equal to
+        self._ahead: Shaping | None = None
 
     def knows_kernel(self, desired: Desired) -> bool:
         """Can `touched` be used, or is a full pass due?"""
@@ -79,6 +84,9 @@ class Writer:
     def full(self, desired: Desired) -> Report:
         """Reads everything and repairs it. Raises KernelError if something cannot even be read."""
         self._found = None
+        if self._ahead is not None:  # what was done is read
+            self._ahead.done.result()
+            self._ahead = None
         try:
             uplink = self._kernel.uplink()
         except KernelError:
@@ -114,11 +122,27 @@ class Writer:
             return error
         return None
 
+    def shape_ahead(self, desired: Desired, account_ids: Iterable[int], uplink: str) -> bool:
+        """Begins to make the classes of these accounts, new in a desired state that is still to be accepted.
+
+        The next pass takes them over. If the state is not accepted after all, that has to be a full one: it removes
+        them. Returns whether it began; where classes are few, or Linux is not known, it does not.
+        """
+        if self._ahead is not None or self._found is None or len(self._found.classes) < MANY_CLASSES:
+            return False
+        classes = wanted_accounts(desired, account_ids, uplink).classes
+        new = {key: value for key, value in classes.items() if key not in self._found.classes}
+        if new:
+            self._ahead = shape(self._kernel, Diff(add=new))
+        return bool(new)
+
     def touched(self, desired: Desired, account_ids: Iterable[int], uplink: str) -> Report:
         """Makes only these accounts right, at their cost alone. Only where `knows_kernel`."""
         assert self._found is not None and self._shown is not None
         ids, found = tuple(account_ids), self._found
         self._found = None  # until the pass has ended well
+        if self._ahead is not None:
+            found.classes.update(self._ahead.classes.add)  # the pass looks what has become of them
         want, old = wanted_accounts(desired, ids, uplink), wanted_accounts(self._shown, ids, uplink)
         diffs = {
             part: diff_of([*getattr(want, part), *getattr(old, part)], getattr(want, part), getattr(found, part))
@@ -126,11 +150,12 @@ class Writer:
         }
         accounts = (state.accounts.get(i) for state in (self._shown, desired) for i in ids)
         addresses = {account.address for account in accounts if account}
-        one = _Pass(self._kernel, self._usage, self._shown, desired, uplink, found, diffs, addresses)
+        one = _Pass(self._kernel, self._usage, self._shown, desired, uplink, found, diffs, addresses, self._ahead)
         return self._finish(desired, one)
 
     def _finish(self, desired: Desired, one: _Pass) -> Report:
         report = one.run()
+        self._ahead = None
         self._found, self._shown = one.found, desired  # what was refused is left to the full pass that follows
         return report
 
@@ -166,6 +191,7 @@ class _Pass:
         found: Wanted,
         diffs: Mapping[str, Diff[Any, Any]],
         addresses: Iterable[IPv4Address],
+        shaping: Shaping | None = None,
     ) -> None:
         self._kernel = kernel
         self._usage = usage
@@ -174,6 +200,7 @@ class _Pass:
         self.found = found
         self._diffs = dict(diffs)
         self._addresses = frozenset(addresses)  # whose baseline is to be checked
+        self._shaping = shaping
         self._report = Report(uplink)
         self._failed_devices: set[str] = set()
         self._failed_owners: set[int] = set()
@@ -275,33 +302,29 @@ class _Pass:
         return Diff(add, difference.change)
 
     def _shape_and_mark(self, diffs: Mapping[str, Diff[Any, Any]]) -> None:
-        """Classes and marks at once where it pays, unless a rule that stands is to lead to another class. Linux lets
-        neither wait for the other, and both may take long: a walk over all classes for each, a table that is replaced
-        as a whole."""
         classes, marks = self._allowed(diffs["classes"]), self._allowed(diffs["marks"])
-        if not (classes and marks) or marks.change or len(self.found.classes) < MANY_CLASSES:
-            self._write("classes", classes)
-            self._write("marks", self._allowed(diffs["marks"]))
-            return
-        with ThreadPoolExecutor(1, "classes") as beside:  # started here, in the network namespace of this thread
-            shaping = beside.submit(self._apply, "classes", classes)
-            marked = self._apply("marks", marks)
-            self._written("classes", classes, shaping.result())
-        self._written("marks", marks, marked)
+        if classes:
+            self._await_classes()
+            if marks and len(self.found.classes) >= MANY_CLASSES:
+                self._shaping = shape(self._kernel, classes)
+            else:
+                self._write("classes", classes)
+        if marks.change:
+            self._await_classes()
+        self._write("marks", self._allowed(diffs["marks"]))
+        self._await_classes()
+
+    def _await_classes(self) -> None:
+        """Takes over those that a thread of their own has made."""
+        if self._shaping is not None:
+            shaping, self._shaping = self._shaping, None
+            self._written("classes", shaping.classes, shaping.done.result())
 
     def _write(self, part: str, difference: Diff[Any, Any]) -> None:
         if difference:
-            self._written(part, difference, self._apply(part, difference))
+            self._written(part, difference, apply(self._kernel, part, difference))
 
-    def _apply(self, part: str, difference: Diff[Any, Any]) -> Mapping[Any, KernelError] | KernelError:
-        """What was refused, by key; or why nothing could be done."""
-        try:
-            errors: Mapping[Any, KernelError] = getattr(self._kernel, part).apply(difference)
-        except KernelError as error:
-            return error
-        return errors
-
-    def _written(self, part: str, difference: Diff[Any, Any], errors: Mapping[Any, KernelError] | KernelError) -> None:
+    def _written(self, part: str, difference: Diff[Any, Any], errors: Errors) -> None:
         """Takes over what was done, and notes what was not."""
         if isinstance(errors, KernelError):
             self._report.fail(0, "", KernelError(f"{part}: {errors}"))
@@ -310,6 +333,8 @@ class _Pass:
         for verb, values in (("add", difference.add), ("change", difference.change), ("remove", difference.remove)):
             for key, value in values.items():
                 if key in errors:
+                    if verb == "add":
+                        found.pop(key, None)
                     self._note(part, key, value, errors[key])
                     continue
                 self._report.changes.append(Change(part, verb, key, getattr(value, "owner", 0)))

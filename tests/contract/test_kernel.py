@@ -22,6 +22,7 @@ from agent.errors import KernelError
 from agent.kernel.backend import BACKENDS, Backend
 from agent.model import Class, Counters, Diff, Forwarding, Link, Mark, Peer, Qdisc, Scope, Secret, clamped
 from agent.parts import PARTS
+from agent.shaping import shape
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.state import key
 from tests.netns.conftest import enter, make_namespace  # noqa: F401 - make_namespace is a fixture
@@ -112,6 +113,21 @@ def test_what_was_written_reads_back_equal_and_twice_is_once(held: Held, part: s
     assert held.read(part) == held.values()[part]
     assert held.apply(part, add=held.values()[part]) == {}
     assert held.read(part) == held.values()[part]
+
+
+def test_classes_and_marks_may_be_made_at_once(held: Held) -> None:
+    for part in ("links", "qdiscs"):
+        held.apply(part, add=held.values()[part])
+    marks = {IPv4Address(f"10.99.0.{n}"): Mark(IPv4Address(f"10.99.0.{n}"), n) for n in range(100, 250)}
+    classes = {(device, n): Class(device, n, 5) for n in range(100, 250) for device in (held.link, UPLINK)}
+
+    def both() -> list[dict[Any, KernelError]]:
+        shaping = shape(held.kernel, Diff(add=classes))
+        marked = held.kernel.marks.apply(Diff(add=marks))
+        return [dict(marked), dict(shaping.done.result(30))]  # type: ignore[arg-type]
+
+    assert held.run(both) == [{}, {}]
+    assert (held.read("classes"), held.read("marks")) == (classes, marks)
 
 
 def test_everything_removed_is_nothing_left(held: Held) -> None:

@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
+from threading import Event
 
 import pytest
 
-from agent.desired import Patch, Snapshot
-from agent.errors import InvalidValue, StaleRevision
+from agent.desired import Desired, Patch, Snapshot
+from agent.errors import InvalidValue, StaleRevision, StoreError
 from agent.reconcile import Reconciler
 from agent.status import Outcome, Status
 from agent.store import Store, open_store
@@ -165,6 +166,54 @@ def test_a_hundred_changes_at_once_take_a_few_passes(path: Path) -> None:
             calls = [one.patch(account(n), revision=4 + n) for n in range(2, 90)]
             assert set(await asyncio.gather(*calls)) == {Outcome.APPLIED}
             assert passes == 88 and len(one.kernel.peers.held) == 88
+
+    asyncio.run(story())
+
+
+def test_classes_are_made_while_the_disk_works(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.writer.MANY_CLASSES", 0)
+
+    async def story() -> None:
+        async with node(path) as one:
+            await one.snapshot(account(2))
+            real, shaped = one.store.save_patch, Event()
+            one.kernel.watch = lambda part, verb, written: shaped.set() if part == "classes" else None
+
+            def slow(desired: Desired, patch: Patch) -> None:
+                assert shaped.wait(LONG)
+                assert set(one.kernel.peers.held) == {("wg1", key(2))}
+                real(desired, patch)
+
+            monkeypatch.setattr(one.store, "save_patch", slow)
+            assert await one.patch(account(3), revision=6) is Outcome.APPLIED
+            assert len(one.kernel.peers.held) == 2
+
+    asyncio.run(story())
+
+
+def test_a_patch_that_cannot_be_saved_leaves_nothing_in_the_kernel_and_is_no_drift(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.writer.MANY_CLASSES", 0)
+
+    async def story() -> None:
+        async with node(path) as one:
+            await one.snapshot(account(2))
+            before, shaped = one.kernel.shown(), Event()
+            one.kernel.watch = lambda part, verb, written: shaped.set() if part == "classes" else None
+
+            def full(desired: Desired, patch: Patch) -> None:
+                assert shaped.wait(LONG)
+                raise StoreError("no space left on device")
+
+            with monkeypatch.context() as disk:
+                disk.setattr(one.store, "save_patch", full)
+                with pytest.raises(StoreError):
+                    await one.patch(account(3), revision=6)
+            assert (await one.resync()).drift_count == 0 and one.kernel.shown() == before
+            del one.kernel.marks.held[IPv4Address("10.0.1.2")]
+            assert (await one.resync()).drift_count == 1
+            assert await one.patch(account(3), revision=6) is Outcome.APPLIED
 
     asyncio.run(story())
 

@@ -39,12 +39,19 @@ class Box:
 
     def change(self, *put: object, remove: tuple[int, ...] = ()) -> list[str]:
         """Patches the desired state and makes a pass over what it touched."""
-        patch = Patch(EPOCH, self.desired.revision, self.desired.revision + 1, put_accounts=put, remove_accounts=remove)  # type: ignore[arg-type]
+        self.kernel.writes.clear()
+        patch = self.ahead(*put, remove=remove)
         self.desired = self.desired.patched(patch)
         self.keeper.expect(patch.put_accounts)
-        self.kernel.writes.clear()
         self.report = self.writer.touched(self.desired, patch.account_ids, "eth0")
         return list(self.kernel.writes)
+
+    def ahead(self, *put: object, remove: tuple[int, ...] = ()) -> Patch:
+        """What happens while a patch is being saved."""
+        patch = Patch(EPOCH, self.desired.revision, self.desired.revision + 1, put_accounts=put, remove_accounts=remove)  # type: ignore[arg-type]
+        new = [one.id for one in patch.put_accounts if one.id not in self.desired.accounts]
+        self.began = self.writer.shape_ahead(self.desired.patched(patch), new, "eth0")
+        return patch
 
     def no_peer_without_its_class(self, part: str, verb: str, written: object) -> None:
         for held, peer in self.kernel.peers.held.items():
@@ -87,13 +94,69 @@ def test_an_account_is_built_inward_and_removed_outward(box: Box) -> None:
     assert box.is_right()
 
 
-@pytest.mark.parametrize("box", [0], indirect=True)
-def test_classes_and_marks_are_made_at_once(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+at_once = pytest.mark.parametrize("box", [0], indirect=True)
+
+
+@at_once
+@pytest.mark.parametrize("how", ["a patch", "a boot"])
+def test_classes_and_marks_are_made_at_once(box: Box, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    if how == "a boot":
+        box.change(account(2), account(3))
+        box.kernel.reboot()
     both = Barrier(2, timeout=10)
     for part in (box.kernel.classes, box.kernel.marks):
         monkeypatch.setattr(part, "apply", lambda diff, apply=part.apply: (both.wait(), apply(diff))[1])
-    box.change(account(2), account(3))
+    if how == "a boot":
+        box.full()
+    else:
+        box.change(account(2), account(3))
+        assert box.began
     assert box.is_right() and not box.report.failures
+
+
+def test_what_was_made_ahead_is_reported_with_the_pass(box: Box) -> None:
+    written = box.change(account(2), account(3))
+    assert sorted(f"{one.verb} {one.part}" for one in box.report.changes) == sorted(
+        " ".join(line.split()[:2]) for line in written
+    )
+    assert len(box.report.changes) == 8
+
+
+@at_once
+def test_a_class_made_ahead_that_is_refused_spoils_its_account_and_is_tried_again(box: Box) -> None:
+    box.kernel.refuses["classes", "add", ("wg1", 0x100)] = "no room"
+    box.change(account(2), account(3))
+    assert box.began and [(f.account_id, f.reason) for f in box.report.failures.values()] == [(2, "no room")]
+    assert {peer.address for peer in box.kernel.peers.held.values()} == {IPv4Address("10.0.1.3")}
+    box.kernel.refuses.clear()
+    assert box.change(account(2, download=30)) == ["add classes wg1 100", f"add peers wg1 {key(2)[:6]}"]
+    assert box.is_right()
+
+
+@at_once
+def test_a_pass_of_another_patch_takes_over_what_was_made_ahead(box: Box) -> None:
+    box.ahead(account(2))
+    assert [line for line in box.change(account(3)) if "remove" in line] == [] and not box.began
+    assert ("wg1", 0x100) in box.kernel.classes.held
+    assert sorted(box.change(account(2))) == ["add marks 10.0.1.2", f"add peers wg1 {key(2)[:6]}"]
+    assert box.is_right()
+
+
+@at_once
+@pytest.mark.parametrize("between", [True, False])
+def test_a_full_pass_removes_what_was_made_ahead_of_a_patch_that_was_not_accepted(box: Box, between: bool) -> None:
+    box.change(account(3))
+    box.ahead(account(2))
+    if between:
+        box.change(account(3, download=30))
+    assert [line for line in box.full() if "classes" in line] == ["remove classes wg1 100", "remove classes eth0 100"]
+    assert box.is_right()
+
+
+def test_an_account_that_is_there_is_not_touched_before_its_patch_is_accepted(box: Box) -> None:
+    box.change(account(2, download=0, upload=0))
+    box.ahead(account(2))
+    assert not box.began and not box.kernel.classes.held
 
 
 def test_a_rule_never_leads_to_a_class_that_is_not_there_yet(box: Box) -> None:
@@ -355,9 +418,11 @@ def test_whatever_call_fails_the_next_full_pass_makes_it_right_and_nothing_leaks
     raise AssertionError("the pass never came to its end")
 
 
+@pytest.mark.parametrize("many", [0, 4_000])
 @pytest.mark.parametrize("seed", range(30))
-def test_random_walks_end_where_a_fresh_kernel_would(seed: int) -> None:
+def test_random_walks_end_where_a_fresh_kernel_would(seed: int, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes in any order, with failures, reboots, drift and restarts in between."""
+    monkeypatch.setattr("agent.writer.MANY_CLASSES", many)
     dice, box = random.Random(seed), Box()
     box.full()
     for _ in range(60):
@@ -373,7 +438,7 @@ def test_random_walks_end_where_a_fresh_kernel_would(seed: int) -> None:
 
 def _random_step(dice: random.Random, box: Box) -> None:
     number = dice.randrange(2, 7)
-    match dice.randrange(7):
+    match dice.randrange(8):
         case 0 | 1:
             rates = {"download": dice.choice([0, 5, 20]), "enabled": dice.random() < 0.7}
             free = not any(i != number and i % 100 == number for i in box.desired.accounts)
@@ -395,8 +460,14 @@ def _random_step(dice: random.Random, box: Box) -> None:
                 part.held.clear()
                 box.kernel.fail_at = None
                 box.full()  # the resync, before anybody builds on what is gone
-        case _:
+        case 6:
             box.restart()
+            _try(box, box.full)
+        case _:  # a patch that cannot be saved
+            stranger = 10_000 + dice.randrange(7, 90)
+            box.ahead(account(stranger))
+            if dice.random() < 0.5:
+                _try(box, lambda: box.change(remove=(number,)))
             _try(box, box.full)
 
 
