@@ -7,6 +7,7 @@ reader's (live reads), each with doors of its own. A task that ends with an exce
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -101,8 +102,14 @@ def set_up_logging(level: str) -> None:
     logging.getLogger("apscheduler").setLevel(logging.WARNING)
 
 
+def _calm_collector() -> None:
+    """A patch or a pass makes thousands of objects that live on; few are in cycles. See also Reconciler._pass."""
+    gc.set_threshold(10_000, 10, 100)
+
+
 async def serve(config: Config) -> None:
     """Runs the agent until SIGTERM or SIGINT. Raises AgentError where it cannot start."""
+    _calm_collector()
     with only_agent(config.state):
         store, aside = open_store_or_new(config.state)
         if aside:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bench.answers import answers
 from bench.asked import Asked
 from bench.box import BATCH_GROUND, NODE, SHELL_GROUND, Box, opened, wipe
-from bench.measure import median, sizes
+from bench.measure import median, percentile, sizes
 from bench.rivals import Batch, Shelled, shell_for
 from bench.table import Bar, Cell, Result, Table
 
@@ -21,7 +22,7 @@ def run(asked: Asked) -> Result:
     result.notes.append(
         "batch: prepared files with the same objects in the same shape, loaded by ready tools. shell: one process for "
         "each step of each account; a time with * is carried there by its own growth, linear and square, fitted to "
-        "what was measured."
+        "what was measured. Answers: a Status call every 5 ms during one more restore, which is not timed."
     )
     return result
 
@@ -30,6 +31,7 @@ def _measure(box: Box, result: Result) -> None:
     batch = Batch(box.lab, BATCH_GROUND)
     rows: list[list[Cell]] = []
     steps: list[list[Cell]] = []
+    waits: list[list[Cell]] = []
     ratios: dict[int, float] = {}
     agents: dict[int, float] = {}
     for count in sizes(box.asked.accounts):
@@ -37,17 +39,24 @@ def _measure(box: Box, result: Result) -> None:
         batch.prepare()
         pairs = []
         for _ in range(ROUNDS):
-            taken, against = _pair(box, batch)
-            pairs.append((taken, against["total"]))
-            box.asked.say(f"restore of {count:,}: agent {taken:.2f} s, batch {against['total']:.2f} s")
+            agent, against = _pair(box, batch)
+            pairs.append((agent, against["total"]))
+            box.asked.say(f"restore of {count:,}: agent {agent:.2f} s, batch {against['total']:.2f} s")
         wipe(box.lab, BATCH_GROUND)
-        box.cold_restore()  # to be filled further, and for the shell to read the interfaces
+        with answers(box) as taken:
+            box.cold_restore()  # to be filled further too, and for the shell to read the interfaces
+        waits.append([count, len(taken), median(taken), percentile(taken, 0.99), max(taken)])
         ratios[count] = median(agent / ready for agent, ready in pairs)
         agents[count] = median(agent for agent, _ in pairs)
         rows.append([count, agents[count], median(ready for _, ready in pairs), ratios[count]])
         steps.append([count, *(against[step] for step in STEPS)])
     shell = shell_for(box, SHELL_GROUND)
-    result.tables += [_table(box.backend, rows, shell), _step_table(box.backend, steps)]
+    columns = ("accounts", "calls", "p50, ms", "p99, ms", "longest, ms")
+    result.tables += [
+        _table(box.backend, rows, shell),
+        _step_table(box.backend, steps),
+        Table(f"The agent's answers while it restores, {box.backend}", columns, waits),
+    ]
     count = box.asked.accounts
     times = shell.at(count)[0] / agents[count]
     full = box.asked.is_full_size
