@@ -1,8 +1,8 @@
 """What the one writer needs of Linux: the parts of the kernel, and the order in which they are touched.
 
 Only protocols; the doors in agent/kernel fit them without knowing this file, and so does the fake in tests/fakes.
-All calls block and are bounded in time. One comes after the other, but for `apply` of classes and of marks, which may
-come at once, from two threads.
+All calls block and are bounded in time. One comes after the other, with one exception: while `apply` of classes adds,
+on a thread of its own, there may be calls of every other part.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class Reconciler:
                 raise StaleRevision("this agent holds no desired state yet")
             try:
                 desired = await asyncio.to_thread(self._read_patch, self._desired, patch, asyncio.get_running_loop())
-            except StoreError:
+            except BaseException:
                 self._undo_ahead()
                 raise
             if desired is not self._desired:
@@ -141,14 +141,15 @@ class Reconciler:
 
     def _shape_ahead(self, before: Desired, desired: Desired, patch: Patch) -> None:
         """While the disk works, the classes of new accounts can be made: nothing leads a packet there yet."""
-        new = [account.id for account in patch.put_accounts if account.id not in before.accounts]
+        accounts, marks = before.accounts, before.by_mark
+        new = [one.id for one in patch.put_accounts if one.id not in accounts and one.mark not in marks]
         if new and not self._passing and self._writer.knows_kernel(desired):
             self._is_ahead = self._writer.shape_ahead(desired, new, self._status.uplink)
 
     def _undo_ahead(self) -> None:
-        """What was made ahead of a patch that could not be saved goes again, and is no drift."""
+        """What was made ahead of a patch that could not be saved goes again."""
         if self._is_ahead:
-            self._was_right = self._is_ahead = False
+            self._is_ahead = False
             self.request_resync()
 
     async def accept_snapshot(self, snapshot: Snapshot, settle_seconds: float) -> Settled:
@@ -231,13 +232,14 @@ class Reconciler:
             if full or servers or not known:
                 report = await self._on_writer_thread(lambda: self._writer.full(desired))
                 # What was read lives until the next full pass and has no cycles. Python's collector would look at all
-                # of it again and again, and nothing else can run for the 50 ms of each time.
+                # of it again and again, and nothing else can run for the 50 ms of each time. See wiring too.
+                gc.collect(1)
                 gc.freeze()
                 retried = bool(self._failures or self._status.problem)
                 asked = servers or (touched and not known) or retried or not self._was_right
                 self._failures = {}
                 self._was_right = self._was_right or not report.failures
-                self._ended(report, drift=0 if asked else len(report.changes))
+                self._ended(report, drift=0 if asked else len(report.changes) - report.undone)
                 now = int(self._clock())
                 self._status = replace(self._status, last_resync_time=now, last_sample_time=now)
         except BrokenStore:

@@ -1,6 +1,6 @@
 """One pass: reads what Linux holds, compares it with what is wanted, and makes the difference, in the one right order.
 
-The blocking half of the one writer. reconcile.py owns it and calls it on the writer thread; nobody else may. It keeps
+The blocking half of the one writer. reconcile.py owns it and calls it, passes on the writer thread. It keeps
 the last full reading (`found`) up to date with what it did, so that a change of k accounts costs k, and forgets it when
 a pass breaks off: the kernel is read, not remembered.
 
@@ -16,16 +16,17 @@ The order of a pass, and what each step is for:
 
 Where there are many classes, new ones take Linux long: a walk over all others for each. They are made on a thread of
 their own then, beside the marks, and for a new account from the moment its patch has come (`shape_ahead`), beside the
-disk. No packet finds its way to them, for the rules that lead there, and the peer, come later. A pass takes them over
-before it writes a peer, a class, or a rule that leads elsewhere than before.
+disk. No packet finds its way to them, for the rules that lead there, and the peer, come later. Step 4 takes them over
+before it adds or changes a peer, a class, or where a rule leads.
 
-What fails spoils only its account (or its server, if that is what failed): it gets no peer. What is there already
-stays: a customer is not cut off because a repair failed.
+What fails spoils only its account (or its server, if that is what failed): nothing is added or changed that needs it.
+What is there already stays, with what shapes and counts it: a customer is neither cut off nor let loose because a
+repair failed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Any
@@ -33,7 +34,7 @@ from typing import Any
 from agent.desired import Desired
 from agent.diff import diff, diff_of
 from agent.errors import BrokenStore, KernelError, StoreError
-from agent.model import Diff, Mark, Scope, Server, mark_of, minor
+from agent.model import ClassKey, Diff, Mark, Peer, Scope, Server, mark_of, minor
 from agent.parts import ACCOUNT_PARTS, PARTS, Kernel
 from agent.shaping import Errors, Shaping, apply, shape
 from agent.status import Failure
@@ -41,7 +42,7 @@ from agent.usage import Usage
 from agent.wanted import Wanted, wanted, wanted_accounts
 
 SLICE = 1_000  # accounts
-# From so many classes on, one more takes Linux long enough to be worth a second thread, which costs about 1 ms.
+# From so many classes on, one more takes Linux long enough to be worth a second thread; see decision 0009.
 MANY_CLASSES = 4_000
 
 
@@ -62,13 +63,14 @@ class Report:
     uplink: str = ""
     changes: list[Change] = field(default_factory=list)
     failures: dict[tuple[int, str], Failure] = field(default_factory=dict)
+    undone: int = 0  # how many of the changes took back what was made ahead
 
     def fail(self, account_id: int, subject: str, error: KernelError) -> None:
         self.failures.setdefault((account_id, subject), Failure(account_id, subject, str(error)))
 
 
 class Writer:
-    """Call every method on one thread; `shape_ahead` on any, while no other call is under way but a sample."""
+    """Call every method on one thread; `knows_kernel` and `shape_ahead` on any, while no other runs but a sample."""
 
     def __init__(self, kernel: Kernel, usage: Usage) -> None:
         self._kernel = kernel
@@ -84,9 +86,10 @@ class Writer:
     def full(self, desired: Desired) -> Report:
         """Reads everything and repairs it. Raises KernelError if something cannot even be read."""
         self._found = None
-        if self._ahead is not None:  # what was done is read
+        undone: Collection[ClassKey] = ()
+        if self._ahead is not None:  # its patch has not come to us yet: what was made is read, and removed
             self._ahead.done.result()
-            self._ahead = None
+            undone, self._ahead = self._ahead.classes.add, None
         try:
             uplink = self._kernel.uplink()
         except KernelError:
@@ -99,6 +102,9 @@ class Writer:
         addresses = self._usage.addresses().union(desired.by_address)
         one = _Pass(self._kernel, self._usage, self._shown, desired, uplink, found, diffs, addresses)
         report = self._finish(desired, one)
+        report.undone = sum(
+            (change.part, change.verb) == ("classes", "remove") and change.key in undone for change in report.changes
+        )
         if disk_trouble:
             raise disk_trouble
         return report
@@ -122,13 +128,16 @@ class Writer:
             return error
         return None
 
-    def shape_ahead(self, desired: Desired, account_ids: Iterable[int], uplink: str) -> bool:
+    def shape_ahead(self, desired: Desired, account_ids: Collection[int], uplink: str) -> bool:
         """Begins to make the classes of these accounts, new in a desired state that is still to be accepted.
 
         The next pass takes them over. If the state is not accepted after all, that has to be a full one: it removes
-        them. Returns whether it began; where classes are few, or Linux is not known, it does not.
+        them. Returns whether it began. It does not where classes are few or Linux is not known, nor for more accounts
+        than a slice: the first of them would wait for the classes of the last.
         """
         if self._ahead is not None or self._found is None or len(self._found.classes) < MANY_CLASSES:
+            return False
+        if len(account_ids) > SLICE:
             return False
         classes = wanted_accounts(desired, account_ids, uplink).classes
         new = {key: value for key, value in classes.items() if key not in self._found.classes}
@@ -208,8 +217,6 @@ class _Pass:
     def run(self) -> Report:
         peers, marks = self._diffs["peers"], self._diffs["marks"]
         self._write("peers", Diff(remove=peers.remove))
-        stuck = {peer.address for key, peer in peers.remove.items() if key in self.found.peers}
-        stuck_minors = {minor(self.found.marks[a].mark) for a in stuck if a in self.found.marks}
         self._write("links", Diff(remove=self._diffs["links"].remove))  # their ports are free for new ones
         self._start_new_owners()
         for part in PARTS:
@@ -218,6 +225,8 @@ class _Pass:
         for diffs in self._slices():
             self._shape_and_mark(diffs)
             self._write("peers", self._allowed(diffs["peers"]))
+        stuck = self._addresses_in_use()
+        stuck_minors = {minor(self.found.marks[a].mark) for a in stuck if a in self.found.marks}
         removed_marks = {a: mark for a, mark in marks.remove.items() if a not in stuck}
         if removed_marks:
             self._sample()
@@ -228,10 +237,21 @@ class _Pass:
         self._usage.forget(a for a in self._addresses if a not in owned and a not in self.found.marks)
         for part in ("forwarding", "classes", "qdiscs"):
             remove = self._diffs[part].remove
-            if part == "classes":  # a peer that could not be removed stays shaped
+            if part == "classes":  # a peer that stands as it was stays shaped as it was
                 remove = {key: value for key, value in remove.items() if key[1] not in stuck_minors}
             self._write(part, Diff(remove=remove))
         return self._report
+
+    def _addresses_in_use(self) -> set[IPv4Address | None]:
+        """Of peers that could not be removed, or stay as they are because something failed; and of rules that do.
+
+        None: of a peer without an address of ours.
+        """
+        peers, marks = self._diffs["peers"], self._diffs["marks"]
+        kept = [key for key in peers.remove if key in self.found.peers]
+        kept += [key for key, peer in peers.change.items() if self._is_held_back(peer)]
+        held_back = {address for address, mark in marks.change.items() if self._is_held_back(mark)}
+        return {self.found.peers[key].address for key in kept} | held_back
 
     # -- whose bytes --
 
@@ -288,9 +308,10 @@ class _Pass:
             yield {part: Diff(adds[part], changes[part]) for part in ACCOUNT_PARTS}
 
     def _allowed(self, difference: Diff[Any, Any]) -> Diff[Any, Any]:
-        """Add and change, without what must not be added because something it needs has failed."""
+        """Add and change, without what must not be because something it needs has failed."""
         if not (self._failed_devices or self._failed_owners):
             return Diff(difference.add, difference.change)
+        change = {key: value for key, value in difference.change.items() if not self._is_held_back(value)}
         add = {}
         for key, value in difference.add.items():
             owner = getattr(value, "owner", 0)
@@ -299,7 +320,11 @@ class _Pass:
                 self._failed_owners.update({owner} - {0})
             else:
                 add[key] = value
-        return Diff(add, difference.change)
+        return Diff(add, change)
+
+    def _is_held_back(self, value: Any) -> bool:
+        """A rule must not lead to a class that was refused, nor a peer to an address without rules."""
+        return isinstance(value, (Mark, Peer)) and value.owner in self._failed_owners
 
     def _shape_and_mark(self, diffs: Mapping[str, Diff[Any, Any]]) -> None:
         classes, marks = self._allowed(diffs["classes"]), self._allowed(diffs["marks"])

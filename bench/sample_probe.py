@@ -18,7 +18,7 @@ from agent.config import load_config
 from agent.kernel.backend import choose_backend
 from agent.kernel.link import choose_mode
 from agent.model import Scope
-from agent.wiring import LinuxKernel
+from agent.wiring import LinuxKernel, calm_collector
 from bench.measure import median
 
 ROUNDS = 7
@@ -45,6 +45,7 @@ def _cpu_of_tools(*commands: list[str]) -> float:
 
 
 def main(config_path: str) -> dict[str, dict[str, float]]:
+    calm_collector()  # as the agent does
     config = load_config(Path(config_path))
     kernel = LinuxKernel(choose_mode(config.wireguard), config.uplink, choose_backend(config.marks_backend))
     uplink = kernel.uplink()

@@ -58,6 +58,7 @@ FIRST_PAUSE = 0.1  # after a pass that failed; then doubled ...
 LONGEST_PAUSE = 2.0  # ... up to this
 WAITED_PAUSE = 0.25  # the shortest pause in trouble, however many changes come
 LONGEST_BREATH = 0.02  # after a call that carried several changes; a tenth of what it took, if that is shorter
+LONGEST_HOLD = 0.02  # that an answer is kept for the next call to leave first
 KERNEL_PAUSE = 0.05  # between looks at an agent whose kernel is slow, while somebody waits
 
 STALE_TRIES = 3  # in one pass; more means that two gateways are at odds, and a pause is due
@@ -232,7 +233,6 @@ class _NodeLoop:
         try:
             rest = await self._pass()
         except NotFound:
-            self._release()
             return self._poll_seconds  # removed a moment ago: this task is about to be cancelled
         except AgentRefused as error:
             self._refused(str(error))
@@ -247,7 +247,6 @@ class _NodeLoop:
             self._away, self._trouble, self._pause = False, "", FIRST_PAUSE
             return rest
         self._holds = None
-        self._release()
         pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE)
         return pause * random.uniform(0.8, 1.2)
 
@@ -258,12 +257,13 @@ class _NodeLoop:
             shown = self._shown
             if self._holds is None or _now() >= self._status_due:
                 self._holds = None  # in case it does not answer
-                self._release()
                 self._holds, shown = await self._read_status()
             epoch, revision = self._holds
             node, patch = await self._store.compared(self._name, epoch, revision)
             self._wanted = max(node.revision, *(revision for revision, _ in self._waiters.values()), 0)
             is_ours = epoch == node.epoch and 0 <= revision <= node.revision
+            if not is_ours:
+                self._release()  # whom an answer of before is due
             self._shown = shown if is_ours else 0  # whatever an agent shows that is not ours, it is nothing of ours
             if is_ours and revision == node.revision:
                 self._release()
@@ -326,7 +326,7 @@ class _NodeLoop:
         return applied.epoch, applied.revision
 
     def _take(self, applied: Applied, sent: Patch | Snapshot) -> None:
-        """Notes the answer to what was sent, and releases who waited for it.
+        """Notes the answer to what was sent, and releases who waited for it, now or in a moment.
 
         The agent may hold more than we sent (from another gateway); the outcome is only about what we sent.
         """
@@ -343,7 +343,9 @@ class _NodeLoop:
                 needs_snapshot=False,
                 failures=standing(self._failures, sent, applied),
             )
-        if not (self.behind and self._awake.is_set()):  # else they are told as soon as the next call is on its way
+        if self.behind and self._awake.is_set():  # they are told when the next call is on its way, see `_send`
+            asyncio.get_running_loop().call_later(LONGEST_HOLD, self._release)
+        else:
             self._release()
 
     # -- trouble -------------------------------------------------------------------------------------------------

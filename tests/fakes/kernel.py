@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address
+from threading import RLock
 from typing import Any
 
 from agent.errors import KernelError
@@ -22,14 +23,19 @@ class FakePart:
         self.held: dict[Any, Any] = {}
 
     def read(self, scope: Scope) -> dict[Any, Any]:
-        self.kernel.called(self.name, "read")
-        return {key: value for key, value in self.held.items() if self.sees(key, scope)}
+        with self.kernel.lock:
+            self.kernel.called(self.name, "read")
+            return {key: value for key, value in self.held.items() if self.sees(key, scope)}
 
     def sees(self, key: Any, scope: Scope) -> bool:
         device = key[0] if isinstance(key, tuple) else key
         return not isinstance(device, str) or self.name == "links" or device in scope.devices
 
     def apply(self, diff: Diff[Any, Any]) -> Mapping[Any, KernelError]:
+        with self.kernel.lock:
+            return self._applied(diff)
+
+    def _applied(self, diff: Diff[Any, Any]) -> Mapping[Any, KernelError]:
         self.kernel.called(self.name, "apply")
         errors: dict[Any, KernelError] = {}
         for verb, values in (("remove", diff.remove), ("change", diff.change), ("add", diff.add)):
@@ -62,8 +68,9 @@ class FakeMarks(FakePart):
         super().put(verb, key, value if verb == "remove" else replace(value, owner=0, restart=False))
 
     def counters(self, addresses: Collection[IPv4Address] | None = None) -> dict[IPv4Address, Counters]:
-        self.kernel.called("marks", "counters")
-        return {a: mark.counters for a, mark in self.held.items() if addresses is None or a in addresses}
+        with self.kernel.lock:
+            self.kernel.called("marks", "counters")
+            return {a: mark.counters for a, mark in self.held.items() if addresses is None or a in addresses}
 
 
 class FakeKernel:
@@ -74,6 +81,7 @@ class FakeKernel:
     """
 
     def __init__(self, uplink: str = "eth0") -> None:
+        self.lock = RLock()  # classes come on a thread of their own
         self.uplink_name = uplink
         self.writes: list[str] = []
         self.refuses: dict[tuple[str, str, Any], str] = {}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address
 from threading import Barrier
+from typing import Any
 
 import pytest
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import KernelError, StoreError
-from agent.model import minor
+from agent.model import Diff, minor
 from agent.usage import Usage, Used
 from agent.wanted import wanted
 from agent.writer import Report, Writer
@@ -153,15 +156,65 @@ def test_a_full_pass_removes_what_was_made_ahead_of_a_patch_that_was_not_accepte
     assert box.is_right()
 
 
-def test_an_account_that_is_there_is_not_touched_before_its_patch_is_accepted(box: Box) -> None:
-    box.change(account(2, download=0, upload=0))
+@at_once
+def test_a_full_pass_that_takes_back_what_was_made_ahead_says_so(box: Box) -> None:
+    box.change(account(3))
     box.ahead(account(2))
+    box.kernel.marks.held.clear()
+    box.full()
+    assert (len(box.report.changes), box.report.undone) == (3, 2)
+    box.full()
+    assert (len(box.report.changes), box.report.undone) == (0, 0)
+
+
+@at_once
+def test_nothing_is_made_ahead_for_more_accounts_than_a_slice(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.writer.SLICE", 1)
+    box.ahead(account(2), account(3))
     assert not box.began and not box.kernel.classes.held
 
 
-def test_a_rule_never_leads_to_a_class_that_is_not_there_yet(box: Box) -> None:
+def test_a_standing_peer_keeps_its_old_class_where_the_new_one_is_refused(box: Box) -> None:
     box.change(account(2))
-    written = box.change(account(2, mark=0x164), account(3))
+    box.kernel.refuses["classes", "add", ("wg1", 0x164)] = "no room"
+    box.change(account(2, mark=164))
+    assert [(f.account_id, f.reason) for f in box.report.failures.values()] == [(2, "no room")]
+    assert box.kernel.marks.held[IPv4Address("10.0.1.2")].mark == 100
+    assert box.kernel.classes.held["wg1", 0x100].rate == 20
+    box.kernel.refuses.clear()
+    box.full()
+    assert box.is_right()
+
+
+def test_a_standing_peer_keeps_its_old_address_where_the_new_one_gets_no_rules(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(diff: object) -> dict[object, KernelError]:
+        raise KernelError("no memory")
+
+    box.change(account(2))
+    with monkeypatch.context() as broken:
+        broken.setattr(box.kernel.marks, "apply", fail)
+        box.change(account(2, address=IPv4Address("10.0.1.99")))
+    assert {peer.address for peer in box.kernel.peers.held.values()} == {IPv4Address("10.0.1.2")}
+    assert set(box.kernel.marks.held) == {IPv4Address("10.0.1.2")}
+    box.kernel.pass_traffic("10.0.1.2", 100, 1)
+    box.full()
+    box.kernel.pass_traffic("10.0.1.99", 20, 2)
+    box.writer.sample(box.desired)
+    assert box.is_right() and box.keeper.total(2) == Used(120, 3)
+
+
+def test_a_rule_never_leads_to_a_class_that_is_not_there_yet(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.change(account(2))
+    real = box.kernel.classes.apply
+
+    def slow(diff: Diff[Any, Any]) -> Mapping[Any, KernelError]:
+        time.sleep(0.05)
+        return real(diff)
+
+    monkeypatch.setattr(box.kernel.classes, "apply", slow)
+    written = box.change(account(2, mark=164), account(3))
     assert written.index("change marks 10.0.1.2") > max(i for i, line in enumerate(written) if "add classes" in line)
     assert box.is_right()
 
