@@ -59,7 +59,6 @@ MAX_FQ_CODEL_BYTES = 32 << 20  # the kernel's default
 MIN_BFIFO_BYTES = 65_536 + 15_000
 
 _TCMSG = struct.Struct("=BxxxiIII")  # family, ifindex, handle, parent, info
-_RATESPEC = struct.Struct("=BBHhHI")  # cell_log, linklayer, overhead, cell_align, mpu, bytes per second
 HTB_OPT = struct.Struct("=BBHhHI BBHhHI IIIII")  # ratespec rate, ceil; buffer, cbuffer, quantum, level, prio
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _HEAD = struct.Struct(f"={HEADER_BYTES}x4xiIIIHH")  # ifindex, handle, parent, info; the first attribute
@@ -128,10 +127,6 @@ def add_root(ifindex: int) -> bytes:
 
 def delete_root(ifindex: int) -> bytes:
     return message(RTM_DELQDISC, 0, _body(ifindex, HANDLE, ROOT))
-
-
-def is_default_root(root: Found | None) -> bool:
-    return root is None or root.handle == 0
 
 
 def is_htb_like_ours(root: Found | None) -> bool:
