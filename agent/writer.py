@@ -327,7 +327,7 @@ class _Pass:
         return isinstance(value, (Mark, Peer)) and value.owner in self._failed_owners
 
     def _shape_and_mark(self, diffs: Mapping[str, Diff[Any, Any]]) -> None:
-        classes, marks = self._allowed(diffs["classes"]), self._allowed(diffs["marks"])
+        classes, marks = self._allowed(diffs["classes"]), diffs["marks"]
         if classes:
             self._await_classes()
             if marks and len(self.found.classes) >= MANY_CLASSES:
@@ -336,7 +336,7 @@ class _Pass:
                 self._write("classes", classes)
         if marks.change:
             self._await_classes()
-        self._write("marks", self._allowed(diffs["marks"]))
+        self._write("marks", self._allowed(marks))
         self._await_classes()
 
     def _await_classes(self) -> None:

@@ -112,10 +112,14 @@ class Box:
                 if self.lab.agent_pid(NODE) is None or time.monotonic() - began > APPLIED_SECONDS:
                     raise
 
-    def cold_restore(self) -> float:
-        """Empty the kernel; seconds from the start of the agent until everything is there again."""
+    def empty(self) -> None:
+        """No agent, and nothing of it in the kernel: as after a boot, before it starts."""
         self.lab.kill_agent(NODE)
         wipe(self.lab, NODE)
+
+    def cold_restore(self) -> float:
+        """Empty the kernel; seconds from the start of the agent until everything is there again."""
+        self.empty()
         began = time.monotonic()
         self.start_agent()
         self.await_applied(self.accounts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.asked import FULL_SIZE, Asked
-from bench.box import BATCH_GROUND, NODE, Box, opened, wipe
+from bench.box import BATCH_GROUND, Box, opened, wipe
 from bench.calls import changes
 from bench.listing import listed
 from bench.measure import median, memory_bytes, percentile
@@ -32,8 +32,7 @@ def _figures(box: Box, count: int) -> dict[str, float]:
     filled = box.fill(count)
     batch = Batch(box.lab, BATCH_GROUND)
     batch.prepare()
-    box.lab.kill_agent(NODE)
-    wipe(box.lab, NODE)  # each while the other's host is empty, see restore.py
+    box.empty()  # each while the other's host is empty, see restore.py
     against = batch.run()["total"]
     wipe(box.lab, BATCH_GROUND)
     restore = box.cold_restore()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.answers import answers
 from bench.asked import Asked
-from bench.box import BATCH_GROUND, NODE, SHELL_GROUND, Box, opened, wipe
+from bench.box import BATCH_GROUND, SHELL_GROUND, Box, opened, wipe
 from bench.measure import median, percentile, sizes
 from bench.rivals import Batch, Shelled, shell_for
 from bench.table import Bar, Cell, Result, Table
@@ -74,8 +74,7 @@ def _pair(box: Box, batch: Batch) -> tuple[float, dict[str, float]]:
     """
     wipe(box.lab, BATCH_GROUND)
     taken = box.cold_restore()
-    box.lab.kill_agent(NODE)
-    wipe(box.lab, NODE)
+    box.empty()
     return taken, batch.run()
 
 
