@@ -25,7 +25,6 @@ caller has a deadline; running out of it means "pending", never "lost".
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
+from agent import collector
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import BrokenStore, KernelError, StaleRevision, StoreError
 from agent.status import Failure, Outcome, Settled, Status, of_accounts
@@ -231,10 +231,7 @@ class Reconciler:
                 self._ended(report, drift=0)
             if full or servers or not known:
                 report = await self._on_writer_thread(lambda: self._writer.full(desired))
-                # What was read lives until the next full pass and has no cycles. Python's collector would look at all
-                # of it again and again, and nothing else can run for the 50 ms of each time. See wiring too.
-                gc.collect(1)
-                gc.freeze()
+                collector.keep()
                 retried = bool(self._failures or self._status.problem)
                 asked = servers or (touched and not known) or retried or not self._was_right
                 self._failures = {}

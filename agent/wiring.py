@@ -8,7 +8,6 @@ ends the process.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
+from agent import collector
 from agent.config import Config
 from agent.desired import Desired
 from agent.errors import AgentError, BrokenStore
@@ -103,22 +103,9 @@ def set_up_logging(level: str) -> None:
     logging.getLogger("apscheduler").setLevel(logging.WARNING)
 
 
-def calm_collector() -> None:
-    """A patch or a pass makes thousands of objects that live on; few are in cycles. See also Reconciler._pass."""
-    gc.set_threshold(10_000, 10, 100)
-
-
-def _sweep() -> None:
-    """What was out of the collector's sight, and has become a cycle that nobody needs: looked for once a day, for it
-    stops everything for 60 ms at 10,000 accounts."""
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
-
-
 async def serve(config: Config) -> None:
     """Runs the agent until SIGTERM or SIGINT. Raises AgentError where it cannot start."""
-    calm_collector()
+    collector.calm()
     with only_agent(config.state):
         store, aside = open_store_or_new(config.state)
         if aside:
@@ -218,7 +205,7 @@ async def _schedule(config: Config, reconciler: Reconciler) -> None:
         scheduler.add_job(_sample, "interval", seconds=every, next_run_time=first, args=[reconciler])
         # A day ends at a quarter of an hour in every time zone, and its last sample belongs there.
         scheduler.add_job(_sample, "cron", minute="0,15,30,45", args=[reconciler])
-        scheduler.add_job(_sweep, "cron", hour=4, minute=40)
+        scheduler.add_job(collector.sweep, "cron", hour=4, minute=40)
         scheduler.add_job(_resync, "interval", seconds=config.resync_seconds, args=[reconciler])
         scheduler.start()
         try:

@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from agent import collector
 from agent.config import load_config
 from agent.kernel.backend import choose_backend
 from agent.kernel.link import choose_mode
 from agent.model import Scope
-from agent.wiring import LinuxKernel, calm_collector
+from agent.wiring import LinuxKernel
 from bench.measure import median
 
 ROUNDS = 7
@@ -45,7 +46,7 @@ def _cpu_of_tools(*commands: list[str]) -> float:
 
 
 def main(config_path: str) -> dict[str, dict[str, float]]:
-    calm_collector()  # as the agent does
+    collector.calm()  # as the agent does
     config = load_config(Path(config_path))
     kernel = LinuxKernel(choose_mode(config.wireguard), config.uplink, choose_backend(config.marks_backend))
     uplink = kernel.uplink()
