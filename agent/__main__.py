@@ -64,13 +64,18 @@ def doctor(config: Config, options: argparse.Namespace) -> int:
 
 
 def _table(answer: dict[str, object]) -> str:
-    rows = [(name, value) for name, value in answer.items() if name != "failures"]
+    lists = ("failures", "warnings")
+    rows = [(name, value) for name, value in answer.items() if name not in lists]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name.replace('_', ' '):{width}}  {'-' if value in ('', None) else value}" for name, value in rows]
     failures = answer["failures"]
     assert isinstance(failures, list)
     lines.append(f"{'failures':{width}}  {len(failures)}")
-    lines += [f"  {failure['subject']}: {failure['reason']}" for failure in failures]
+    lines += [f"  {failure['subject'] or 'node'}: {failure['reason']}" for failure in failures]
+    warnings = answer["warnings"]
+    assert isinstance(warnings, list)
+    lines.append(f"{'warnings':{width}}  {len(warnings)}")
+    lines += [f"  {warning}" for warning in warnings]
     return "\n".join(lines)
 
 

@@ -61,6 +61,9 @@ class Kernel(Protocol):
     def uplink(self) -> str:
         """The interface to the internet. Raises KernelError when there is none."""
 
+    def warnings(self, scope: Scope) -> tuple[str, ...]:
+        """What is not ours, stands beside ours and does harm: a sentence each, with the cure. Reads only."""
+
 
 class LiveKernel(Protocol):
     """Linux, as the live reads need it: from another thread, never writing."""

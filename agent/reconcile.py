@@ -274,6 +274,11 @@ class Reconciler:
                 drift_last_time=int(self._clock()),
             )
         self._status = replace(self._status, uplink=report.uplink)
+        if report.warnings is not None and report.warnings != self._status.warnings:
+            for warning in report.warnings:
+                if warning not in self._status.warnings:
+                    log.warning("beside ours: %s", warning)
+            self._status = replace(self._status, warnings=report.warnings)
 
     def _log(self, report: Report) -> None:
         for failure in report.failures.values():

@@ -51,6 +51,7 @@ class Status:
     accounts: int = 0
     servers: int = 0
     problem: str = ""
+    warnings: tuple[str, ...] = ()  # what stands beside ours and does harm: a sentence each, with the cure
     time_zone: str = ""
 
 

@@ -12,6 +12,7 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -36,7 +37,7 @@ from agent.kernel.shaper import Classes, Qdiscs, class_text
 from agent.kernel.watch import ANY, watch
 from agent.kernel.wireguard import Mode
 from agent.live import LiveReads
-from agent.model import Forwarding, PeerState
+from agent.model import Forwarding, PeerState, Scope
 from agent.move import Doors, Move
 from agent.notify import tell_systemd, watchdog_seconds
 from agent.parts import MarksPart, Part
@@ -56,6 +57,10 @@ STOP_SECONDS = 5.0
 GATHER_SECONDS = 0.2  # link events come in bursts
 CLOCK_LOOK_SECONDS = 1.0
 CLOCK_STEP_SECONDS = 2.0  # a wall clock that moves by more than this against the monotonic one was set
+
+
+# Each looks for one thing beside ours that does harm: a sentence each, with the cure. Called after every full pass.
+WARNINGS: tuple[Callable[[Scope], Iterable[str]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,9 @@ class LinuxKernel:
 
     def uplink(self) -> str:
         return uplink(self.uplink_setting)
+
+    def warnings(self, scope: Scope) -> tuple[str, ...]:
+        return tuple(warning for look in WARNINGS for warning in look(scope))
 
     def peer_states(self, interface: str) -> dict[str, PeerState]:
         return self.peers.peer_states(interface)

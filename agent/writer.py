@@ -63,6 +63,7 @@ class Report:
     uplink: str = ""
     changes: list[Change] = field(default_factory=list)
     failures: dict[tuple[int, str], Failure] = field(default_factory=dict)
+    warnings: tuple[str, ...] | None = None  # of a full pass; None = nobody looked
     undone: int = 0  # how many of the changes took back what was made ahead
 
     def fail(self, account_id: int, subject: str, error: KernelError) -> None:
@@ -102,6 +103,7 @@ class Writer:
         addresses = self._usage.addresses().union(desired.by_address)
         one = _Pass(self._kernel, self._usage, self._shown, desired, uplink, found, diffs, addresses)
         report = self._finish(desired, one)
+        report.warnings = self._kernel.warnings(Scope(frozenset(want.links), uplink))
         report.undone = sum(
             (change.part, change.verb) == ("classes", "remove") and change.key in undone for change in report.changes
         )

@@ -227,6 +227,7 @@ class AgentStatus:
     wireguard: str = ""
     uplink: str = ""
     problem: str = ""
+    warnings: tuple[str, ...] = ()  # what stands beside ours on the node and does harm
     marks: str = ""
     time_zone: str = ""
 

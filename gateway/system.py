@@ -50,7 +50,11 @@ async def _counts(tx: Transaction) -> tuple[list[Node], int, int]:
     return await node_rows.listed(tx), await account_rows.count(tx), await server_rows.count(tx)
 
 
-def _node_state(node: Node, status: AgentStatus | None) -> dict[str, str]:
+def _node_state(node: Node, status: AgentStatus | None) -> dict[str, Any]:
+    return {**_standing(node, status), "warnings": list(status.warnings) if status else []}
+
+
+def _standing(node: Node, status: AgentStatus | None) -> dict[str, str]:
     """`status` None: it does not answer, or nobody has asked it yet."""
     held = node.acknowledged
     if status is not None and status.epoch == node.epoch:
@@ -71,7 +75,7 @@ def _node_state(node: Node, status: AgentStatus | None) -> dict[str, str]:
     return {"name": node.name, "status": "OK", "problem": ""}
 
 
-def _summary(states: list[dict[str, str]]) -> str:
+def _summary(states: list[dict[str, Any]]) -> str:
     """Either "OK" or which nodes are not."""
     bad = [f"{state['name']} ({state['status']})" for state in states if state["status"] != "OK"]
     return f"Nodes: {', '.join(bad)}" if bad else "OK"

@@ -39,6 +39,7 @@ def read_status(target: str) -> dict[str, Any]:
         "time_zone": reply.time_zone,
         "problem": reply.problem,
         "failures": [{"account_id": f.account_id, "subject": f.subject, "reason": f.reason} for f in reply.failures],
+        "warnings": list(reply.warnings),
     }
 
 

@@ -116,6 +116,7 @@ def status_out(status: Status, version: str) -> pb.StatusReply:
         accounts=status.accounts,
         servers=status.servers,
         problem=status.problem,
+        warnings=status.warnings,
         marks=status.marks,
         time_zone=status.time_zone,
     )

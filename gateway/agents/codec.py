@@ -105,6 +105,7 @@ def agent_status(reply: pb.StatusReply) -> AgentStatus:
         wireguard=reply.wireguard,
         uplink=reply.uplink,
         problem=reply.problem,
+        warnings=tuple(reply.warnings),
         marks=reply.marks,
         time_zone=reply.time_zone,
     )

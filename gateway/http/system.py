@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from gateway.http.calls import BOOLEAN, INTEGER, ROOT, TEXT, Asked, Call, listing, texts
+from gateway.http.calls import BOOLEAN, INTEGER, ROOT, TEXT, Asked, Call, listing, record
 from gateway.http.services import Services
 
 PING_SECONDS = 2.0
@@ -40,7 +40,7 @@ STATUS = {
         "license_valid": BOOLEAN,
         "status": TEXT,
         "version": TEXT,
-        "nodes": listing(texts("name", "status", "problem")),
+        "nodes": listing(record({"name": TEXT, "status": TEXT, "problem": TEXT, "warnings": listing(TEXT)})),
     },
     "required": [
         *("count_accounts", "count_accounts_available", "count_wireguard", "license", "license_valid"),

@@ -87,6 +87,7 @@ class FakeKernel:
         self.refuses: dict[tuple[str, str, Any], str] = {}
         self.fail_at: int | None = None
         self.watch: Callable[[str, str, Any], None] = lambda part, verb, key: None
+        self.beside: tuple[str, ...] = ()  # what it warns of
         self.leaked = 0  # bytes that passed without being counted
         self.links = FakePart(self, "links", lambda k, v: "")
         self.qdiscs = FakePart(self, "qdiscs", self._no_device)
@@ -98,6 +99,9 @@ class FakeKernel:
     def uplink(self) -> str:
         self.called("uplink", "read")
         return self.uplink_name
+
+    def warnings(self, scope: Scope) -> tuple[str, ...]:
+        return self.beside
 
     def peer_states(self, interface: str) -> dict[str, PeerState]:
         return {

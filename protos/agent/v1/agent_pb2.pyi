@@ -166,6 +166,7 @@ class StatusReply(_message.Message):
     PROBLEM_FIELD_NUMBER: _builtins.int
     MARKS_FIELD_NUMBER: _builtins.int
     TIME_ZONE_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     """identity of the agent's state file; a new file has a new one"""
     revision: _builtins.int
@@ -192,6 +193,10 @@ class StatusReply(_message.Message):
     time_zone: _builtins.str
     @_builtins.property
     def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Failure]: ...
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what stands beside ours on the host and does harm; plain English, with the cure"""
+
     def __init__(
         self,
         *,
@@ -212,10 +217,11 @@ class StatusReply(_message.Message):
         problem: _builtins.str = ...,
         marks: _builtins.str = ...,
         time_zone: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "problem", b"problem", "revision", b"revision", "servers", b"servers", "time_zone", b"time_zone", "uplink", b"uplink", "version", b"version", "wireguard", b"wireguard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "problem", b"problem", "revision", b"revision", "servers", b"servers", "time_zone", b"time_zone", "uplink", b"uplink", "version", b"version", "warnings", b"warnings", "wireguard", b"wireguard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

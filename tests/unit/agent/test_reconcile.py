@@ -312,3 +312,17 @@ def test_samples_asked_for_together_share_the_next_one(path: Path) -> None:
             assert total.used.download == 1000
 
     asyncio.run(story())
+
+
+def test_what_stands_beside_ours_is_in_the_status_until_a_full_pass_finds_it_gone(path: Path) -> None:
+    async def story() -> None:
+        async with node(path) as one:
+            await one.snapshot(account(2))
+            one.kernel.beside = ("chain inet filter forward drops packets: accept them there",)
+            assert (await one.resync()).warnings == one.kernel.beside
+            await one.patch(account(2), account(3), revision=6)
+            assert one.reconciler.status().warnings == one.kernel.beside
+            one.kernel.beside = ()
+            assert (await one.resync()).warnings == ()
+
+    asyncio.run(story())
