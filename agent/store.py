@@ -247,8 +247,12 @@ def open_store_or_new(path: Path) -> tuple[Store, Path | None]:
     """Like `open_store`, but a damaged file is put aside; the second value says where."""
     try:
         store = open_store(path)
-        store.load()
-        store.load_baselines()
+        try:
+            store.load()
+            store.load_baselines()
+        except BaseException:
+            store.close()  # the file that is put aside shall not stay open
+            raise
         return store, None
     except BrokenStore:
         aside = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")

@@ -1,9 +1,9 @@
 """Runs the rungs of the test ladder in order and sums up: the engine of scripts/test.
 
-A rung is `scripts/check` or one folder of tests under pytest. All of them run, whatever fails on the way. The VM of
-`system` mostly waits for one emulated processor: it runs beside the rungs that measure nothing. `netns`, which does,
-has the machine to itself. The summary shows every skip with its reason; where CI=true a skip is a failure unless
-ACCEPTED_SKIPS knows it.
+A rung is `scripts/check` or one folder of tests under pytest; `release` is the unit rung on the other Debian release.
+All of them run, whatever fails on the way. The VM of `system` mostly waits for one emulated processor: it runs beside
+the rungs that measure nothing. `netns`, which does, has the machine to itself. The summary shows every skip with its
+reason; where CI=true a skip is a failure unless ACCEPTED_SKIPS knows it.
 Called by scripts/test only, from the root of the checkout.
 """
 
@@ -28,14 +28,24 @@ END_SECONDS = 30  # for fixtures to clean up after an interrupt
 
 BESIDE, ALONE = "system", "netns"
 
-RUNGS = {  # name: folder; "" = scripts/check
+RUNGS = {  # name: folder; "" = one of COMMANDS
     "check": "",
     "unit": "tests/unit",
     "contract": "tests/contract",
     "netns": "tests/netns",
     "system": "tests/system",
     "architecture": "tests/architecture",
+    "release": "",
 }
+
+COMMANDS = {
+    "check": ("scripts/check",),
+    "release": (
+        *("scripts/release", "--", "sh", "-c"),
+        "scripts/setup --unit && exec .venv/bin/python -m pytest -p no:cacheprovider tests/unit",
+    ),
+}
+NEED_ROOT = {"release": "root is needed for a chroot"}  # of COMMANDS; the tests of a folder skip themselves
 
 ACCEPTED_SKIPS = (  # (test, reason of the skip, why that is no loss), the first two as regular expressions
     (r"netns\.test_(links|wireguard)\b", "this kernel has no WireGuard", "tests/system runs it on Debian's kernel"),
@@ -103,8 +113,11 @@ def run_rung(name: str, extra: Sequence[str], reports: Path, output: IO[str] | N
             outcome.read(report)
         if outcome.status == 5 and extra:  # nothing collected: a selection may leave a rung empty
             outcome.status = 0
+    elif name in NEED_ROOT and os.geteuid() != 0:
+        outcome.skips.append(Skip(name, NEED_ROOT[name]))
+        return outcome
     else:
-        outcome.status = run(["scripts/check"], output)
+        outcome.status = run(COMMANDS[name], output)
     if outcome.status and not outcome.failed:
         outcome.failed = 1  # a check, or pytest itself could not do its work
     elif not folder:

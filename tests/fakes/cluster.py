@@ -16,18 +16,28 @@ import tempfile
 import time
 from pathlib import Path
 
-BINARIES = Path("/usr/lib/postgresql/15/bin")
+PACKAGES = Path("/usr/lib/postgresql")  # Debian keeps the programs of each version in a folder of its own
 START_SECONDS = 30
 STOP_SECONDS = 10
 
 
 def why_missing() -> str:
     """Empty: a cluster can be started here."""
-    return "" if (BINARIES / "initdb").exists() else f"no PostgreSQL 15 in {BINARIES} (package postgresql-15)"
+    return "" if _binaries() is not None else f"no PostgreSQL in {PACKAGES} (package postgresql)"
+
+
+def _binaries() -> Path | None:
+    """Of the newest version that is there."""
+    versions = [path.parent.parent for path in PACKAGES.glob("*/bin/initdb") if path.parent.parent.name.isdecimal()]
+    return max(versions, key=lambda path: int(path.name)) / "bin" if versions else None
 
 
 class Cluster:
     def __init__(self) -> None:
+        binaries = _binaries()
+        if binaries is None:
+            raise RuntimeError(why_missing())
+        self._binaries = binaries
         self._folder = Path(tempfile.mkdtemp(prefix="wirelane-postgres-"))
         self._prefix: list[str] = []
         if os.geteuid() == 0:
@@ -43,7 +53,7 @@ class Cluster:
         self._run("initdb", "-D", str(data), "-U", "wirelane", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
         # Speed: nothing in these files outlives the run.
         options = ["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=100"]
-        command = [BINARIES / "postgres", "-D", data, "-k", self._folder, "-h", "127.0.0.1", "-p", str(self.port)]
+        command = [self._binaries / "postgres", "-D", data, "-k", self._folder, "-h", "127.0.0.1", "-p", str(self.port)]
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "INT", *self._prefix[1:], *map(str, command), *options],
@@ -84,11 +94,11 @@ class Cluster:
         return ["-h", "127.0.0.1", "-p", str(self.port), "-U", "wirelane"]
 
     def _answers(self) -> bool:
-        ready = [str(BINARIES / "pg_isready"), "-q", *self._where(), "-d", "template1"]
+        ready = [str(self._binaries / "pg_isready"), "-q", *self._where(), "-d", "template1"]
         return subprocess.run(ready, timeout=10, check=False).returncode == 0
 
     def _run(self, program: str, *arguments: str) -> None:
-        command = [*self._prefix, str(BINARIES / program), *arguments]
+        command = [*self._prefix, str(self._binaries / program), *arguments]
         done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=False)
         if done.returncode:
             raise RuntimeError(f"{program} failed:\n{done.stdout}{done.stderr}")
