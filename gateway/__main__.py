@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import logging
 import os
+import pwd
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -185,6 +186,17 @@ def _become_owner(config: Config) -> None:
         os.setgroups([])
         os.setgid(owner.st_gid)
         os.setuid(owner.st_uid)
+        _forget_root(owner.st_uid)
+
+
+def _forget_root(uid: int) -> None:
+    """PostgreSQL's client looks for certificates in HOME and takes the user's name from the environment."""
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:  # a number without a name
+        os.environ["HOME"] = "/nonexistent"
+        return
+    os.environ.update(HOME=user.pw_dir, USER=user.pw_name, LOGNAME=user.pw_name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -109,7 +109,7 @@ class Creation:
             outcomes = await self.many([each.newcomer for each in together])
         except DatabaseUnavailable as error:
             for each in together:
-                each.outcome = DatabaseUnavailable(error.reason)
+                each.outcome = DatabaseUnavailable(error.reason, error.state)
         except Exception as error:  # whose fault it is shows when each is alone
             if len(together) > 1:
                 for each in together:

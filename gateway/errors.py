@@ -65,11 +65,18 @@ class NodeUnavailable(ApiError):
 
 
 class DatabaseUnavailable(ApiError):
-    """The database did not answer in time. A retry may help. `reason` is for the log, not for REST clients."""
+    """The database did not answer in time, or cannot be written to. A retry may help.
 
-    def __init__(self, reason: str = "") -> None:
-        super().__init__("The database is not available, try again")
+    `reason`: in its own words, for the log and the terminal, not for REST clients. `state`: what is wrong with it.
+    """
+
+    def __init__(self, reason: str = "", state: str = "") -> None:
+        super().__init__(f"The database {state or 'is not available'}, try again")
         self.reason = reason
+        self.state = state
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.reason})" if self.reason else self.text
 
 
 class SealBroken(GatewayError):

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from gateway.allocate import MARKS
+from gateway.errors import DatabaseUnavailable
 from gateway.model import AgentStatus, Node
 from gateway.store import Store, Transaction
 from gateway.store import accounts as account_rows
@@ -32,6 +33,7 @@ class System:
         """`msg` of GET /system/status: the keys of v1, and `nodes`."""
         nodes, accounts, servers = await self._store.read(_counts)
         reports = self._sync.statuses()
+        trouble = await self._database()
         states = [_node_state(node, reports.get(node.name)) for node in nodes]
         return {
             "count_accounts": accounts,
@@ -40,10 +42,18 @@ class System:
             "count_wireguard": servers,
             "license": LICENSE_END,
             "license_valid": True,
-            "status": _summary(states),
+            "status": _summary(states, trouble),
             "version": version("wirelane"),
             "nodes": states,
         }
+
+    async def _database(self) -> str:
+        """Why it takes no changes; "" = it does."""
+        try:
+            await self._store.ping()
+        except DatabaseUnavailable as error:
+            return error.state or "does not take changes"
+        return ""
 
 
 async def _counts(tx: Transaction) -> tuple[list[Node], int, int]:
@@ -75,7 +85,9 @@ def _standing(node: Node, status: AgentStatus | None) -> dict[str, str]:
     return {"name": node.name, "status": "OK", "problem": ""}
 
 
-def _summary(states: list[dict[str, Any]]) -> str:
-    """Either "OK" or which nodes are not."""
+def _summary(states: list[dict[str, Any]], trouble: str) -> str:
+    """Either "OK" or what is not: the database, or some of the nodes."""
+    if trouble:
+        return f"Database: {trouble}"
     bad = [f"{state['name']} ({state['status']})" for state in states if state["status"] != "OK"]
     return f"Nodes: {', '.join(bad)}" if bad else "OK"

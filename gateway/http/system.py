@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from gateway.errors import DatabaseUnavailable
 from gateway.http.calls import BOOLEAN, INTEGER, ROOT, TEXT, Asked, Call, listing, record
 from gateway.http.services import Services
 
@@ -22,13 +23,16 @@ async def _status(asked: Asked) -> dict[str, Any]:
 
 
 async def health(services: Services, _: Request) -> Response:
-    """200 "ok" when the store answers, else 503. Says nothing of nodes: a gateway without them is healthy."""
+    """200 "ok" when the store takes changes, else 503. Says nothing of nodes: a gateway without them is healthy."""
     try:
         async with asyncio.timeout(PING_SECONDS):
             await services.ping()
+    except DatabaseUnavailable as error:
+        log.warning("event=unhealthy reason=%r", error.reason)
+        return PlainTextResponse(f"the database {error.state or 'is not available'}", 503)
     except Exception as error:
         log.warning("event=unhealthy reason=%s", type(error).__name__)
-        return PlainTextResponse("store unavailable", 503)
+        return PlainTextResponse("the database is not available", 503)
     return PlainTextResponse("ok")
 
 

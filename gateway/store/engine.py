@@ -1,6 +1,6 @@
 """The connections: SQLite through aiosqlite, PostgreSQL through asyncpg. Every wait in here is bounded.
 
-Owns: pools, how a transaction begins, what a lost database looks like to the caller. Never knows a table.
+Owns: pools, and how a transaction begins. Never knows a table. Called by store.py and schema.py.
 
 A *change* holds its locks until the commit. On SQLite it starts with BEGIN IMMEDIATE on the only writing connection,
 so there is one change at a time; on PostgreSQL it locks rows (Transaction.lock and nodes.py). A *read* sees one moment
@@ -9,61 +9,33 @@ of the whole database: a WAL snapshot, or REPEATABLE READ.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import asyncpg  # type: ignore[import-untyped]
 import sqlalchemy.exc
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from gateway.errors import ConfigError, DatabaseUnavailable
+from gateway.errors import ConfigError
 from gateway.store import onetrip
+from gateway.store.trouble import POOLER
 
 CONNECT_SECONDS = 10
-POOL_SECONDS = 30  # how long a request may wait for a connection (SQLite: for the writers before it)
 STATEMENT_SECONDS = 30
-LOCK_SECONDS = 10.0
+WAIT_SECONDS = 5.0  # for a connection, and for those who hold what is to be changed
 READERS = 4  # SQLite: connections that read beside the one that writes
 POOL_SIZE = 10  # PostgreSQL
+POOLER_LOOKS = 3
 
-_UNAVAILABLE = (
-    sqlalchemy.exc.OperationalError,
-    sqlalchemy.exc.InterfaceError,
-    sqlalchemy.exc.TimeoutError,
-    asyncpg.PostgresError,  # raised bare while connecting
-    OSError,
-    TimeoutError,
-)
-# Classes of SQLSTATE: connection lost, rolled back, out of something, not in that state (lock timeout), by an operator.
-_BUSY = ("08", "40", "53", "55", "57")
-_TRY_AGAIN = frozenset({"40001", "40P01"})  # serialization_failure, deadlock_detected
-
-
-def try_again_helps(error: Exception) -> bool:
-    """Two changes were in each other's way, and this one was rolled back as a whole."""
-    return _state(error) in _TRY_AGAIN
-
-
-def translated(error: Exception) -> ConfigError | DatabaseUnavailable | None:
-    """What a failure of the database means to people. None = it is a bug of ours."""
-    reason = str(getattr(error, "orig", None) or error)
-    if type(error) is sqlalchemy.exc.DatabaseError:  # SQLite: "file is not a database", "... is malformed"
-        return ConfigError([f"database: {reason}: put it aside and restore your backup"])
-    lost = isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated
-    if lost or isinstance(error, _UNAVAILABLE) or _state(error).startswith(_BUSY):
-        return DatabaseUnavailable(reason)
-    return None
-
-
-def _state(error: Exception) -> str:
-    """PostgreSQL's SQLSTATE; "" where there is none."""
-    return str(getattr(getattr(error, "orig", None), "sqlstate", None) or "")
+# How long the change that begins now may still wait for its turn; one that has waited for a connection has less left.
+_left: ContextVar[float] = ContextVar("left")
 
 
 def parsed_url(text: str) -> URL:
@@ -96,13 +68,35 @@ class Engine:
 
     @asynccontextmanager
     async def change(self) -> AsyncIterator[AsyncConnection]:
-        async with self._writer.begin() as connection:
-            yield connection
+        clock = asyncio.get_running_loop().time
+        give_up = clock() + WAIT_SECONDS
+        async with self._writer.connect() as connection:
+            _left.set(max(give_up - clock(), 0.0))
+            async with connection.begin():
+                yield connection
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         async with self._reader.begin() as connection:
             yield connection
+
+    async def renew(self) -> None:
+        """New connections from now on; those in use go when they are given back."""
+        if not self.is_sqlite:
+            await self._writer.dispose()  # readers have the same pool
+
+    async def check_pooler(self) -> None:
+        """Raises ConfigError where two of our connections can be one and the same: no lock would hold, no setting."""
+        if self.is_sqlite:
+            return
+        async with self._reader.connect() as one, self._reader.connect() as other:
+            for _ in range(POOLER_LOOKS):
+                behind = []
+                for connection in (one, other):
+                    behind.append((await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+                    await connection.rollback()  # a pooler takes its server connection back here
+                if behind[0] == behind[1]:
+                    raise ConfigError([f"database: {POOLER}"])
 
     async def close(self) -> None:
         await self._writer.dispose()
@@ -131,8 +125,8 @@ def _sqlite(url: URL, *, size: int, begin: str, read_only: bool = False) -> Asyn
         url,
         pool_size=size,
         max_overflow=0,
-        pool_timeout=POOL_SECONDS,
-        async_creator=lambda *_, **__: onetrip.connect(path, LOCK_SECONDS),
+        pool_timeout=WAIT_SECONDS,
+        async_creator=lambda *_, **__: onetrip.connect(path, WAIT_SECONDS),
     )
 
     # In WAL mode only FULL survives a power cut; NORMAL may forget the last commits.
@@ -155,26 +149,42 @@ def _sqlite(url: URL, *, size: int, begin: str, read_only: bool = False) -> Asyn
 
     @event.listens_for(engine.sync_engine, "begin")
     def on_begin(connection: Connection) -> None:
+        if not read_only:
+            _bound_wait(connection)
         connection.exec_driver_sql(begin)
 
     return engine
 
 
+def _bound_wait(connection: Connection) -> None:
+    """SQLite's own wait for a writer in another process is only what is left. Told in steps, so that it is rare."""
+    milliseconds = int(_left.get(WAIT_SECONDS) * 4) * 250
+    if connection.info.get("busy_timeout", int(WAIT_SECONDS * 4) * 250) != milliseconds:
+        connection.info["busy_timeout"] = milliseconds
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {milliseconds}")
+
+
 def _postgresql(url: URL) -> AsyncEngine:
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         pool_size=POOL_SIZE,
         max_overflow=0,
-        pool_timeout=POOL_SECONDS,
+        pool_timeout=WAIT_SECONDS,
         pool_pre_ping=True,  # the server may have been restarted since
         connect_args={
             "timeout": CONNECT_SECONDS,
             "command_timeout": STATEMENT_SECONDS,
-            "server_settings": {
-                "application_name": "wirelane-gateway",
-                "lock_timeout": f"{LOCK_SECONDS * 1000:.0f}ms",
-                "statement_timeout": f"{STATEMENT_SECONDS}s",
-                "idle_in_transaction_session_timeout": f"{STATEMENT_SECONDS}s",
-            },
+            "server_settings": {"application_name": "wirelane-gateway"},
         },
     )
+    # Not as settings of the connection's start: a pooler refuses those that it does not know.
+    settings = (
+        f"SET lock_timeout = '{WAIT_SECONDS * 1000:.0f}ms'; SET statement_timeout = '{STATEMENT_SECONDS}s'; "
+        f"SET idle_in_transaction_session_timeout = '{STATEMENT_SECONDS}s'"
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def on_connect(connection: Any, _record: Any) -> None:
+        connection.run_async(lambda driver: driver.execute(settings))
+
+    return engine

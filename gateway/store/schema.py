@@ -13,7 +13,8 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
 from gateway.errors import ConfigError
-from gateway.store.engine import Engine, parsed_url, translated
+from gateway.store.engine import Engine, parsed_url
+from gateway.store.trouble import translated
 
 _LOCK_NUMBER = 0x776C_6D67  # "wlmg"; PostgreSQL's advisory locks are numbers
 _WAIT_SECONDS = 120  # for another gateway that is migrating

@@ -11,6 +11,7 @@ from gateway.store.transaction import INSTALLATION, Transaction
 
 TIME_ZONE = "time_zone"
 KEY_CHECK = "key_check"
+WRITTEN = "written"  # when it was last seen that this database can be written to, Unix seconds
 _KEY_CHECK_TEXT = "wirelane"
 _by_name = select(settings.c.value).where(settings.c.name == bindparam("setting"))
 
@@ -42,6 +43,12 @@ async def check_key(tx: Transaction) -> None:
         raise ConfigError(
             ["key_file: this is not the key that the database was written with; put back the one from your backup"]
         ) from None
+
+
+async def note_writing(tx: Transaction, now: float) -> None:
+    """With its fraction: SQLite writes nothing where a value stays as it was."""
+    statement = tx.insert(settings).values(name=WRITTEN, value=repr(now))
+    await tx.run(statement.on_conflict_do_update(index_elements=["name"], set_={"value": repr(now)}))
 
 
 async def _read(tx: Transaction, name: str) -> str | None:

@@ -10,20 +10,24 @@ from __future__ import annotations
 import asyncio
 import random
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import date
 from typing import TypeVar
 
+from gateway.errors import ConfigError, DatabaseUnavailable
 from gateway.model import DayTotal, DayUsage, Node, Patch, Snapshot
 from gateway.store import changes, nodes, rehearsal, schema, settings, usage
-from gateway.store.engine import Engine, parsed_url, translated, try_again_helps
+from gateway.store.engine import Engine, parsed_url
 from gateway.store.seal import Seal
 from gateway.store.transaction import Transaction
+from gateway.store.trouble import POOLER, is_read_only, translated, try_again_helps
 
 T = TypeVar("T")
 Work = Callable[[Transaction], Awaitable[T]]
 
+PING_SECONDS = 5.0
 _ATTEMPTS = 5  # of a change that another one was in the way of
 
 
@@ -33,8 +37,12 @@ class Store:
     def __init__(self, engine: Engine, seal: Seal) -> None:
         self._engine = engine
         self._seal = seal
+        self._pinged: asyncio.Task[DatabaseUnavailable | None] | None = None
+        self._ping_again = 0.0
 
     async def close(self) -> None:
+        if self._pinged is not None:
+            await asyncio.wait((self._pinged,))
         await self._engine.close()
 
     async def read(self, work: Work[T]) -> T:
@@ -43,7 +51,7 @@ class Store:
             async with self._engine.read() as connection:
                 return await work(Transaction(connection, self._seal, self._engine.is_sqlite))
         except Exception as error:
-            if (known := translated(error)) is not None:
+            if (known := await self._understood(error)) is not None:
                 raise known from error
             raise
 
@@ -58,12 +66,32 @@ class Store:
                 async with self._engine.change() as connection:
                     return await work(Transaction(connection, self._seal, self._engine.is_sqlite))
             except Exception as error:
-                if not try_again_helps(error) or attempt == _ATTEMPTS:
-                    if (known := translated(error)) is not None:
+                known = await self._understood(error)
+                most = _ATTEMPTS if try_again_helps(error) else 2 if is_read_only(error) else 1
+                if attempt >= most:
+                    if known is not None:
                         raise known from error
                     raise
             await asyncio.sleep(random.uniform(0, 0.05) * attempt)
         raise AssertionError("unreachable")
+
+    async def check_pooler(self) -> None:
+        """Raises ConfigError where something between us and PostgreSQL breaks up our sessions."""
+        try:
+            await self._engine.check_pooler()
+        except Exception as error:
+            known = await self._understood(error)
+            if isinstance(known, DatabaseUnavailable) and known.reason == POOLER:
+                raise ConfigError([f"database: {POOLER}"]) from error
+            if known is not None:
+                raise known from error
+            raise
+
+    async def _understood(self, error: Exception) -> ConfigError | DatabaseUnavailable | None:
+        """What it means to people; and connections to a server that is not the one any more are let go of."""
+        if is_read_only(error):
+            await self._engine.renew()
+        return translated(error)
 
     @asynccontextmanager
     async def rehearsal(self) -> AsyncIterator[Store]:
@@ -79,8 +107,23 @@ class Store:
                 await copy.close()
 
     async def ping(self) -> None:
-        """Raises DatabaseUnavailable."""
-        await self.read(nodes.listed)
+        """Raises DatabaseUnavailable unless it can be written to: a full disk or a standby answers all questions.
+
+        Strangers may ask: it is tried once in PING_SECONDS, whoever asks shares the answer.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._pinged is None or (self._pinged.done() and now >= self._ping_again):
+            self._ping_again = now + PING_SECONDS
+            self._pinged = asyncio.create_task(self._ping())
+        if (trouble := await asyncio.shield(self._pinged)) is not None:
+            raise DatabaseUnavailable(trouble.reason, trouble.state)
+
+    async def _ping(self) -> DatabaseUnavailable | None:
+        try:
+            await self.change(lambda tx: settings.note_writing(tx, time.time()))
+        except DatabaseUnavailable as error:
+            return error
+        return None
 
     # -- nodes ----------------------------------------------------------------------------------------------------
 
@@ -152,6 +195,7 @@ async def open_store(url: str, key: bytes) -> Store:
     engine = Engine(parsed_url(url))
     store = Store(engine, seal)
     try:
+        await store.check_pooler()
         await store.read(lambda tx: tx.connection.run_sync(schema.check))
         await store.change(settings.check_key)
     except BaseException:

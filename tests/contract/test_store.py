@@ -667,7 +667,7 @@ async def test_the_store_survives_a_lost_connection(postgres_url: str) -> None:
 
 
 async def test_a_change_that_waits_too_long_is_given_up(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.store.engine.LOCK_SECONDS", 0.3)
+    monkeypatch.setattr("gateway.store.engine.WAIT_SECONDS", 0.3)
     store, other = await open_store(database_url, KEY), await open_store(database_url, KEY)
     await store.add_node(NODE, "unix:/run/agent.sock")
     locked, go_on = asyncio.Event(), asyncio.Event()
@@ -679,7 +679,7 @@ async def test_a_change_that_waits_too_long_is_given_up(database_url: str, monke
 
     holder = asyncio.create_task(store.change(hold))
     await locked.wait()
-    with pytest.raises(DatabaseUnavailable, match="not available, try again"):
+    with pytest.raises(DatabaseUnavailable, match="locked by somebody else, try again"):
         await other.resync_node(NODE)
     go_on.set()
     await holder

@@ -150,10 +150,10 @@ async def test_healthz_tells_whether_the_store_answers(api: Api) -> None:
         return answer.status_code, answer.text
 
     assert await health(api, api.product.store.ping) == (200, "ok")
-    assert await health(api, away) == (503, "store unavailable")
+    assert await health(api, away) == (503, "the database is not available")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gateway.http.system.PING_SECONDS", 0.01)
-        assert await health(api, stuck) == (503, "store unavailable")
+        assert await health(api, stuck) == (503, "the database is not available")
 
 
 async def test_access_log_has_the_template_and_no_secret(api: Api, caplog: pytest.LogCaptureFixture) -> None:
