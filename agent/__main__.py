@@ -1,6 +1,7 @@
-"""Command line of the agent: run, check, plan, status, doctor.
+"""Command line of the agent: run, check, plan, status, doctor, clear.
 
-Exit status: 0 well; 1 something is wrong (and said on standard error); 2 the command line or configuration is.
+Exit status: 0 well; 1 something is wrong (and said on standard error); 2 the command line or configuration is, or, of
+`plan`, something differs.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 from agent.config import DEFAULT_PATH, Config, load_config, shown
 from agent.errors import AgentError, ConfigError
+
+DIFFERS = 2
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
@@ -34,9 +38,19 @@ def check(config: Config, options: argparse.Namespace) -> int:
 def plan(config: Config, options: argparse.Namespace) -> int:
     from agent.offline import read_plan
 
-    lines = read_plan(config)
-    print("\n".join(lines) if lines else "nothing: the kernel shows what was asked for")
-    return 0
+    found = read_plan(config)
+    print(json.dumps(found.json(), indent=2) if options.json else "\n".join(found.lines()))
+    return DIFFERS if found.steps else 0
+
+
+def clear(config: Config, options: argparse.Namespace) -> int:
+    from agent.offline import clear
+
+    report = clear(config)
+    for failure in report.failures.values():
+        print(f"wirelane-agent: {failure.subject or 'node'}: {failure.reason}", file=sys.stderr)
+    print(f"{len(report.changes)} objects are gone from the kernel; `run` brings back what was asked for")
+    return 1 if report.failures else 0
 
 
 def status(config: Config, options: argparse.Namespace) -> int:
@@ -83,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wirelane-agent", description="Applies accounts to this node: WireGuard peers, marks, traffic classes."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('wirelane')}")
     parser.add_argument("--config", type=Path, help=f"default {DEFAULT_PATH}; if that is absent, the defaults")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -96,9 +111,10 @@ def _parser() -> argparse.ArgumentParser:
 
     add("run", run, "Run the agent until it is told to stop.")
     add("check", check, "Print the configuration in force, or every error in it.")
-    add("plan", plan, "Print what a resync would change. Changes nothing.")
+    add("plan", plan, "Print what a resync would change; status 2 if anything. Changes nothing.", json_too=True)
     add("status", status, "Print how the running agent does.", json_too=True)
     add("doctor", doctor, "Try what this kernel and host can do, and say what is chosen and why.", json_too=True)
+    add("clear", clear, "Take all tunnels, rules and classes out of the kernel. Not while the agent runs.")
     return parser
 
 

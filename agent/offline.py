@@ -1,48 +1,65 @@
-"""What the command line can tell without the running agent: the plan of a resync, and the doctor's findings.
+"""What the command line can do without the running agent: the plan of a resync, the doctor's findings, and the end.
 
-Reads only; beside a running agent too.
+The plan and the findings only read, beside a running agent too.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from agent.config import Config
+from agent.desired import Desired
 from agent.errors import AgentError, KernelError, StoreError
 from agent.kernel.backend import BACKENDS, choose_backend, refusal
 from agent.kernel.interfaces import uplink
 from agent.kernel.link import choose_mode
 from agent.kernel.probe import Finding, complete, probe
-from agent.store import open_store
+from agent.plan import Plan, plan
+from agent.store import Store, only_agent, open_store
 from agent.usage import Usage
 from agent.wiring import LinuxKernel, backend_doors
-from agent.writer import Writer
+from agent.writer import Report, Writer
 
 
-def read_plan(config: Config) -> list[str]:
-    """One line for each kernel object that a resync would add, change or remove. Raises AgentError."""
-    if not config.state.exists():
-        raise StoreError(f"{config.state} does not exist: the agent has not run here yet")
-    store = open_store(config.state)
-    try:
-        desired = store.load()
+def read_plan(config: Config) -> Plan:
+    """What a resync would add, change or remove. Raises AgentError."""
+    with _held(config) as (store, desired):
         if desired is None:
             raise AgentError("the gateway has not asked for anything yet; a resync would leave the kernel as it is")
         chosen = choose_backend(config.marks_backend)
         standing = [name for name, doors in backend_doors().items() if name != chosen and doors.marks.standing()]
         kernel = LinuxKernel(choose_mode(config.wireguard), config.uplink, standing[0] if standing else chosen)
         diffs = Writer(kernel, Usage(store, lambda: 0.0)).plan(desired)
+        return plan(desired, diffs, dict.fromkeys(standing, chosen))
+
+
+def clear(config: Config) -> Report:
+    """Takes everything of ours out of the kernel, counted to the last byte; what was asked for stays in the file.
+
+    Raises AgentError: the agent runs, or Linux refuses something.
+    """
+    with only_agent(config.state), _held(config) as (store, desired):
+        usage = Usage(store, time.time)
+        zone = desired.time_zone if desired else "UTC"
+        report = Report()
+        for backend, doors in backend_doors().items():
+            if backend == choose_backend(config.marks_backend) or doors.marks.standing():
+                kernel = LinuxKernel(choose_mode(config.wireguard), config.uplink, backend)
+                report = Writer(kernel, usage).full(Desired(store.epoch, time_zone=zone))
+        return report
+
+
+@contextmanager
+def _held(config: Config) -> Iterator[tuple[Store, Desired | None]]:
+    if not config.state.exists():
+        raise StoreError(f"{config.state} does not exist: the agent has not run here yet")
+    store = open_store(config.state)
+    try:
+        yield store, store.load()
     finally:
         store.close()
-    lines = [f"move    marks       from {name} to {chosen}, when the agent is started again" for name in standing]
-    for part, diff in diffs.items():
-        for verb, values in (("add", diff.add), ("change", diff.change), ("remove", diff.remove)):
-            lines += [f"{verb:6}  {part:10}  {_object(value)}" for value in values.values()]
-    return lines
-
-
-def _object(value: Any) -> str:
-    return repr(value)  # secrets have a blank repr
 
 
 def diagnose(config: Config) -> tuple[list[Finding], list[str], bool]:

@@ -14,6 +14,7 @@ import os
 import pwd
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from gateway import bulk_commands
@@ -134,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="wirelane-gateway", description="REST API, database, and sync with the agents."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('wirelane')}")
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"default {DEFAULT_PATH}, which may be absent")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

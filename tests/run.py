@@ -42,7 +42,8 @@ COMMANDS = {
     "check": ("scripts/check",),
     "release": (
         *("scripts/release", "--", "sh", "-c"),
-        "scripts/setup --unit && exec .venv/bin/python -m pytest -p no:cacheprovider tests/unit",
+        "scripts/setup --unit && .venv/bin/python -m pytest -p no:cacheprovider tests/unit &&"
+        " WIRELANE_THROWAWAY=yes exec tests/system/box.sh",
     ),
 }
 NEED_ROOT = {"release": "root is needed for a chroot"}  # of COMMANDS; the tests of a folder skip themselves

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -178,3 +179,36 @@ def test_a_killed_userspace_wireguard_comes_back(lab: Lab, make_account: MakeAcc
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: fetch(lab, "c1", "/ip", seconds=2.0) is not None, "the client is back", REPAIR_SECONDS + 40.0)
     assert found(lab) == wanted(lab)
+
+
+def test_plan_tells_what_a_resync_would_change_and_clear_takes_all_of_it_away(
+    lab: Lab, make_account: MakeAccount
+) -> None:
+    account = make_account(b_download=20, b_upload=20)
+    lab.connect("c1", account["name"])
+    with Download(lab, "c1", "2M") as running:
+        assert running.finished(20.0) == 2_000_000
+    used = usage(lab.rest, account["name"])
+    right = found(lab)
+    assert planned(lab) == (0, ["nothing to do: the kernel shows what was asked for"])
+    beside = agent(lab, "clear")
+    assert beside.returncode == 1 and "is running" in beside.stderr and found(lab) == right
+    lab.stop_agent(NODE)
+    cleared = agent(lab, "clear")
+    assert cleared.returncode == 0, cleared.stderr
+    assert links(lab) == [] and "WL_" not in objects(lab) and "htb" not in objects(lab)
+    status, lines = planned(lab)
+    assert status == 2 and any(line.startswith("add     peer") and account["name"] in line for line in lines)
+    lab.start_agent(NODE)
+    wait_until(lambda: found(lab) == right, "everything is back", REPAIR_SECONDS)
+    assert usage(lab.rest, account["name"]) == used
+
+
+def planned(lab: Lab) -> tuple[int, list[str]]:
+    done = agent(lab, "plan")
+    assert done.returncode in (0, 2), done.stderr
+    return done.returncode, done.stdout.splitlines()
+
+
+def agent(lab: Lab, command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(lab.agent_command(NODE, command), capture_output=True, text=True, timeout=60, check=False)

@@ -1,0 +1,56 @@
+"""The plan of a resync, as people and programs read it."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+from agent.desired import Desired, Snapshot
+from agent.diff import diff
+from agent.model import Mark
+from agent.plan import plan
+from agent.wanted import Wanted, wanted
+from tests.fakes.state import EPOCH, account, key, server
+
+DESIRED = Desired.taken(EPOCH, Snapshot(1, (server(),), (account(2), account(3))))
+PARTS = ("links", "qdiscs", "forwarding", "classes", "marks", "peers")
+
+
+def of(found: Wanted, moves: dict[str, str] | None = None) -> list[str]:
+    want = wanted(DESIRED, "eth0")
+    diffs = {part: diff(getattr(want, part), getattr(found, part)) for part in PARTS}
+    return list(plan(DESIRED, diffs, moves or {}).lines())
+
+
+def test_nothing_to_do_is_one_sentence() -> None:
+    assert of(wanted(DESIRED, "eth0")) == ["nothing to do: the kernel shows what was asked for"]
+
+
+def test_each_object_is_a_line_that_names_its_account_and_the_last_line_counts() -> None:
+    found = wanted(DESIRED, "eth0")
+    one = DESIRED.accounts[2]
+    del found.peers["wg1", key(2)]
+    stranger = IPv4Address("10.0.9.9")
+    found.marks[stranger] = Mark(stranger, 999)
+    found.marks[one.address] = Mark(one.address, 4711)
+    lines = of(found, {"iptables": "nftables"})
+    assert lines[0] == "move    mark       from iptables to nftables, when the agent is started again"
+    assert f"change  mark       {one.address} 0x{one.mark:x}  ({one.name})" in lines
+    assert f"add     peer       wg1 {one.address}  ({one.name})" in lines
+    assert "remove  mark       10.0.9.9 0x3e7" in lines
+    assert lines[-1] == "4 objects differ: 1 mark to move, 1 mark to change, 1 mark to remove, 1 peer to add"
+
+
+def test_a_whole_node_is_planned_without_a_secret() -> None:
+    shown = "\n".join(of(Wanted()))
+    assert server().private_key.reveal() not in shown and key(2) not in shown
+    assert "add     link       wg1 10.0.1.1/24 UDP 51821 MTU 1420  (s1)" in shown
+
+
+def test_programs_get_the_same() -> None:
+    found = wanted(DESIRED, "eth0")
+    del found.peers["wg1", key(2)]
+    want = wanted(DESIRED, "eth0")
+    told = plan(DESIRED, {"peers": diff(want.peers, found.peers)}, {}).json()
+    assert told["differs"] is True and told["counts"] == {"add": {"peer": 1}}
+    assert told["steps"][0]["whose"] == DESIRED.accounts[2].name
+    assert plan(DESIRED, {}, {}).json() == {"differs": False, "counts": {}, "steps": []}
