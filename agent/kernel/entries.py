@@ -96,6 +96,11 @@ def tcp_syn() -> bytes:
     return _module("tcp", 0, struct.pack("=HHHHBBBB", 0, 0xFFFF, 0, 0xFFFF, 0, 0x06, 0x02, 0))
 
 
+def not_marked(number: int) -> bytes:
+    """-m mark ! --mark number (xt_mark.h, xt_mark_mtinfo1)."""
+    return _module("mark", 1, struct.pack("=IIB", number, 0xFFFFFFFF, 1))
+
+
 def established() -> bytes:
     """-m conntrack --ctstate RELATED,ESTABLISHED (xt_conntrack.h, xt_conntrack_mtinfo3)."""
     flags = struct.pack("=HHHH", 1, 0, 0x06, 0)  # XT_CONNTRACK_STATE, no inversion, states, status
@@ -106,7 +111,10 @@ def established() -> bytes:
 
 
 def _interface(name: str) -> tuple[bytes, bytes]:
-    """Name and mask; the mask covers the final zero, or it would be a prefix match ("wg1" would match "wg10")."""
+    """Name and mask; the mask covers the final zero, or it would be a prefix match ("wg1" would match "wg10"), which
+    is what a "+" at the end asks for."""
+    if name.endswith("+"):
+        return name.encode(), b"\xff" * (len(name) - 1)
     return (name.encode(), b"\xff" * (len(name) + 1)) if name else (b"", b"")
 
 

@@ -1,8 +1,9 @@
 """The MARK rules of the accounts, in the legacy mangle table.
 
-Owns the chains WL_MARK, WL_FROM*, WL_TO* and the one jump to WL_MARK, first in FORWARD; `marktree` draws the tree.
-Touches nothing else in the table, with one exception: a rule elsewhere that leads into these chains counts packets
-twice, so it is ours to remove. Called by the reconciler (read, apply) and the sampler (counters).
+Owns the chains WL_MARK, WL_FROM*, WL_TO* and the one jump to WL_MARK, first in POSTROUTING, and WL_OWN with the one
+jump to it, first in OUTPUT; `marktree` draws them. Touches nothing else in the table, with one exception: a rule
+elsewhere that leads into these chains counts packets twice, so it is ours to remove. Called by the reconciler (read,
+apply) and the sampler (counters).
 
 How a damaged tree is repaired: nothing is remembered. `read` reports an address only if its two rules are right and
 packets are led to them, and, if anything at all in our chains is not as it should be, one more entry under the key
@@ -10,7 +11,8 @@ packets are led to them, and, if anything at all in our chains is not as it shou
 in `remove`. `apply` looks at the table again inside its own transaction. Asked to remove `BROKEN` it visits every
 chain of ours, else only those on the way to the addresses of the difference; top and hook always. In a chain it
 visits, every rule that should not be there is deleted and every missing one is added, by position: a rule that stays
-is not touched, so the kernel's own counters go on, exactly. All of it is one commit.
+is not touched, so the kernel's own counters go on, exactly. All of it is one commit; a second one follows where the
+version before has left its jump in FORWARD: a packet that it has marked already is let go meanwhile.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from agent.kernel.entries import Image
 from agent.kernel.marktree import (
     DIRECTIONS,
     FROM,
+    LET_GO,
+    OWN,
+    OWN_RULES,
     PREFIXES,
     TO,
     TOP,
@@ -43,7 +48,8 @@ from agent.kernel.xtables import Hook, Transaction
 from agent.model import Counters, Diff, Mark, Scope
 
 TABLE = "mangle"
-HOOK = Hook("FORWARD", TOP)
+HOOKS = (Hook("POSTROUTING", TOP), Hook("OUTPUT", OWN))
+_FIXED = {TOP: TOP_RULES, OWN: OWN_RULES}
 _ROOTS = frozenset(direction.root for direction in DIRECTIONS)
 BROKEN = IPv4Address("0.0.0.0")
 """Key of the extra entry in what `read` returns when our chains are damaged. It is never the address of an account."""
@@ -59,7 +65,9 @@ class IptablesMarks:
         if not own:
             return {}
         upward, downward = read_branch(image, FROM), read_branch(image, TO)
-        led = [rule.entry for rule in image.rules(TOP)] == list(TOP_RULES) and xtables.is_hooked(image, (HOOK,), own)
+        led = xtables.is_hooked(image, HOOKS, own) and all(
+            [rule.entry for rule in image.rules(chain)] == list(rules) for chain, rules in _FIXED.items()
+        )
         sound = _sound(upward, downward)
         lost = upward.unreached | downward.unreached
         found = {}
@@ -84,8 +92,8 @@ class IptablesMarks:
 
     def apply(self, diff: Diff[IPv4Address, Mark]) -> Mapping[IPv4Address, KernelError]:
         """One transaction. All or nothing: raises KernelError, and returns no errors of single addresses."""
-        if diff:
-            xtables.transact(TABLE, lambda transaction: _Edit(transaction, diff).run())
+        if diff and xtables.transact(TABLE, lambda transaction: _Edit(transaction, diff).run()):
+            xtables.transact(TABLE, lambda transaction: transaction.settle(TOP, TOP_RULES))
         return {}
 
     # -- moving from one backend to the other ----------------------------------------------------------------------
@@ -143,22 +151,26 @@ class _Edit:
         self._repair = BROKEN in diff.remove
         self._empty: set[str] = set()  # chains that nothing hangs on any more
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Returns whether packets are under way that the version before has counted."""
+        before = any(builtin == "FORWARD" for builtin, _, _ in self._to.image.jumps_from_outside(self._own))
         if self._repair:
             upward, downward = (read_branch(self._to.image, direction) for direction in DIRECTIONS)
             # Whoever is wanted and has no two good rules is in `add`; the rest is nobody's. Whether packets are led
             # to a pair does not count here: that is about to be true.
             self._gone |= (upward.rules.keys() | downward.rules.keys()) - _sound(upward, downward) - self._put.keys()
         left = [self._tree(direction) for direction in DIRECTIONS]
-        if not any(left) and self._own - self._empty <= {TOP, *_ROOTS}:
+        if not any(left) and self._own - self._empty <= {*_FIXED, *_ROOTS}:
             self._to.unhook(self._own)
             self._to.drop(self._own)
-            return
+            return False
         for direction in DIRECTIONS:
             self._to.create(direction.root)
-        self._to.settle(TOP, TOP_RULES)
-        self._to.hook((HOOK,), self._own)
+        for chain, rules in _FIXED.items():
+            self._to.settle(chain, (LET_GO, *rules) if before and chain == TOP else rules)
+        self._to.hook(HOOKS, self._own)
         self._to.drop((self._own & self._empty) - _ROOTS)
+        return before
 
     def _tree(self, direction: Direction) -> bool:
         """Settles the leaves and the ways to them, from the leaves to the root. Returns whether anything is left.

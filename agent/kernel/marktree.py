@@ -3,9 +3,12 @@
 Owns the names and rules of that tree and how they are found in a reading of the mangle table. It opens nothing and
 changes nothing. Called by `marks`.
 
-    FORWARD 1: -j WL_MARK
-    WL_MARK:   -j WL_FROM, then -j WL_TO: between two accounts the mark of the receiver wins; it is the one that
-               chooses the download class on the link, where such a packet leaves
+    POSTROUTING 1: -j WL_MARK     behind whatever may drop a packet, and before NAT: see decision 0010
+    WL_MARK:   -i wg+ -j WL_FROM, then -o wg+ -m mark ! --mark 0xffff -j WL_TO: between two accounts the mark of the
+               receiver wins; it is the one that chooses the download class on the link, where such a packet leaves
+    OUTPUT 1:  -j WL_OWN
+    WL_OWN:    -o wg+ -j MARK --set-xmark 0xffff/0xffffffff: what the box itself sends is told apart from what it
+               forwards, for POSTROUTING sees both
     WL_FROM:               -s 10.64.0.0/20 -g WL_FROM_10.64.0.0/20, ...
     WL_FROM_10.64.0.0/20:  -s 10.64.1.0/24 -g WL_FROM_10.64.1.0/24, ...     at most 16
     WL_FROM_10.64.1.0/24:  -s 10.64.1.32/28 -g WL_FROM_10.64.1.32/28, ...   at most 16
@@ -30,7 +33,9 @@ from agent.kernel.entries import Image
 
 PREFIXES = (20, 24, 28)  # lengths of the levels under a root; the last are the leaves
 LEAF_MASK = 0xFFFFFFF0
-TOP = "WL_MARK"
+TOP, OWN = "WL_MARK", "WL_OWN"
+LINKS = "wg+"  # every link of ours; the gateway gives them no other name
+OWN_MARK = 0xFFFF  # of no account, and in no class
 
 # A MARK rule whole: source, destination, the rest of ipt_ip, offsets, packets, bytes, size and name of the target (and
 # nothing of what is behind the name: see entries._cleaned), its revision, mark, mask.
@@ -91,10 +96,14 @@ class Direction:
 FROM = Direction("WL_FROM", by_source=True)
 TO = Direction("WL_TO", by_source=False)
 DIRECTIONS = (FROM, TO)
-TOP_RULES = tuple(entries.entry(entries.jump(direction.root)) for direction in DIRECTIONS)
+TOP_RULES = (
+    entries.entry(entries.jump(FROM.root), came_in=LINKS),
+    entries.entry(entries.jump(TO.root), goes_out=LINKS, match=entries.not_marked(OWN_MARK)),
+)
+LET_GO = entries.entry(entries.jump("RETURN"), match=entries.not_marked(0))  # only while the version before goes
+OWN_RULES = (entries.entry(entries.mark(OWN_MARK), goes_out=LINKS),)
 
-
-_OWN_CHAINS = frozenset({TOP, FROM.root, TO.root})
+_OWN_CHAINS = frozenset({TOP, OWN, FROM.root, TO.root})
 _OWN_PREFIXES = (FROM.root + "_", TO.root + "_")
 
 

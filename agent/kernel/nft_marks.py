@@ -4,9 +4,11 @@ Owns the table `ip wirelane` whole; whatever else is found in it goes. Touches n
 (read, apply), the sampler (counters) and whoever moves a host from one backend to the other (the verbs at the end).
 
     map towards, map from   address : mark, counter
-    chain marks             forward, priority -149: just after the mangle chain of iptables
-        meta mark set ip saddr map @from
-        meta mark set ip daddr map @towards     between two accounts the mark of the receiver wins, see `marktree`
+    chain marks             postrouting, priority -149: just after the mangle chain of iptables, see decision 0010
+        iifname "wg*" meta mark set ip saddr map @from
+        oifname "wg*" iif != 0 meta mark set ip daddr map @towards
+                            not what the box itself sends; between two accounts the mark of the receiver wins, see
+                            `marktree`
 
 An address without element leaves the packet as it is. Counters count inner IP bytes, as those of iptables do.
 
@@ -37,7 +39,8 @@ from agent.model import Counters, Diff, Mark, Scope
 
 TABLE = "wirelane"
 MARKS = "marks"
-CHAIN = Chain("filter", "forward", -149)
+CHAIN = Chain("filter", "postrouting", -149)
+BEFORE = Chain("filter", "forward", -149)  # of the version before
 BROKEN = IPv4Address("0.0.0.0")
 """Key of the extra entry in what `read` returns when our table is damaged. It is never the address of an account."""
 ASK_AT_MOST = 300  # elements asked for one by one (10 us each); for more all of them are read
@@ -56,10 +59,19 @@ TOWARDS, FROM = _map("towards"), _map("from")
 MOVED = Set("set", "moved", "type ipv4_addr . mark;", {"type": ["ipv4_addr", "mark"]})
 
 
-def _mark_rule(field: str, name: str) -> tuple[Piece]:
+def _meta(key: str, op: str, value: str, text: str) -> Piece:
+    return Piece(text, {"match": {"op": op, "left": {"meta": {"key": key}}, "right": value}})
+
+
+FROM_LINK = _meta("iifname", "==", "wg*", 'iifname "wg*"')
+TO_LINK = _meta("oifname", "==", "wg*", 'oifname "wg*"')
+FORWARDED = _meta("iif", "!=", "0", "meta iif != 0")  # what the box itself sends has come in nowhere
+
+
+def _mark_rule(field: str, name: str) -> Piece:
     value = {"map": {"key": {"payload": {"protocol": "ip", "field": field}}, "data": f"@{name}"}}
-    return (
-        Piece(f"meta mark set ip {field} map @{name}", {"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}}),
+    return Piece(
+        f"meta mark set ip {field} map @{name}", {"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}}
     )
 
 
@@ -69,7 +81,11 @@ def _guard_rule(field: str) -> tuple[Piece, Piece]:
     return Piece(f"ip {field} . meta mark @{MOVED.name}", match), Piece("return", {"return": None})
 
 
-PLAIN = (_mark_rule("saddr", FROM.name), _mark_rule("daddr", TOWARDS.name))
+PLAIN = (
+    (FROM_LINK, _mark_rule("saddr", FROM.name)),
+    (TO_LINK, FORWARDED, _mark_rule("daddr", TOWARDS.name)),
+)
+LET_GO = (_meta("mark", "!=", "0", "meta mark != 0"), Piece("return", {"return": None}))
 GUARDED = (_guard_rule("daddr"), _guard_rule("saddr"), *PLAIN)
 
 _write = Writing(TABLE)
@@ -112,7 +128,12 @@ class NftablesMarks:
     def apply(self, diff: Diff[IPv4Address, Mark]) -> Mapping[IPv4Address, KernelError]:
         """One transaction. All or nothing: raises KernelError, and returns no errors of single addresses."""
         if diff:
-            nft.apply(_Edit(_usable_table(), diff).commands())
+            table = _usable_table()
+            if table is not None and table.chains.get(MARKS) == BEFORE:
+                # A packet that the version before has marked already is let go, until all of these are through.
+                nft.apply([*_settled(table), *_write.add_rules(MARKS, (LET_GO, *PLAIN))])
+                table = _usable_table()
+            nft.apply(_Edit(table, diff).commands())
         return {}
 
     # -- moving from one backend to the other ----------------------------------------------------------------------

@@ -10,6 +10,7 @@ of one server do. The internet knows the way to both networks, so that what gets
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 from collections.abc import Callable
@@ -35,6 +36,20 @@ def nft(namespace: str, arguments: str) -> str:
     """As an administrator would, in one line."""
     command = ["ip", "netns", "exec", namespace, "nft", *arguments.split()]
     return subprocess.run(command, check=True, timeout=DEADLINE, capture_output=True, text=True).stdout
+
+
+def watch(namespace: str, *matches: str) -> None:
+    """Counts the packets that leave, behind whatever marks them; `watched` tells how many each of these met."""
+    nft(namespace, "add table ip watch")
+    nft(namespace, "add chain ip watch leaving { type filter hook postrouting priority 0; }")
+    for match in matches:
+        nft(namespace, f"add rule ip watch leaving {match} counter")
+
+
+def watched(namespace: str) -> list[int]:
+    found = json.loads(nft(namespace, "-j list chain ip watch leaving"))["nftables"]
+    rules = [one["rule"]["expr"] for one in found if "rule" in one]
+    return [piece["counter"]["packets"] for rule in rules for piece in rule if "counter" in piece]
 
 
 def saved(namespace: str, table: str, *, counters: bool = True, foreign_only: bool = False) -> list[str]:
@@ -112,18 +127,20 @@ class Crossing:
             one.close()
 
 
-def build(make_namespace: Callable[[], str]) -> Crossing:
+def build(make_namespace: Callable[[], str], links: str = "wl") -> Crossing:
+    """`links`: what the two links are called, before their number."""
+    link0, link1 = f"{links}0", f"{links}1"
     router = make_namespace()
     hosts = {address: make_namespace() for address in (ALICE, BOB, CAROL, INTERNET)}
-    ip(router, "link", "add", "wl0", "type", "bridge")
-    for address, port in ((ALICE, "alice"), (BOB, "bob"), (CAROL, "wl1"), (INTERNET, "up0")):
+    ip(router, "link", "add", link0, "type", "bridge")
+    for address, port in ((ALICE, "alice"), (BOB, "bob"), (CAROL, link1), (INTERNET, "up0")):
         ip(router, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", hosts[address])
         if port in ("alice", "bob"):
-            ip(router, "link", "set", port, "master", "wl0")
+            ip(router, "link", "set", port, "master", link0)
         ip(router, "link", "set", port, "up")
         ip(hosts[address], "link", "set", "eth0", "up")
-    ip(router, "link", "set", "wl0", "up")
-    for device, address in (("wl0", "10.66.0.1/24"), ("wl1", "10.67.0.1/24"), ("up0", "192.0.2.1/24")):
+    ip(router, "link", "set", link0, "up")
+    for device, address in ((link0, "10.66.0.1/24"), (link1, "10.67.0.1/24"), ("up0", "192.0.2.1/24")):
         ip(router, "address", "add", address, "dev", device)
     for address, gateway, length in ((ALICE, "10.66.0.1", 32), (BOB, "10.66.0.1", 32), (CAROL, "10.67.0.1", 24)):
         ip(hosts[address], "address", "add", f"{address}/{length}", "dev", "eth0")
@@ -131,5 +148,5 @@ def build(make_namespace: Callable[[], str]) -> Crossing:
     ip(hosts[INTERNET], "address", "add", f"{INTERNET}/24", "dev", "eth0")
     ip(hosts[INTERNET], "route", "add", "10.64.0.0/10", "via", "192.0.2.1")
     sysctl(router, "ipv4/conf/all/send_redirects", "0")
-    sysctl(router, "ipv4/conf/wl0/send_redirects", "0")
+    sysctl(router, f"ipv4/conf/{link0}/send_redirects", "0")
     return Crossing(router, hosts)

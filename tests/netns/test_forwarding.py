@@ -17,9 +17,8 @@ import pytest
 
 from agent.diff import diff
 from agent.kernel.forwarding import BROKEN, Forwardings
-from agent.kernel.marks import IptablesMarks
 from agent.kernel.nft_forwarding import NftForwardings
-from agent.model import Diff, Forwarding, Mark, Scope
+from agent.model import Diff, Forwarding, Scope
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, ip, iptables, nft, saved, sysctl
 
@@ -174,25 +173,6 @@ def test_the_mss_is_clamped_to_the_path_both_ways(crossing: Crossing, run: Run) 
     make(run, WANTED)
     assert mss_seen(crossing, INTERNET, INTERNET, 0x02) == 1240  # SYN of alice
     assert mss_seen(crossing, INTERNET, ALICE, 0x12) == 1240  # SYN-ACK to her
-
-
-def test_marks_and_mss_share_the_forward_chain_in_either_order(crossing: Crossing, run: Run) -> None:
-    address = IPv4Address(ALICE)
-    marks = {address: Mark(address, 109)}
-    for first_marks in (True, False):
-        steps: list[Callable[[], Any]] = [
-            lambda: run(IptablesMarks().apply, Diff(add=marks)),
-            lambda: make(run, WANTED),
-        ]
-        for step in steps if first_marks else reversed(steps):
-            step()
-        assert run(IptablesMarks().read, SCOPE) == marks
-        assert read(run) == WANTED
-        lines = [line for line in saved(crossing.router, "mangle", counters=False) if line.startswith("-A FORWARD")]
-        assert lines == ["-A FORWARD -j WL_MARK", "-A FORWARD -j WL_MSS"]
-        make(run, {})
-        run(IptablesMarks().apply, Diff(remove=marks))
-        assert read(run) == run(IptablesMarks().read, SCOPE) == {}
 
 
 # -- reading, repairing, removing ---------------------------------------------------------------------------------

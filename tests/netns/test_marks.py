@@ -23,7 +23,7 @@ from agent.kernel.marks import BROKEN, IptablesMarks
 from agent.kernel.nft_marks import NftablesMarks
 from agent.model import Counters, Diff, Mark, Scope
 from tests.netns.conftest import enter
-from tests.netns.crossing import ALICE, BOB, INTERNET, Crossing, build, iptables, nft, saved, sysctl
+from tests.netns.crossing import ALICE, BOB, INTERNET, Crossing, build, iptables, nft, saved, sysctl, watch, watched
 
 SCOPE = Scope(frozenset(), "up0")
 ALICE_ADDRESS, BOB_ADDRESS = IPv4Address(ALICE), IPv4Address(BOB)
@@ -45,7 +45,7 @@ class Run:
 
 @pytest.fixture
 def crossing(make_namespace: Callable[[], str]) -> Iterator[Crossing]:
-    made = build(make_namespace)
+    made = build(make_namespace, "wg")
     sysctl(made.router, "ipv4/ip_forward", "1")
     yield made
     made.close()
@@ -104,12 +104,11 @@ def test_every_byte_is_counted_for_its_account_and_direction(crossing: Crossing,
 @BOTH
 def test_between_two_accounts_the_mark_of_the_receiver_wins(crossing: Crossing, run: Run) -> None:
     make(run, WANTED)
-    for mark in ("0x6d", "0xa000"):
-        iptables(crossing.router, f"-t mangle -A POSTROUTING -m mark --mark {mark}")
+    watch(crossing.router, "meta mark 0x6d", "meta mark 0xa000")
     crossing.send(ALICE, BOB, 3, 100)
-    assert packets_of(crossing.router, "POSTROUTING", "--mark 0xa000") == 3
+    assert watched(crossing.router) == [0, 3]
     crossing.send(ALICE, INTERNET, 5, 100)
-    assert packets_of(crossing.router, "POSTROUTING", "--mark 0x6d") == 5
+    assert watched(crossing.router) == [5, 3]
 
 
 # -- starting, changing, removing ---------------------------------------------------------------------------------
@@ -138,9 +137,9 @@ def test_rules_that_exist_keep_their_counters_unless_they_shall_restart(crossing
 
 
 @contextmanager
-def flood(crossing: Crossing, source: str, destination: str) -> Iterator[None]:
-    """Sends all the time, not too fast for two cores."""
-    sender, receiver, over = crossing.udp(source), crossing.udp(destination), threading.Event()
+def flood(crossing: Crossing, source: str, destination: str, port: int = 0) -> Iterator[None]:
+    """Sends packets of 100 bytes all the time, not too fast for two cores."""
+    sender, receiver, over = crossing.udp(source), crossing.udp(destination, port), threading.Event()
 
     def send() -> None:
         while not over.wait(0.0002):
@@ -157,8 +156,7 @@ def flood(crossing: Crossing, source: str, destination: str) -> Iterator[None]:
 
 def test_no_packet_is_lost_or_passes_unmarked_while_rules_change_and_are_repaired(crossing: Crossing, run: Run) -> None:
     make(run, WANTED)
-    iptables(crossing.router, f"-t mangle -A POSTROUTING -d {ALICE} -m mark --mark 0")
-    iptables(crossing.router, f"-t mangle -A POSTROUTING -d {ALICE} -m mark ! --mark 0")
+    watch(crossing.router, f"ip daddr {ALICE} meta mark 0", f"ip daddr {ALICE} meta mark != 0")
     with flood(crossing, INTERNET, ALICE):
         for number in range(100, 115):
             make(run, WANTED | {ALICE_ADDRESS: Mark(ALICE_ADDRESS, number)})
@@ -166,9 +164,8 @@ def test_no_packet_is_lost_or_passes_unmarked_while_rules_change_and_are_repaire
             make(run, WANTED | others | {ALICE_ADDRESS: Mark(ALICE_ADDRESS, number)})
             iptables(crossing.router, "-t mangle -I WL_TO_10.66.0.0/28")  # a rule that does nothing but count
             assert make(run, WANTED).remove
-    seen = packets_of(crossing.router, "POSTROUTING", "mark ! --mark 0x0")
-    assert seen > 500
-    assert packets_of(crossing.router, "POSTROUTING", "mark --mark 0x0") == 0
+    unmarked, seen = watched(crossing.router)
+    assert seen > 500 and unmarked == 0
     assert counters(run, ALICE_ADDRESS).download_packets == seen
 
 
@@ -202,14 +199,27 @@ def test_applying_the_same_twice_changes_nothing(crossing: Crossing, run: Run) -
 # -- damage -------------------------------------------------------------------------------------------------------
 
 DAMAGE = {
-    "the hook is gone": ["-D FORWARD -j WL_MARK"],
-    "the hook is not the first": ["-I FORWARD -s 203.0.113.9 -j RETURN"],
-    "the hook is there twice": ["-A FORWARD -j WL_MARK"],
-    "the hook has a condition": ["-R FORWARD 1 -i wl0 -j WL_MARK"],
+    "the hook is gone": ["-D POSTROUTING -j WL_MARK"],
+    "the hook is not the first": ["-I POSTROUTING -s 203.0.113.9 -j RETURN"],
+    "the hook is there twice": ["-A POSTROUTING -j WL_MARK"],
+    "the hook has a condition": ["-R POSTROUTING 1 -o wg0 -j WL_MARK"],
     "another chain leads to ours": ["-N other", "-A other -j WL_TO", "-I other -p tcp -g WL_MARK"],
     "the top is empty": ["-F WL_MARK"],
     "the top has lost one way": ["-D WL_MARK 2"],
-    "the top is the wrong way round": ["-D WL_MARK 1", "-A WL_MARK -j WL_FROM"],
+    "the top is the wrong way round": ["-D WL_MARK 1", "-A WL_MARK -i wg+ -j WL_FROM"],
+    "the top leads everything": ["-R WL_MARK 1 -j WL_FROM"],
+    "the box's own packets are not told apart": ["-F WL_OWN"],
+    "the box's own packets are not led": ["-D OUTPUT -j WL_OWN"],
+    "as the version before had it": [
+        "-D POSTROUTING -j WL_MARK",
+        "-I FORWARD -j WL_MARK",
+        "-F WL_MARK",
+        "-A WL_MARK -j WL_FROM",
+        "-A WL_MARK -j WL_TO",
+        "-D OUTPUT -j WL_OWN",
+        "-F WL_OWN",
+        "-X WL_OWN",
+    ],
     "a strange rule is at the root": ["-I WL_FROM -j RETURN"],
     "the root is empty": ["-F WL_TO"],
     "a way down is gone": ["-F WL_TO_10.66.0.0/20"],
@@ -222,7 +232,7 @@ DAMAGE = {
     "a rule is there twice": ["-I WL_FROM_10.66.0.0/28 -s 10.66.0.10 -j MARK --set-xmark 0x6d"],
     "a rule has another mark": ["-R WL_TO_10.66.0.16/28 1 -d 10.66.0.20 -j MARK --set-xmark 0x6d"],
     "a rule has another mask": ["-R WL_TO_10.66.0.16/28 1 -d 10.66.0.20 -j MARK --set-xmark 0xa000/0xffff"],
-    "a rule has a condition": ["-R WL_TO_10.66.0.16/28 1 -i wl0 -d 10.66.0.20 -j MARK --set-xmark 0xa000"],
+    "a rule has a condition": ["-R WL_TO_10.66.0.16/28 1 -i wg0 -d 10.66.0.20 -j MARK --set-xmark 0xa000"],
     "a rule is gone": ["-D WL_TO_10.66.0.16/28 1"],
     "half a pair is nobody's": ["-A WL_TO_10.66.0.16/28 -d 10.66.0.21 -j MARK --set-xmark 0x7"],
     "a strange chain has our prefix": ["-N WL_FROM_stray", "-A WL_FROM_stray -j WL_TO"],

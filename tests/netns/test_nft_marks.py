@@ -14,8 +14,8 @@ from agent.kernel.marks import IptablesMarks
 from agent.kernel.nft_marks import BROKEN, NftablesMarks
 from agent.model import Counters, Diff, Mark
 from tests.netns.conftest import enter
-from tests.netns.crossing import ALICE, BOB, INTERNET, Crossing, build, iptables, nft, sysctl
-from tests.netns.test_marks import ALICE_ADDRESS, BOB_ADDRESS, SCOPE, WANTED, flood, packets_of
+from tests.netns.crossing import ALICE, BOB, INTERNET, Crossing, build, iptables, nft, sysctl, watch, watched
+from tests.netns.test_marks import ALICE_ADDRESS, BOB_ADDRESS, SCOPE, WANTED, flood
 
 Run = Callable[..., Any]
 MARKS, OTHER = NftablesMarks(), IptablesMarks()
@@ -23,7 +23,7 @@ MARKS, OTHER = NftablesMarks(), IptablesMarks()
 
 @pytest.fixture
 def crossing(make_namespace: Callable[[], str]) -> Iterator[Crossing]:
-    made = build(make_namespace)
+    made = build(make_namespace, "wg")
     sysctl(made.router, "ipv4/ip_forward", "1")
     yield made
     made.close()
@@ -74,30 +74,36 @@ T = "ip wirelane"
 DAMAGE = {
     "the chain is gone": [f"delete chain {T} marks"],
     "the rules are gone": [f"flush chain {T} marks"],
-    "one rule is gone": [f"flush chain {T} marks", f"add rule {T} marks meta mark set ip saddr map @from"],
+    "one rule is gone": [f"flush chain {T} marks", f"add rule {T} marks iifname wg* meta mark set ip saddr map @from"],
     "the wrong way round": [
         f"flush chain {T} marks",
-        f"add rule {T} marks meta mark set ip daddr map @towards",
-        f"add rule {T} marks meta mark set ip saddr map @from",
+        f"add rule {T} marks oifname wg* meta iif != 0 meta mark set ip daddr map @towards",
+        f"add rule {T} marks iifname wg* meta mark set ip saddr map @from",
     ],
-    "a rule is there twice": [f"add rule {T} marks meta mark set ip saddr map @from"],
+    "a rule is there twice": [f"add rule {T} marks iifname wg* meta mark set ip saddr map @from"],
     "a rule has a condition": [
         f"flush chain {T} marks",
-        f"add rule {T} marks iifname wl0 meta mark set ip saddr map @from",
-        f"add rule {T} marks meta mark set ip daddr map @towards",
+        f"add rule {T} marks meta mark set ip saddr map @from",
+        f"add rule {T} marks oifname wg* meta iif != 0 meta mark set ip daddr map @towards",
     ],
     "a strange rule": [f"insert rule {T} marks tcp dport 22 accept"],
     "the chain hangs elsewhere": [
         f"delete chain {T} marks",
         f"add chain {T} marks {{ type filter hook forward priority 5; policy accept; }}",
+        f"add rule {T} marks iifname wg* meta mark set ip saddr map @from",
+        f"add rule {T} marks oifname wg* meta iif != 0 meta mark set ip daddr map @towards",
+    ],
+    "as the version before had it": [
+        f"delete chain {T} marks",
+        f"add chain {T} marks {{ type filter hook forward priority -149; policy accept; }}",
         f"add rule {T} marks meta mark set ip saddr map @from",
         f"add rule {T} marks meta mark set ip daddr map @towards",
     ],
     "the chain hangs nowhere": [
         f"delete chain {T} marks",
         f"add chain {T} marks",
-        f"add rule {T} marks meta mark set ip saddr map @from",
-        f"add rule {T} marks meta mark set ip daddr map @towards",
+        f"add rule {T} marks iifname wg* meta mark set ip saddr map @from",
+        f"add rule {T} marks oifname wg* meta iif != 0 meta mark set ip daddr map @towards",
     ],
     "the chain drops": [f"add chain {T} marks {{ policy drop; }}"],
     "another chain of the table": [
@@ -201,24 +207,23 @@ def test_the_last_account_takes_the_table_with_it(crossing: Crossing, run: Run) 
 # -- packets while things change ----------------------------------------------------------------------------------
 
 
-def watch(crossing: Crossing) -> None:
-    iptables(crossing.router, f"-t mangle -A POSTROUTING -d {ALICE} -m mark --mark 0")
-    iptables(crossing.router, f"-t mangle -A POSTROUTING -d {ALICE} -m mark ! --mark 0")
+def watch_alice(crossing: Crossing) -> None:
+    watch(crossing.router, f"ip daddr {ALICE} meta mark 0", f"ip daddr {ALICE} meta mark != 0")
 
 
 def unmarked(crossing: Crossing) -> int:
-    return packets_of(crossing.router, "POSTROUTING", "mark --mark 0x0")
+    return watched(crossing.router)[0]
 
 
 def marked(crossing: Crossing) -> int:
-    return packets_of(crossing.router, "POSTROUTING", "mark ! --mark 0x0")
+    return watched(crossing.router)[1]
 
 
 def test_no_packet_passes_unmarked_or_uncounted_while_others_change_and_damage_is_repaired(
     crossing: Crossing, run: Run
 ) -> None:
     make(run, WANTED)
-    watch(crossing)
+    watch_alice(crossing)
     with flood(crossing, INTERNET, ALICE):
         for number in range(100, 125):
             others = {a: Mark(a, 7000) for i in range(number) if (a := IPv4Address(0x0A440000 + i * 77))}
@@ -233,7 +238,7 @@ def test_no_packet_passes_unmarked_or_uncounted_while_others_change_and_damage_i
 
 def test_a_changed_mark_never_leaves_a_packet_unmarked_and_loses_next_to_no_count(crossing: Crossing, run: Run) -> None:
     make(run, WANTED)
-    watch(crossing)
+    watch_alice(crossing)
     changes = range(100, 150)
     with flood(crossing, INTERNET, ALICE):
         for number in changes:
@@ -253,7 +258,7 @@ def counted(run: Run) -> int:
 
 def test_a_host_moves_to_nftables_without_losing_or_doubling_a_packet(crossing: Crossing, run: Run) -> None:
     run(OTHER.apply, Diff(add=WANTED))
-    watch(crossing)
+    watch_alice(crossing)
     assert run(OTHER.standing) and not run(MARKS.standing)
     with flood(crossing, INTERNET, ALICE):
         time.sleep(0.05)
@@ -280,7 +285,7 @@ def test_a_host_moves_to_nftables_without_losing_or_doubling_a_packet(crossing: 
 
 def test_a_host_moves_to_iptables_without_losing_or_doubling_a_packet(crossing: Crossing, run: Run) -> None:
     run(MARKS.apply, Diff(add=WANTED))
-    watch(crossing)
+    watch_alice(crossing)
     with flood(crossing, INTERNET, ALICE):
         time.sleep(0.05)
         run(MARKS.defer, WANTED)

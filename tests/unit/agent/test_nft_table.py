@@ -40,7 +40,7 @@ LISTING: list[dict[str, Any]] = [
             "name": "marks",
             "handle": 3,
             "type": "filter",
-            "hook": "forward",
+            "hook": "postrouting",
             "prio": -149,
             "policy": "accept",
         }
