@@ -22,6 +22,7 @@ from agent.errors import InvalidValue
 MAX_RATE = 10_000  # Mbit/s; the v1 API's own bound
 DEFAULT_MTU = 1420  # WireGuard's own: 1500 - 80 (IPv6 outer header and WireGuard's own 40)
 INTERFACE_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # IFNAMSIZ is 16 with the final zero
+LINK_PATTERN = re.compile(r"wg[0-9]{1,10}")  # the rules that mark and count know our links by these two letters
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -101,8 +102,8 @@ class Server:
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name):
             raise InvalidValue("server.name", f"{self.name!r} must be 1-64 letters, digits, '_' or '-'")
-        if not INTERFACE_PATTERN.fullmatch(self.interface):
-            raise InvalidValue("server.interface", f"{self.interface!r} must be 1-15 letters, digits, '_', '-' or '.'")
+        if not LINK_PATTERN.fullmatch(self.interface):
+            raise InvalidValue("server.interface", f"{self.interface!r} must be wg and 1-10 digits")
         checked_key("server.private_key", self.private_key.reveal())
         if not 1 <= self.listen_port <= 65535:
             raise InvalidValue("server.listen_port", f"{self.listen_port} must be within 1-65535")

@@ -32,6 +32,7 @@ FEW = 100
 FEW_NETWORKS = list(IPv4Network("10.68.0.0/16").subnets(prefixlen_diff=2))
 NONE_NETWORKS = list(IPv4Network("10.69.0.0/16").subnets(prefixlen_diff=2))
 SOURCES_ROUTE = "10.64.0.0/13"
+NEAR = "wgin"  # where the packets come in: named as a link, for only what comes in by one is an account's
 ROUNDS, PACKETS = 60, 5_120  # a round of one way takes about 30 ms
 ACTIVE = 64  # accounts that send, evenly chosen
 LOST_SHARE = 0.001
@@ -123,7 +124,7 @@ def _wire(box: Box, paths: list[Path]) -> None:
     """Veth pairs sender - host - receiver, routes, and neighbours that nobody has to ask for."""
     _ip(box, SENDER, [f"route add local {SOURCES_ROUTE} dev lo"])
     for host in dict.fromkeys(path.host for path in paths):
-        for far, near, other in ((f"s-{host}", "in0", SENDER), (f"r-{host}", "out0", RECEIVER)):
+        for far, near, other in ((f"s-{host}", NEAR, SENDER), (f"r-{host}", "out0", RECEIVER)):
             inside, outside = box.lab.host(host).namespace, box.lab.host(other).namespace
             pair = f"ip link add {far} netns {outside} type veth peer name {near} netns {inside}"
             run_here(pair.split())  # only out here all hosts have names
@@ -131,7 +132,7 @@ def _wire(box: Box, paths: list[Path]) -> None:
             _ip(box, host, [f"link set {near} up"])
         box.lab.exec(host, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
     for path in paths:
-        _ip(box, SENDER, _to(path.target, f"s-{path.host}", _hardware(box, path.host, "in0")))
+        _ip(box, SENDER, _to(path.target, f"s-{path.host}", _hardware(box, path.host, NEAR)))
         if path.leaves == UPLINK:
             # `replace`: the ways of several nodes end in the same host.
             _ip(box, INTERNET, [f"route replace blackhole {path.target}/32"])

@@ -5,6 +5,8 @@ Owns the choice; changes nothing. Called at start, and by the doctor.
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Literal, get_args
 
 from agent.errors import KernelError
@@ -12,6 +14,7 @@ from agent.kernel import nft, tables
 
 Backend = Literal["iptables", "nftables"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
+OLDEST = (5, 7)  # commit 28f8bfd1ac94, "Support iif matches in POSTROUTING"
 _TABLES = ("mangle", "nat", "filter")
 
 
@@ -34,6 +37,8 @@ def choose_backend(configured: str) -> Backend:
 
 def refusal(backend: Backend) -> str:
     """Why a backend cannot be used here; "" = it can, or may in a moment: no trouble of the moment changes the way."""
+    if _linux(os.uname().release) < OLDEST:
+        return f"Linux {os.uname().release} does not tell a rule in POSTROUTING where a packet came in; 5.7 does"
     try:
         if backend == "nftables":
             nft.check()
@@ -43,3 +48,8 @@ def refusal(backend: Backend) -> str:
     except KernelError as error:
         return "" if error.retry else str(error)
     return ""
+
+
+def _linux(release: str) -> tuple[int, ...]:
+    """6.1.0-28-amd64 -> (6, 1)."""
+    return tuple(int(number) for number in re.findall(r"\d+", release)[:2])

@@ -92,7 +92,9 @@ class IptablesMarks:
 
     def apply(self, diff: Diff[IPv4Address, Mark]) -> Mapping[IPv4Address, KernelError]:
         """One transaction. All or nothing: raises KernelError, and returns no errors of single addresses."""
-        if diff and xtables.transact(TABLE, lambda transaction: _Edit(transaction, diff).run()):
+        if not diff:
+            return {}
+        if xtables.transact(TABLE, lambda transaction: _Edit(transaction, diff).run()):
             xtables.transact(TABLE, lambda transaction: transaction.settle(TOP, TOP_RULES))
         return {}
 

@@ -117,6 +117,8 @@ def normal(value: Any) -> Any:
         made["&"] = [{"|": sorted(one, key=repr)} if isinstance(one, list) else one for one in made["&"]]
     if made.get("op") == "in":
         made["op"] = "=="
+    if made.get("left") == {"meta": {"key": "iif"}}:  # an index that is no interface's
+        made["right"] = str(made["right"])
     if isinstance(made.get("right"), list):
         made["right"] = sorted(made["right"], key=repr)
     if isinstance(made.get("counter"), dict):  # of a set: what its elements count; the numbers say nothing there

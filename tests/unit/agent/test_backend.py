@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from agent import offline
@@ -68,6 +70,16 @@ def test_trouble_of_the_moment_does_not_change_the_way(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(tables, "check", busy)
     assert choose_backend("auto") == "iptables"
+
+
+@pytest.mark.parametrize(
+    ("release", "works"), [("5.6.19", False), ("4.19.0-27-amd64", False), ("5.7.0", True), ("6.1", True)]
+)
+def test_a_kernel_that_does_not_say_where_a_packet_came_in_is_refused(
+    monkeypatch: pytest.MonkeyPatch, lacking: set[str], release: str, works: bool
+) -> None:
+    monkeypatch.setattr("os.uname", lambda: SimpleNamespace(release=release))
+    assert [not refusal(one) for one in backend.BACKENDS] == [works, works]
 
 
 def test_a_missing_library_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,16 +54,28 @@ LISTING: list[dict[str, Any]] = [
                 "chain": "marks",
                 "handle": handle,
                 "expr": [
+                    *conditions,
                     {
                         "mangle": {
                             "key": {"meta": {"key": "mark"}},
                             "value": {"map": {"key": {"payload": {"protocol": "ip", "field": field}}, "data": name}},
                         }
-                    }
+                    },
                 ],
             }
         }
-        for handle, field, name in ((7, "saddr", "@from"), (8, "daddr", "@towards"))
+        for handle, field, name, conditions in (
+            (7, "saddr", "@from", [{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "wg*"}}]),
+            (
+                8,
+                "daddr",
+                "@towards",
+                [
+                    {"match": {"op": "==", "left": {"meta": {"key": "oifname"}}, "right": "wg*"}},
+                    {"match": {"op": "!=", "left": {"meta": {"key": "iif"}}, "right": 0}},
+                ],
+            ),
+        )
     ),
 ]
 
