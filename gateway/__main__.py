@@ -42,9 +42,14 @@ def serve(config: Config, options: Options) -> int:
 
 
 def migrate(config: Config, options: Options) -> int:
-    from gateway.wiring import prepare_database
+    from gateway.wiring import copy_database, prepare_database
 
-    asyncio.run(prepare_database(config))
+    if options.source is None:
+        asyncio.run(prepare_database(config))
+        return 0
+    counts = asyncio.run(copy_database(config, options.source))
+    _explain("copied: " + ", ".join(f"{count} {table}" for table, count in counts.items() if count))
+    _explain("start the gateway with this database, and never again with the other one: put that aside as a backup")
     return 0
 
 
@@ -150,7 +155,9 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     add(commands, "serve", serve, "Run the gateway until it is told to stop.")
-    add(commands, "migrate", migrate, "Make the database, or bring its schema up to this version.")
+    add(commands, "migrate", migrate, "Make the database, or bring its schema up to this version.").add_argument(
+        "--from", dest="source", metavar="URL", help="copy everything of this database into the new, empty one"
+    )
     add(commands, "check", check, "Print the configuration in force, or every mistake in it.")
     keys = commands.add_parser("key", help="Who may call the API.").add_subparsers(required=True, metavar="ACTION")
     command = add(keys, "add", _on_store(key_add), "Make an access key; prints its hash, once.")

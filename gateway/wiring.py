@@ -72,6 +72,17 @@ async def prepare_database(config: Config) -> None:
     await (await open_store(url, read_key(config))).close()  # is it this key's database?
 
 
+async def copy_database(config: Config, source: str) -> dict[str, int]:
+    """Makes the database of the configuration and copies everything of `source` into it: rows by table.
+
+    Raises ConfigError: it is not empty, `source` is of another version or another key's. DatabaseUnavailable.
+    """
+    await migrate(database_url(config))
+    key = read_key(config)
+    async with await open_store(source, key) as old, await open_store(database_url(config), key) as new:
+        return await new.copy_from(old)
+
+
 @asynccontextmanager
 async def opened_store(config: Config) -> AsyncIterator[Store]:
     """A database that is there, with its own key. Raises ConfigError, DatabaseUnavailable."""

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from gateway.errors import ConfigError, DatabaseUnavailable
 from gateway.model import DayTotal, DayUsage, Node, Patch, Snapshot
-from gateway.store import changes, nodes, rehearsal, schema, settings, usage
+from gateway.store import changes, copying, nodes, schema, settings, usage
 from gateway.store.engine import Engine, parsed_url
 from gateway.store.seal import Seal
 from gateway.store.transaction import Transaction
@@ -39,6 +39,12 @@ class Store:
         self._seal = seal
         self._pinged: asyncio.Task[DatabaseUnavailable | None] | None = None
         self._ping_again = 0.0
+
+    async def __aenter__(self) -> Store:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def close(self) -> None:
         if self._pinged is not None:
@@ -101,10 +107,19 @@ class Store:
             await schema.migrate(url)
             copy = Store(Engine(parsed_url(url)), self._seal)
             try:
-                await self.read(lambda source: copy.change(lambda target: rehearsal.copy(source, target)))
+                await self.read(lambda source: copy.change(lambda to: copying.copy(source, to, copying.REHEARSAL)))
                 yield copy
             finally:
                 await copy.close()
+
+    async def copy_from(self, other: Store) -> dict[str, int]:
+        """Everything of another database into this one, which is empty: rows by table. Raises ConfigError."""
+
+        async def work(source: Transaction, target: Transaction) -> dict[str, int]:
+            await copying.check_unused(target)
+            return await copying.copy(source, target, copying.ALL)
+
+        return await other.read(lambda source: self.change(lambda target: work(source, target)))
 
     async def ping(self) -> None:
         """Raises DatabaseUnavailable unless it can be written to: a full disk or a standby answers all questions.
