@@ -61,6 +61,9 @@ class Kernel(Protocol):
     def uplink(self) -> str:
         """The interface to the internet. Raises KernelError when there is none."""
 
+    def forget_connections(self, addresses: Collection[IPv4Address]) -> None:
+        """Nothing that was on its way to these addresses finds them any more. Raises KernelError."""
+
     def warnings(self, scope: Scope) -> tuple[str, ...]:
         """What is not ours, stands beside ours and does harm: a sentence each, with the cure. Reads only."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from typing import Any
 
 from agent.desired import Desired
 from agent.model import (
@@ -27,6 +28,7 @@ from agent.model import (
     Qdisc,
     Server,
     clamped,
+    mark_of,
     minor,
 )
 
@@ -92,3 +94,20 @@ def _forwarding(server: Server, uplink: str) -> Forwarding:
         server.internal_traffic,
         server.external_ip,
     )
+
+
+# -- and back -----------------------------------------------------------------------------------------------------
+
+
+def owner_of(desired: Desired, part: str, key: Any) -> int:
+    """Whose a class, mark or peer is, by its key: the account's id; 0 = nobody's."""
+    if part == "marks":
+        return desired.by_address.get(key, 0)
+    if part == "classes":
+        return desired.by_mark.get(mark_of(key[1]), 0)
+    server = server_on(desired, key[0])
+    return desired.by_key.get((server.name, key[1]), 0) if server else 0
+
+
+def server_on(desired: Desired, interface: str) -> Server | None:
+    return next((server for server in desired.servers.values() if server.interface == interface), None)

@@ -12,11 +12,12 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from ipaddress import IPv4Address
 from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -24,7 +25,8 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from agent import collector
 from agent.config import Config
 from agent.desired import Desired
-from agent.errors import AgentError, BrokenStore
+from agent.errors import AgentError, BrokenStore, KernelError
+from agent.kernel import conntrack
 from agent.kernel.backend import choose_backend
 from agent.kernel.forwarding import Forwardings
 from agent.kernel.interfaces import uplink
@@ -60,7 +62,7 @@ CLOCK_STEP_SECONDS = 2.0  # a wall clock that moves by more than this against th
 
 
 # Each looks for one thing beside ours that does harm: a sentence each, with the cure. Called after every full pass.
-WARNINGS: tuple[Callable[[Scope], Iterable[str]], ...] = ()
+WARNINGS: tuple[Callable[[Scope], Iterable[str]], ...] = (conntrack.warnings,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,13 @@ class LinuxKernel:
 
     def uplink(self) -> str:
         return uplink(self.uplink_setting)
+
+    def forget_connections(self, addresses: Collection[IPv4Address]) -> None:
+        try:
+            conntrack.forget(addresses)
+        except KernelError as error:
+            if error.retry:  # else a warning says what this kernel lacks
+                raise
 
     def warnings(self, scope: Scope) -> tuple[str, ...]:
         return tuple(warning for look in WARNINGS for warning in look(scope))

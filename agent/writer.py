@@ -6,7 +6,9 @@ a pass breaks off: the kernel is read, not remembered.
 
 The order of a pass, and what each step is for:
 
-1. peers that go, go first: from here on their accounts pass no packet; then links that go, for their ports;
+1. peers that go, go first: from here on their accounts pass no packet; then links that go, for their ports; and what
+   Linux remembers of connections of addresses that are free now, before anybody gets them (again after step 4, of those
+   that peers have left there);
 2. a sample, where rules are about to be replaced or removed: the last byte is counted;
 3. rules whose address has a new owner start from zero;
 4. add and change, PARTS from left to right: whatever shapes and counts an account stands before its peer. A boot with
@@ -34,12 +36,12 @@ from typing import Any
 from agent.desired import Desired
 from agent.diff import diff, diff_of
 from agent.errors import BrokenStore, KernelError, StoreError
-from agent.model import ClassKey, Diff, Mark, Peer, Scope, Server, mark_of, minor
+from agent.model import ClassKey, Diff, Mark, Peer, Scope, minor
 from agent.parts import ACCOUNT_PARTS, PARTS, Kernel
 from agent.shaping import Errors, Shaping, apply, shape
 from agent.status import Failure
 from agent.usage import Usage
-from agent.wanted import Wanted, wanted, wanted_accounts
+from agent.wanted import Wanted, owner_of, server_on, wanted, wanted_accounts
 
 SLICE = 1_000  # accounts
 # From so many classes on, one more takes Linux long enough to be worth a second thread; see decision 0009.
@@ -220,6 +222,8 @@ class _Pass:
         peers, marks = self._diffs["peers"], self._diffs["marks"]
         self._write("peers", Diff(remove=peers.remove))
         self._write("links", Diff(remove=self._diffs["links"].remove))  # their ports are free for new ones
+        moving = {key: self.found.peers[key].address for key in peers.change}
+        self._forget_connections(marks.remove.keys() | {peer.address for peer in peers.remove.values()})
         self._start_new_owners()
         for part in PARTS:
             if part not in ACCOUNT_PARTS:
@@ -227,6 +231,7 @@ class _Pass:
         for diffs in self._slices():
             self._shape_and_mark(diffs)
             self._write("peers", self._allowed(diffs["peers"]))
+        self._forget_connections(moving.values())
         stuck = self._addresses_in_use()
         stuck_minors = {minor(self.found.marks[a].mark) for a in stuck if a in self.found.marks}
         removed_marks = {a: mark for a, mark in marks.remove.items() if a not in stuck}
@@ -255,6 +260,15 @@ class _Pass:
         held_back = {address for address, mark in marks.change.items() if self._is_held_back(mark)}
         return {self.found.peers[key].address for key in kept} | held_back
 
+    def _forget_connections(self, addresses: Iterable[IPv4Address | None]) -> None:
+        """Of these, but for those that a peer of this pass still has."""
+        peers = (*self._diffs["peers"].remove, *self._diffs["peers"].change)
+        kept = {self.found.peers[key].address for key in peers if key in self.found.peers}
+        try:
+            self._kernel.forget_connections({address for address in addresses if address} - kept)
+        except KernelError as error:
+            self._report.fail(0, "", error)
+
     # -- whose bytes --
 
     def _start_new_owners(self) -> None:
@@ -263,6 +277,7 @@ class _Pass:
         known = ((a, self._usage.owner_of(a)) for a in self._addresses if a in owners)
         new = {address: owners[address] for address, owner in known if owner not in (None, owners[address])}
         if new:
+            self._forget_connections(new)
             self._sample()
             self._usage.restarted({a: o for a, o in new.items() if a not in self.found.marks})
             # The rules of a disabled heir's address only go: step 5 counts them to their end for the former owner.
@@ -373,25 +388,10 @@ class _Pass:
     def _note(self, part: str, key: Any, value: Any, error: KernelError) -> None:
         if part in ("links", "qdiscs", "forwarding"):
             self._failed_devices.add(key)
-            server = self._server_on(self._desired, key) or self._server_on(self._before, key)
+            server = server_on(self._desired, key) or server_on(self._before, key)
             self._report.fail(0, server.name if server else "", error)  # "" = of the node: nothing counts as applied
             return
-        owner = (
-            getattr(value, "owner", 0) or self._owner(self._desired, part, key) or self._owner(self._before, part, key)
-        )
+        owner = getattr(value, "owner", 0) or owner_of(self._desired, part, key) or owner_of(self._before, part, key)
         account = self._desired.accounts.get(owner) or self._before.accounts.get(owner)
         self._failed_owners.update({owner} - {0})
         self._report.fail(owner, account.name if account else "", error)
-
-    def _owner(self, desired: Desired, part: str, key: Any) -> int:
-        """Whose a class, mark or peer is, by its key; 0 = nobody's."""
-        if part == "marks":
-            return desired.by_address.get(key, 0)
-        if part == "classes":
-            return desired.by_mark.get(mark_of(key[1]), 0)
-        server = self._server_on(desired, key[0])
-        return desired.by_key.get((server.name, key[1]), 0) if server else 0
-
-    @staticmethod
-    def _server_on(desired: Desired, interface: str) -> Server | None:
-        return next((server for server in desired.servers.values() if server.interface == interface), None)

@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -135,14 +135,14 @@ class Netlink:
                     return _refusal(data, flags, 0) or answer
                 answer = answer or data
 
-    def dump(self, request: bytes, *, torn_will_do: bool = False) -> list[bytes]:
+    def dump(self, request: bytes, *, torn_will_do: bool = False, keep: Callable[[bytes], bool] = bool) -> list[bytes]:
         """All objects that the request selects, each as its whole message (header too).
 
         Started again when Linux says that they changed meanwhile. `torn_will_do`: the last try counts even then; some
-        objects may be missing from it or be there twice. Raises KernelError.
+        objects may be missing from it or be there twice. `keep`: which of them are wanted. Raises KernelError.
         """
         for left in reversed(range(DUMP_TRIES)):
-            found = self._dump_once(request, torn_will_do and not left)
+            found = self._dump_once(request, torn_will_do and not left, keep)
             if found is not None:
                 return found
         raise KernelError("netlink: the objects change faster than they can be listed")
@@ -160,7 +160,9 @@ class Netlink:
         self._reopen()  # nobody wants the rest
         return found
 
-    def _dump_once(self, request: bytes, torn_will_do: bool = False) -> list[bytes] | None:
+    def _dump_once(
+        self, request: bytes, torn_will_do: bool = False, keep: Callable[[bytes], bool] = bool
+    ) -> list[bytes] | None:
         """None when it has to be started again. One loop without detours: it runs for 20,000 messages in a resync."""
         first = self._transmit([request], NLM_F_DUMP)
         found: list[bytes] = []
@@ -180,7 +182,8 @@ class Netlink:
                     continue
                 torn |= flags & NLM_F_DUMP_INTR
                 if kind > NLMSG_DONE:
-                    found.append(part)
+                    if keep(part):
+                        found.append(part)
                     continue
                 refusal = _refusal(part, flags, 0)
                 if refusal:

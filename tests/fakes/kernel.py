@@ -100,6 +100,11 @@ class FakeKernel:
         self.called("uplink", "read")
         return self.uplink_name
 
+    def forget_connections(self, addresses: Collection[IPv4Address]) -> None:
+        if addresses:
+            self.called("connections", "forget")
+            self.writes.append(f"forget {' '.join(map(str, sorted(addresses)))}")
+
     def warnings(self, scope: Scope) -> tuple[str, ...]:
         return self.beside
 

@@ -90,11 +90,43 @@ def test_an_account_is_built_inward_and_removed_outward(box: Box) -> None:
     assert last == f"add peers wg1 {key(2)[:6]}"
     assert [line.rsplit(" ", 1)[0] for line in box.change(remove=(2,))] == [
         "remove peers wg1",
+        "forget",
         "remove marks",
         "remove classes wg1",
         "remove classes eth0",
     ]
     assert box.is_right()
+
+
+def test_what_was_on_its_way_to_an_address_is_forgotten_before_its_heir_comes(box: Box) -> None:
+    box.change(account(2), account(3))
+    written = box.change(account(7, address=IPv4Address("10.0.1.2"), mark=100), remove=(2,))
+    assert written.index("forget 10.0.1.2") == 1 < written.index(f"add peers wg1 {key(7)[:6]}")
+    # Who moves leaves it at the moment of the change, and whoever gets it in the same pass has not said a word yet.
+    moved = account(3, address=IPv4Address("10.0.1.9"))
+    written = box.change(moved, account(8, address=IPv4Address("10.0.1.3"), mark=108))
+    assert written.index("forget 10.0.1.3") > written.index(f"change peers wg1 {key(3)[:6]}")
+    assert "forget 10.0.1.9" in box.change(replace(moved, enabled=False))
+    assert not any("forget" in line for line in box.change(moved))
+    assert not any("forget" in line for line in box.change(replace(moved, download=77)))
+
+
+def test_what_an_agent_that_was_killed_has_not_forgotten_is_forgotten_at_the_next_start(box: Box) -> None:
+    box.change(account(2), account(3))
+    for i in (2, 3):
+        del box.kernel.peers.held["wg1", key(i)]
+    heir = account(7, address=IPv4Address("10.0.1.2"), mark=100)
+    box.desired = box.desired.patched(box.ahead(heir, remove=(2, 3)))
+    box.restart()
+    written = box.full()
+    assert {word for line in written if "forget" in line for word in line.split()} == {"forget", "10.0.1.2", "10.0.1.3"}
+    assert max(i for i, line in enumerate(written) if "forget" in line) < written.index(f"add peers wg1 {key(7)[:6]}")
+
+
+def test_a_peer_that_cannot_be_removed_keeps_its_connections(box: Box) -> None:
+    box.change(account(2))
+    box.kernel.refuses["peers", "remove", ("wg1", key(2))] = "busy"
+    assert not any("forget" in line for line in box.change(remove=(2,)))
 
 
 at_once = pytest.mark.parametrize("box", [0], indirect=True)
@@ -274,7 +306,7 @@ def test_disable_removes_all_of_an_account_and_enable_brings_it_back_with_its_nu
     box.change(account(2))
     box.kernel.pass_traffic("10.0.1.2", 1000, 10)
     off = box.change(account(2, enabled=False))
-    assert off[:2] == [f"remove peers wg1 {key(2)[:6]}", "remove marks 10.0.1.2"] and len(off) == 4
+    assert off[:3] == [f"remove peers wg1 {key(2)[:6]}", "forget 10.0.1.2", "remove marks 10.0.1.2"] and len(off) == 5
     assert box.keeper.total(2) == Used(1000, 10)
     box.restart()
     box.full()
