@@ -9,6 +9,7 @@ and sync brings it to the node however long that takes. Inside the transaction t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
@@ -35,20 +36,32 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REFRESH_SECONDS = 2.0
+ADDRESS_REST_SECONDS = 3600
 PAGE = 500  # accounts in memory at once
 # What the agent has to know of; an edit of anything else is not a change for it.
 _NODE_FIELDS = ("address", "download", "upload", "enabled")
 
 
 class Accounts:
-    """`account_limit`: how many there may be in all; 0 = no limit."""
+    """`account_limit`: how many there may be in all; 0 = no limit. `address_rest_seconds`: how long an address that was
+    given back is nobody's, while others are free."""
 
-    def __init__(self, store: Store, sync: Sync, collect: Collect, agents: Agents, account_limit: int = 0) -> None:
+    def __init__(
+        self,
+        store: Store,
+        sync: Sync,
+        collect: Collect,
+        agents: Agents,
+        account_limit: int = 0,
+        address_rest_seconds: int = ADDRESS_REST_SECONDS,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._store = store
+        self._now = now
         self._sync = sync
         self._collect = collect
         self._agents = agents
-        self._creation = Creation(store, account_limit)
+        self._creation = Creation(store, account_limit, lambda: int(now()) - address_rest_seconds)
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -116,12 +129,12 @@ class Accounts:
         return [each if isinstance(each, ApiError) else each.account for each in found]
 
     async def edit(self, name: str, edit: AccountEdit) -> Settled[Account]:
-        kept = await self._store.change(lambda tx: _edit(tx, name, edit))
+        kept = await self._store.change(lambda tx: _edit(tx, name, edit, int(self._now())))
         return await self._settled(kept.account, kept)
 
     async def delete(self, name: str) -> Settled[None]:
-        """Name, username, address and mark are free for others at once."""
-        kept = await self._store.change(lambda tx: _delete(tx, name))
+        """Name, username and mark are free for others at once; the address rests, unless somebody asks for it."""
+        kept = await self._store.change(lambda tx: _delete(tx, name, int(self._now())))
         return await self._settled(None, kept)
 
     async def _settled(self, value: T, kept: KeptAccount) -> Settled[T]:
@@ -146,7 +159,7 @@ def _pair(new: NewAccount) -> KeyPair | ApiError:
 # -- edit and delete ----------------------------------------------------------------------------------------------
 
 
-async def _edit(tx: Transaction, name: str, edit: AccountEdit) -> KeptAccount:
+async def _edit(tx: Transaction, name: str, edit: AccountEdit, now: int) -> KeptAccount:
     kept = _found(await rows.find_locked(tx, name))
     old = kept.account
     if edit.server not in (None, old.server):
@@ -156,7 +169,7 @@ async def _edit(tx: Transaction, name: str, edit: AccountEdit) -> KeptAccount:
     if new == old:
         return kept
     if new.address != old.address:
-        await _move(tx, kept, new)
+        await _move(tx, kept, new, now)
     revision = kept.revision
     if any(getattr(new, field) != getattr(old, field) for field in _NODE_FIELDS):
         revision = await node_rows.next_revision(tx, kept.node_id)
@@ -165,7 +178,7 @@ async def _edit(tx: Transaction, name: str, edit: AccountEdit) -> KeptAccount:
     return edited
 
 
-async def _move(tx: Transaction, kept: KeptAccount, new: Account) -> None:
+async def _move(tx: Transaction, kept: KeptAccount, new: Account, now: int) -> None:
     """To another address of its server."""
     server = await _server_of(tx, kept)
     if not is_assignable(server.address, new.address):
@@ -176,14 +189,14 @@ async def _move(tx: Transaction, kept: KeptAccount, new: Account) -> None:
     free = await ranges.load(tx, {scope: 0}, {scope: [int(new.address)]})
     free[scope].take(int(new.address))
     await ranges.save(tx, free)
-    await rows.release_address(tx, server, kept.account.address)
+    await rows.release_address(tx, server, kept.account.address, now)
 
 
-async def _delete(tx: Transaction, name: str) -> KeptAccount:
+async def _delete(tx: Transaction, name: str, now: int) -> KeptAccount:
     found = _found(await rows.find_locked(tx, name))
     await tx.lock(NUMBERS)
     kept = replace(found, revision=await node_rows.next_revision(tx, found.node_id))
-    await rows.remove(tx, kept, await _server_of(tx, kept))
+    await rows.remove(tx, kept, await _server_of(tx, kept), now)
     return kept
 
 

@@ -77,21 +77,40 @@ def without(ranges: Iterable[Range], used: Iterable[int]) -> list[Range]:
     return left
 
 
-class Free:
-    """The free numbers of one scope, as far as those who are about to take some need to know them."""
+def together(ranges: Iterable[Range], numbers: Iterable[int]) -> list[Range]:
+    """The ranges with these numbers in them too."""
+    joined: list[Range] = []
+    for part in sorted((*ranges, *(Range(number, number) for number in numbers))):
+        if joined and part.lo <= joined[-1].hi + 1:
+            joined[-1] = Range(joined[-1].lo, max(joined[-1].hi, part.hi))
+        else:
+            joined.append(part)
+    return joined
 
-    def __init__(self, ranges: Iterable[Range] = ()) -> None:
+
+class Free:
+    """The free numbers of one scope, as far as those who are about to take some need to know them.
+
+    `resting`: numbers that were given back lately, the longest ago first: taken only where nothing else is left.
+    """
+
+    def __init__(self, ranges: Iterable[Range] = (), resting: Iterable[int] = ()) -> None:
         self._known = frozenset(ranges)
         self._ranges = sorted(self._known)
+        self._resting = dict.fromkeys(resting)
+        self.others: set[int] = set()  # what was taken and is in no range: resting perhaps
 
     def lowest(self) -> int | None:
-        return self._ranges[0].lo if self._ranges else None
+        return self._ranges[0].lo if self._ranges else next(iter(self._resting), None)
 
     def take(self, number: int) -> None:
         """Nothing happens if it is not free, or never was one of the scope's."""
         at = bisect_right(self._ranges, number, key=lambda part: part.lo) - 1
         if at >= 0 and number in self._ranges[at]:
             self._ranges[at : at + 1] = taken(self._ranges[at], number)
+        else:
+            self._resting.pop(number, None)
+            self.others.add(number)
 
     def changes(self) -> tuple[list[Range], list[Range]]:
         """Which ranges are gone, and which have come instead."""

@@ -184,6 +184,11 @@ class Config:
         180, _within(1, 86_400), "Seconds since the last handshake within which an account counts as online."
     )
     account_limit: int = _key(0, _within(0, 10_000_000), "How many accounts there may be; 0 = as many as fit.")
+    address_rest_seconds: int = _key(
+        3600,
+        _within(0, 31_536_000),
+        "Seconds that an address which was given back is nobody's, while others are free; 0 = none.",
+    )
     config_tabs: bool = _key(False, _any, "true: client configurations are indented with tabs, as v1 wrote them.")
     log_level: str = _key(
         "info", _one_of("debug", "info", "warning", "error"), "How much is logged: debug, info, warning or error."

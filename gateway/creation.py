@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Any
@@ -74,17 +74,19 @@ class _Waiting:
 
 
 class Creation:
-    """`limit`: how many accounts there may be in all; 0 = no limit."""
+    """`limit`: how many accounts there may be in all; 0 = no limit. `rested`: until when an address must have been
+    given back to be like any other (Unix seconds)."""
 
-    def __init__(self, store: Store, limit: int = 0) -> None:
+    def __init__(self, store: Store, limit: int = 0, rested: Callable[[], int] = lambda: 0) -> None:
         self._store = store
         self._limit = limit
+        self._rested = rested
         self._waiting: list[_Waiting] = []
         self._turn = asyncio.Lock()
 
     async def many(self, newcomers: Sequence[Newcomer]) -> list[Outcome]:
         """In one transaction: an account or a refusal for each, in the same order."""
-        return await self._store.change(lambda tx: _create(tx, newcomers, self._limit))
+        return await self._store.change(lambda tx: _create(tx, newcomers, self._limit, self._rested()))
 
     async def one(self, newcomer: Newcomer) -> KeptAccount:
         """Callers that come while a transaction is under way share the next one. Raises ApiError.
@@ -124,18 +126,20 @@ class Creation:
 # -- the transaction ----------------------------------------------------------------------------------------------
 
 
-async def _create(tx: Transaction, newcomers: Sequence[Newcomer], limit: int) -> list[Outcome]:
+async def _create(tx: Transaction, newcomers: Sequence[Newcomer], limit: int, rested: int) -> list[Outcome]:
     places = await server_rows.find_all_locked(tx, {each.new.server for each in newcomers})
     await tx.lock(NUMBERS)
     room = limit - await rows.count(tx) if limit else len(newcomers)
-    free = await _loaded(tx, newcomers, places)
+    free = await _loaded(tx, newcomers, places, rested)
     batch = _Batch(places, free, await _taken(tx, newcomers, places), room)
     placed = [batch.placed(each) for each in newcomers]
     await ranges.save(tx, free)
     return await _write(tx, newcomers, placed, places)
 
 
-async def _loaded(tx: Transaction, newcomers: Iterable[Newcomer], places: Mapping[str, KeptServer]) -> dict[str, Free]:
+async def _loaded(
+    tx: Transaction, newcomers: Iterable[Newcomer], places: Mapping[str, KeptServer], rested: int
+) -> dict[str, Free]:
     """The free numbers that the batch can take."""
     counts: Counter[str] = Counter()
     named: defaultdict[str, set[int]] = defaultdict(set)
@@ -150,7 +154,7 @@ async def _loaded(tx: Transaction, newcomers: Iterable[Newcomer], places: Mappin
         if new.address is not None:
             named[scopes["address"]].add(int(new.address))
     # Nothing of these is going to be taken.
-    return await ranges.load(tx, {scope: n for scope, n in counts.items() if n or named[scope]}, named)
+    return await ranges.load(tx, {scope: n for scope, n in counts.items() if n or named[scope]}, named, rested)
 
 
 def _scopes(place: KeptServer) -> dict[str, str]:
@@ -332,7 +336,7 @@ async def _again(tx: Transaction, new: NewAccount, kept: KeptAccount, place: Kep
     generated = {field for field in _GENERATED if getattr(new, field) is None} | {"mark", "id"}
     for field in _TAKEN:
         if field in belongs - generated:
-            await rows.release(tx, kept, place.server, but=belongs)
+            await rows.release(tx, kept, place.server, None, but=belongs)
             return taken_error(field)
     account = replace(kept.account, id=new_id())
     scopes = {field: scope for field, scope in _scopes(place).items() if field in belongs}
@@ -340,7 +344,7 @@ async def _again(tx: Transaction, new: NewAccount, kept: KeptAccount, place: Kep
     for field, scope in scopes.items():
         number = free[scope].lowest()
         if number is None:
-            await rows.release(tx, kept, place.server, but=belongs)
+            await rows.release(tx, kept, place.server, None, but=belongs)
             return _used_up(field, place.server)
         free[scope].take(number)
         value: Any = _value(field, number)

@@ -107,7 +107,7 @@ async def opened_accounts(config: Config, *, rehearsal: bool = False) -> AsyncIt
         if rehearsal:
             store = await stack.enter_async_context(store.rehearsal())
         sync, collect = Sync(store, agents), Collect(store, agents)
-        yield Accounts(store, sync, collect, agents, config.account_limit)
+        yield Accounts(store, sync, collect, agents, config.account_limit, config.address_rest_seconds)
 
 
 # -- the process ------------------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ async def opened_accounts(config: Config, *, rehearsal: bool = False) -> AsyncIt
 
 def _listener(config: Config, store: Store, agents: Agents, sync: Sync, collect: Collect) -> Listener:
     services = Services(
-        accounts=Accounts(store, sync, collect, agents, config.account_limit),
+        accounts=Accounts(store, sync, collect, agents, config.account_limit, config.address_rest_seconds),
         servers=Servers(store, sync, agents, config.endpoint, config.handshake_uptime),
         links=Links(store, config.link_days),
         keys=Keys(store),

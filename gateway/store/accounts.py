@@ -254,21 +254,24 @@ async def save(tx: Transaction, kept: KeptAccount) -> None:
     )
 
 
-async def remove(tx: Transaction, kept: KeptAccount, server: Server) -> None:
-    """Leaves a tombstone with `kept.revision`; everything that the account had is free again at the commit."""
+async def remove(tx: Transaction, kept: KeptAccount, server: Server, now: int) -> None:
+    """Leaves a tombstone with `kept.revision`; everything that the account had is free again at the commit, but for its
+    address, which rests from `now` (Unix seconds) on."""
     account = kept.account
     await tx.run(_delete_usage, {"account": account.id})
     await tx.run(_delete, {"account": account.id})
     tombstone = {"node_id": kept.node_id, "kind": "account", "key": str(account.id), "revision": kept.revision}
     await tx.run(tombstones.insert(), tombstone)
-    await release(tx, kept, server)
+    await release(tx, kept, server, now)
 
 
-async def release(tx: Transaction, kept: KeptAccount, server: Server, but: Collection[str] = ()) -> None:
-    """Its numbers are free again, but for those fields that belong to another account."""
+async def release(
+    tx: Transaction, kept: KeptAccount, server: Server, now: int | None, but: Collection[str] = ()
+) -> None:
+    """Its numbers are free again, but for those fields that belong to another account. `now`: see release_address."""
     account = kept.account
     if "address" not in but:
-        await release_address(tx, server, account.address)
+        await release_address(tx, server, account.address, now)
     if "mark" not in but and any(account.mark in part for part in MARKS):
         await ranges.give(tx, ranges.marks_of(kept.node_id), account.mark)
     for field, scope, number in name_numbers(account.name, account.username):
@@ -276,9 +279,14 @@ async def release(tx: Transaction, kept: KeptAccount, server: Server, but: Colle
             await ranges.give(tx, scope, number)
 
 
-async def release_address(tx: Transaction, server: Server, address: IPv4Address) -> None:
-    if is_assignable(server.address, address):
+async def release_address(tx: Transaction, server: Server, address: IPv4Address, now: int | None) -> None:
+    """It rests from `now` (Unix seconds) on; None: nobody had it, and it is free at once."""
+    if not is_assignable(server.address, address):
+        return
+    if now is None:
         await ranges.give(tx, ranges.addresses_of(server.id), int(address))
+    else:
+        await ranges.rest(tx, ranges.addresses_of(server.id), int(address), now)
 
 
 def name_numbers(name: str, username: str) -> Iterable[tuple[str, str, int]]:

@@ -11,10 +11,10 @@ from typing import Any
 from sqlalchemy import Row, Table, column, delete, func, literal, select, table
 
 from gateway.errors import ConfigError
-from gateway.store.tables import accounts, free_ranges, metadata, nodes, servers, settings
+from gateway.store.tables import accounts, free_ranges, metadata, nodes, resting_numbers, servers, settings
 from gateway.store.transaction import Transaction
 
-REHEARSAL = (settings, nodes, servers, accounts, free_ranges)
+REHEARSAL = (settings, nodes, servers, accounts, free_ranges, resting_numbers)
 ALL: Sequence[Table] = metadata.sorted_tables  # what a table refers to comes before it
 _ROWS = 1000  # in memory at once
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Row, bindparam, delete, func, select, update
 
-from gateway.allocate import assignable, without
+from gateway.allocate import assignable, is_assignable, without
 from gateway.model import Secret, Server
 from gateway.store import nodes as node_rows
 from gateway.store import ranges
@@ -149,13 +149,18 @@ async def save(tx: Transaction, kept: KeptServer) -> None:
 
 
 async def refill_addresses(tx: Transaction, server: Server) -> None:
-    """After a change of its network: what is free is the network without its accounts."""
-    used = await addresses(tx, server.id)
-    await ranges.fill(tx, ranges.addresses_of(server.id), without(assignable(server.address), map(int, used)))
+    """After a change of its network: what is free is the network without its accounts, and without what rests."""
+    used, scope = await addresses(tx, server.id), ranges.addresses_of(server.id)
+    resting = await ranges.resting(tx, scope)
+    outside = [number for number in resting if not is_assignable(server.address, IPv4Address(number))]
+    await ranges.wake(tx, scope, outside)
+    await ranges.fill(tx, scope, without(assignable(server.address), (*map(int, used), *resting)))
 
 
 async def remove(tx: Transaction, kept: KeptServer) -> None:
-    await ranges.clear(tx, ranges.addresses_of(kept.server.id))
+    scope = ranges.addresses_of(kept.server.id)
+    await ranges.clear(tx, scope)
+    await ranges.wake(tx, scope, await ranges.resting(tx, scope))
     await tx.run(delete(servers).where(servers.c.id == kept.server.id))
     await tx.run(
         tombstones.insert().values(node_id=kept.node_id, kind="server", key=kept.server.name, revision=kept.revision)

@@ -130,6 +130,17 @@ free_ranges = Table(
     PrimaryKeyConstraint("scope", "lo"),
 )
 
+# Addresses that were given back lately, in no range yet. Scopes: as above.
+resting_numbers = Table(
+    "resting_numbers",
+    metadata,
+    Column("scope", Text, nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("since", BigInteger, nullable=False),
+    PrimaryKeyConstraint("scope", "number"),
+    Index(None, "scope", "since"),
+)
+
 # Every state file that an agent ever counted in.
 epochs = Table(
     "epochs",

@@ -200,7 +200,8 @@ async def test_creates_and_deletes_at_once_keep_the_free_numbers_right(
         await products[0][0].delete(account.name)
     left = await in_turn(products, [NewAccount(server=server.name)] * 3)
     assert {account.name for account in left} == {"peer_1", "peer_2", "peer_3"}
-    assert {str(account.address) for account in left} == {"10.9.0.2", "10.9.0.3", "10.9.0.4"}
+    assert len({account.address for account in left}) == 3
+    await check_ranges(gateways[0])
 
 
 async def test_the_same_totals_folded_by_everybody_at_once_count_once(

@@ -288,7 +288,9 @@ async def test_an_edited_address_is_taken_and_the_old_one_is_free(product: Produ
     moved = await product.accounts.edit(mine.name, AccountEdit(address=IPv4Address("10.0.110.4")))
     assert str(moved.value.address) == "10.0.110.4"
     made = [(await product.accounts.create(NewAccount(server=server.name))).value for _ in range(2)]
-    assert [str(account.address) for account in made] == ["10.0.110.2", "10.0.110.5"]
+    assert [str(account.address) for account in made] == ["10.0.110.5", "10.0.110.6"]
+    back = await product.accounts.create(NewAccount(server=server.name, address=mine.address))
+    assert back.value.address == mine.address
 
 
 async def test_accounts_that_are_not_there_are_not_found(product: Product) -> None:
@@ -310,7 +312,8 @@ async def test_a_deleted_account_leaves_everything_to_the_next(product: Product)
     old = (await product.accounts.create(NewAccount(server=server.name))).value
     assert (await product.accounts.delete(old.name)).pending == ""
     assert product.agents[NODE].accounts == {}
-    new = (await product.accounts.create(NewAccount(server=server.name, public_key=old.public_key))).value
+    again = NewAccount(server=server.name, public_key=old.public_key, address=old.address)
+    new = (await product.accounts.create(again)).value
     assert (new.name, new.username, new.address, new.mark) == (old.name, old.username, old.address, old.mark)
     assert new.id != old.id
 

@@ -163,10 +163,10 @@ async def test_a_bug_in_one_ends_only_that_one(product: Product, monkeypatch: py
     await with_server(product)
     use, real = Creation(product.store), creation._create
 
-    async def picky(tx: Any, newcomers: Sequence[Newcomer], limit: int) -> list[Outcome]:
+    async def picky(tx: Any, newcomers: Sequence[Newcomer], limit: int, rested: int) -> list[Outcome]:
         if any(each.new.name == "bad" for each in newcomers):
             raise RuntimeError("a bug")
-        return await real(tx, newcomers, limit)
+        return await real(tx, newcomers, limit, rested)
 
     monkeypatch.setattr(creation, "_create", picky)
     names = ["a", "b", "bad", "c"]
