@@ -57,6 +57,10 @@ class Config:
     resync_seconds: int = field(
         default=60, metadata=_says("How often everything is read back and repaired, in seconds, 1-3600.")
     )
+    connections_per_account: int = field(
+        default=4000,
+        metadata=_says("How many connections an account may have open at a time, 0-1000000; 0: no bound."),
+    )
     log_level: str = field(default="info", metadata=_says("debug, info, warning or error."))
 
     def __post_init__(self) -> None:
@@ -74,6 +78,8 @@ class Config:
         for name in ("sample_seconds", "resync_seconds"):
             if not 1 <= getattr(self, name) <= 3600:
                 problems.append(f"{name}: {getattr(self, name)} must be within 1-3600")
+        if not 0 <= self.connections_per_account <= 1_000_000:
+            problems.append(f"connections_per_account: {self.connections_per_account} must be within 0-1000000")
         if self.log_level not in LOG_LEVELS:
             problems.append(f"log_level: {self.log_level!r} must be one of {', '.join(LOG_LEVELS)}")
         if problems:

@@ -30,7 +30,7 @@ def read_plan(config: Config) -> Plan:
             raise AgentError("the gateway has not asked for anything yet; a resync would leave the kernel as it is")
         chosen = choose_backend(config.marks_backend)
         standing = [name for name, doors in backend_doors().items() if name != chosen and doors.marks.standing()]
-        kernel = LinuxKernel(choose_mode(config.wireguard), config.uplink, standing[0] if standing else chosen)
+        kernel = _kernel(config, standing[0] if standing else chosen)
         diffs = Writer(kernel, Usage(store, lambda: 0.0)).plan(desired)
         return plan(desired, diffs, dict.fromkeys(standing, chosen))
 
@@ -46,9 +46,13 @@ def clear(config: Config) -> Report:
         report = Report()
         for backend, doors in backend_doors().items():
             if backend == choose_backend(config.marks_backend) or doors.marks.standing():
-                kernel = LinuxKernel(choose_mode(config.wireguard), config.uplink, backend)
+                kernel = _kernel(config, backend)
                 report = Writer(kernel, usage).full(Desired(store.epoch, time_zone=zone))
         return report
+
+
+def _kernel(config: Config, backend: str) -> LinuxKernel:
+    return LinuxKernel(choose_mode(config.wireguard), config.uplink, backend, config.connections_per_account)
 
 
 @contextmanager

@@ -64,6 +64,9 @@ class Kernel(Protocol):
     def forget_connections(self, addresses: Collection[IPv4Address]) -> None:
         """Nothing that was on its way to these addresses finds them any more. Raises KernelError."""
 
+    def refused_connections(self) -> int:
+        """Packets that would have begun a connection beyond the bound of an account. Raises KernelError."""
+
     def warnings(self, scope: Scope) -> tuple[str, ...]:
         """What is not ours, stands beside ours and does harm: a sentence each, with the cure. Reads only."""
 

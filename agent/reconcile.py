@@ -279,6 +279,8 @@ class Reconciler:
                 if warning not in self._status.warnings:
                     log.warning("beside ours: %s", warning)
             self._status = replace(self._status, warnings=report.warnings)
+        if report.warnings is not None:
+            self._status = replace(self._status, refused_connections=report.refused_connections)
 
     def _log(self, report: Report) -> None:
         for failure in report.failures.values():

@@ -53,6 +53,7 @@ class Status:
     problem: str = ""
     warnings: tuple[str, ...] = ()  # what stands beside ours and does harm: a sentence each, with the cure
     time_zone: str = ""
+    refused_connections: int = 0  # beyond the bound of an account, since the bound was set up
 
 
 def of_accounts(

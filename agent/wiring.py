@@ -26,8 +26,9 @@ from agent import collector
 from agent.config import Config
 from agent.desired import Desired
 from agent.errors import AgentError, BrokenStore, KernelError
-from agent.kernel import conntrack
+from agent.kernel import bounded, conntrack
 from agent.kernel.backend import choose_backend
+from agent.kernel.bounded import Bounded
 from agent.kernel.forwarding import Forwardings
 from agent.kernel.interfaces import uplink
 from agent.kernel.link import Links, choose_mode
@@ -62,7 +63,7 @@ CLOCK_STEP_SECONDS = 2.0  # a wall clock that moves by more than this against th
 
 
 # Each looks for one thing beside ours that does harm: a sentence each, with the cure. Called after every full pass.
-WARNINGS: tuple[Callable[[Scope], Iterable[str]], ...] = (conntrack.warnings,)
+WARNINGS: tuple[Callable[[Scope], Iterable[str]], ...] = (conntrack.warnings, bounded.warnings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class LinuxKernel:
     mode: Mode
     uplink_setting: str
     backend: str
+    connections: int = 0  # that an account may have; 0 = no bound
     links: Links = field(init=False)
     qdiscs: Qdiscs = field(default_factory=Qdiscs)
     classes: Classes = field(default_factory=Classes)
@@ -82,7 +84,7 @@ class LinuxKernel:
     def __post_init__(self) -> None:
         doors = backend_doors()[self.backend]
         object.__setattr__(self, "links", Links(self.mode))
-        object.__setattr__(self, "forwarding", doors.forwarding)
+        object.__setattr__(self, "forwarding", Bounded(doors.forwarding, self.connections))
         object.__setattr__(self, "marks", doors.marks)
 
     def uplink(self) -> str:
@@ -94,6 +96,9 @@ class LinuxKernel:
         except KernelError as error:
             if error.retry:  # else a warning says what this kernel lacks
                 raise
+
+    def refused_connections(self) -> int:
+        return bounded.refused()
 
     def warnings(self, scope: Scope) -> tuple[str, ...]:
         return tuple(warning for look in WARNINGS for warning in look(scope))
@@ -146,7 +151,7 @@ async def _serve(config: Config, store: Store) -> None:
         move = Move(usage, backend_doors())
         backend = await asyncio.get_running_loop().run_in_executor(writer_thread, move.to, chosen, desired)
         reconciler = Reconciler(
-            Writer(LinuxKernel(mode, config.uplink, backend), usage),
+            Writer(LinuxKernel(mode, config.uplink, backend, config.connections_per_account), usage),
             store,
             writer_thread,
             desired=desired,

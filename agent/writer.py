@@ -66,6 +66,7 @@ class Report:
     changes: list[Change] = field(default_factory=list)
     failures: dict[tuple[int, str], Failure] = field(default_factory=dict)
     warnings: tuple[str, ...] | None = None  # of a full pass; None = nobody looked
+    refused_connections: int = 0  # as a full pass finds it
     undone: int = 0  # how many of the changes took back what was made ahead
 
     def fail(self, account_id: int, subject: str, error: KernelError) -> None:
@@ -106,6 +107,7 @@ class Writer:
         one = _Pass(self._kernel, self._usage, self._shown, desired, uplink, found, diffs, addresses)
         report = self._finish(desired, one)
         report.warnings = self._kernel.warnings(Scope(frozenset(want.links), uplink))
+        report.refused_connections = self._kernel.refused_connections()
         report.undone = sum(
             (change.part, change.verb) == ("classes", "remove") and change.key in undone for change in report.changes
         )

@@ -230,6 +230,7 @@ class AgentStatus:
     warnings: tuple[str, ...] = ()  # what stands beside ours on the node and does harm
     marks: str = ""
     time_zone: str = ""
+    refused_connections: int = 0  # beyond the bound of an account
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from agent.kernel.netlink import (
 from agent.model import Scope
 
 ASK_AT_MOST = 2  # addresses looked for one by one
+FULL_SHARE = 0.9  # of the table, from which on the operator is warned
 
 # linux/netfilter/nfnetlink_conntrack.h; 1 << 8 is NFNL_SUBSYS_CTNETLINK
 _GET, _DELETE, _GET_STATS = 1 << 8 | 1, 1 << 8 | 2, 1 << 8 | 5
@@ -44,7 +45,7 @@ _BY_SOURCE = struct.pack("=I", 1)  # CTA_FILTER_FLAG(CTA_IP_SRC)
 _BY_NOTHING = struct.pack("=I", 0)
 _NESTED = 0x8000
 _IPV4 = struct.pack("=BBH", AF_INET, 0, 0)  # nfgenmsg
-_STATS_ENTRIES = 1
+_STATS_ENTRIES, _STATS_MOST = 1, 2
 _LENGTH = struct.Struct("=H")
 # Where the parts of an entry lie: the tuple that began is the first attribute, the reply the next; in each the source
 # comes after three heads of four bytes (tuple, IP, source).
@@ -78,7 +79,12 @@ def warnings(scope: Scope) -> Iterable[str]:
     """What a kernel without this netlink family means for the node."""
     try:
         with Netlink(NETLINK_NETFILTER) as netlink:
-            _entries(netlink)
+            entries, most = _entries(netlink), _stats(netlink).get(_STATS_MOST, 0)
+        if most and entries >= most * FULL_SHARE:
+            yield (
+                f"Linux remembers {entries:,} connections of at most {most:,}: without room no new one passes, whoever "
+                "begins it; raise net.netfilter.nf_conntrack_max, or lower connections_per_account in agent.toml"
+            )
     except KernelError as error:
         if not error.retry:
             yield (
@@ -89,11 +95,15 @@ def warnings(scope: Scope) -> Iterable[str]:
 
 def _entries(netlink: Netlink) -> int:
     """How many there are in this namespace."""
+    return _stats(netlink).get(_STATS_ENTRIES, 1)
+
+
+def _stats(netlink: Netlink) -> dict[int, int]:
     answer = netlink.ask(message(_GET_STATS, 0, _IPV4))
     if isinstance(answer, Refusal):
         temporary = answer.errno in (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN)
         raise KernelError(f"connection tracking: netlink: {answer.text}", retry=temporary)
-    return int.from_bytes(attributes(answer or b"", _ORIG_AT).get(_STATS_ENTRIES, b"\1"), "big")
+    return {kind: int.from_bytes(number, "big") for kind, number in attributes(answer or b"", _ORIG_AT).items()}
 
 
 def _requests(some: Collection[bytes]) -> list[bytes]:

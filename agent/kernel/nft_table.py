@@ -148,6 +148,10 @@ class Writing:
         hangs = f"type {chain.kind} hook {chain.hook} priority {chain.priority}; policy {chain.policy};"
         return f"add chain {self._at} {name} {{ {hangs} }}"
 
+    def add_plain_chain(self, name: str) -> str:
+        """One that hangs on no hook, for others to lead to."""
+        return f"add chain {self._at} {name}"
+
     def flush_chain(self, name: str) -> str:
         return f"flush chain {self._at} {name}"
 

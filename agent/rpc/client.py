@@ -37,6 +37,7 @@ def read_status(target: str) -> dict[str, Any]:
         "last_sample": _time(reply.last_sample_time),
         "last_resync": _time(reply.last_resync_time),
         "time_zone": reply.time_zone,
+        "refused_connections": reply.refused_connections,
         "problem": reply.problem,
         "failures": [{"account_id": f.account_id, "subject": f.subject, "reason": f.reason} for f in reply.failures],
         "warnings": list(reply.warnings),

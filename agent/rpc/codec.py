@@ -119,6 +119,7 @@ def status_out(status: Status, version: str) -> pb.StatusReply:
         warnings=status.warnings,
         marks=status.marks,
         time_zone=status.time_zone,
+        refused_connections=status.refused_connections,
     )
 
 

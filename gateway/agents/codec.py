@@ -108,6 +108,7 @@ def agent_status(reply: pb.StatusReply) -> AgentStatus:
         warnings=tuple(reply.warnings),
         marks=reply.marks,
         time_zone=reply.time_zone,
+        refused_connections=reply.refused_connections,
     )
 
 

@@ -87,6 +87,7 @@ class FakeKernel:
         self.refuses: dict[tuple[str, str, Any], str] = {}
         self.fail_at: int | None = None
         self.watch: Callable[[str, str, Any], None] = lambda part, verb, key: None
+        self.refused = 0
         self.beside: tuple[str, ...] = ()  # what it warns of
         self.leaked = 0  # bytes that passed without being counted
         self.links = FakePart(self, "links", lambda k, v: "")
@@ -104,6 +105,9 @@ class FakeKernel:
         if addresses:
             self.called("connections", "forget")
             self.writes.append(f"forget {' '.join(map(str, sorted(addresses)))}")
+
+    def refused_connections(self) -> int:
+        return self.refused
 
     def warnings(self, scope: Scope) -> tuple[str, ...]:
         return self.beside
