@@ -19,7 +19,7 @@ from pathlib import Path
 
 from gateway import bulk_commands
 from gateway.agents import checked_target
-from gateway.config import DEFAULT_PATH, Config, load_config, shown
+from gateway.config import DEFAULT_PATH, Config, advice, load_config, shown
 from gateway.errors import ConfigError, GatewayError
 from gateway.keys import Keys
 from gateway.store import Store
@@ -58,6 +58,8 @@ def check(config: Config, options: Options) -> int:
 
     check_files(config)
     print(shown(config))
+    for sentence in advice(config):
+        _explain(f"wirelane-gateway: warning: {sentence}")
     return 0
 
 

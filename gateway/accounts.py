@@ -166,6 +166,8 @@ async def _edit(tx: Transaction, name: str, edit: AccountEdit, now: int) -> Kept
         raise InvalidValue("Wireguard server not valid")
     named = {field: getattr(edit, field) for field in ("address", "download", "upload", "password", "enabled")}
     new = replace(old, **{field: value for field, value in named.items() if value is not None})
+    if edit.password is not None:
+        new = replace(new, unreadable=tuple(column for column in new.unreadable if column != "password"))
     if new == old:
         return kept
     if new.address != old.address:

@@ -118,13 +118,28 @@ def _is_as_asked(account: Account, new: NewAccount) -> bool:
 
 
 async def export_accounts(
-    accounts: Accounts, format_name: str, write: Callable[[bytes], object], progress: Callable[[int, int], None]
+    accounts: Accounts,
+    format_name: str,
+    write: Callable[[bytes], object],
+    progress: Callable[[int, int], None],
+    left_out: Callable[[Account], object],
 ) -> int:
-    """By name, as they are at one moment. `progress`: how many of how many. Returns how many."""
+    """By name, as they are at one moment. `progress`: how many of how many. Returns how many were written.
+
+    `left_out` is called for an account whose secrets cannot be read: a line without them would be imported as another.
+    """
     write(account_file.header(format_name))
+    written = 0
 
     def page(some: Sequence[Account], done: int, total: int) -> None:
-        write(account_file.written(some, format_name))
+        nonlocal written
+        whole = [account for account in some if not account.unreadable]
+        for account in some:
+            if account.unreadable:
+                left_out(account)
+        written += len(whole)
+        write(account_file.written(whole, format_name))
         progress(done, total)
 
-    return await accounts.visit(page)
+    await accounts.visit(page)
+    return written

@@ -20,6 +20,7 @@ from gateway.account_file import COLUMNS, Lines, format_of, open_for_reading, op
 from gateway.bulk import Counts, Refusal, export_accounts, import_accounts
 from gateway.config import Config
 from gateway.errors import ConfigError
+from gateway.model import Account
 from gateway.progress import Progress
 
 Options = argparse.Namespace
@@ -129,22 +130,27 @@ def prepare_export(options: Options) -> None:
 
 
 def account_export(config: Config, options: Options) -> int:
+    left_out: list[Account] = []
     if options.target is None:
         if sys.stdout.isatty():
             _explain("what follows holds passwords and private keys")
-        count = asyncio.run(_export(config, options.format, sys.stdout.buffer))
+        count = asyncio.run(_export(config, options.format, sys.stdout.buffer, left_out))
         sys.stdout.buffer.flush()
     else:
         with options.target as target:
-            count = asyncio.run(_export(config, options.format, target))
+            count = asyncio.run(_export(config, options.format, target, left_out))
             target.flush()
             os.fsync(target.fileno())
     where = options.file or "standard output"
     _explain(f"{count} accounts are in {where}, with their passwords and private keys: keep it safe")
-    return 0
+    if left_out:
+        names = ", ".join(account.name for account in left_out[:SHOWN_REFUSALS])
+        more = f" and {len(left_out) - SHOWN_REFUSALS} more" if len(left_out) > SHOWN_REFUSALS else ""
+        _explain(f"left out, because their secrets cannot be decrypted: {names}{more}")
+    return 1 if left_out else 0
 
 
-async def _export(config: Config, format_name: str, target: BinaryIO) -> int:
+async def _export(config: Config, format_name: str, target: BinaryIO, left_out: list[Account]) -> int:
     from gateway.wiring import opened_accounts
 
     progress = Progress("exported")
@@ -154,7 +160,7 @@ async def _export(config: Config, format_name: str, target: BinaryIO) -> int:
 
     try:
         async with opened_accounts(config) as accounts:
-            return await export_accounts(accounts, format_name, target.write, show)
+            return await export_accounts(accounts, format_name, target.write, show, left_out.append)
     finally:
         progress.clear()
 

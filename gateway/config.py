@@ -82,6 +82,8 @@ def _listen(value: str) -> str:
 
 
 def _url(value: str) -> str:
+    if not value:
+        return ""
     try:
         url = urlsplit(value)
         good = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
@@ -152,7 +154,10 @@ class Config:
     tls_certificate: str = _key("", _path, "PEM file with certificate and chain; empty: plain HTTP, for a proxy.")
     tls_key: str = _key("", _path, "PEM file with the certificate's private key.")
     public_url: str = _key(
-        "http://127.0.0.1:8080", _url, "How the world reaches the API; one-time links begin with it."
+        "",
+        _url,
+        "Where customers reach the gateway, such as https://vpn.example.com; one-time links begin with it, and without"
+        " it there are none.",
     )
     trusted_proxies: tuple[str, ...] = _key(
         (), _networks, 'Proxies whose X-Forwarded-For is believed: addresses or networks, such as ["127.0.0.1"].'
@@ -285,6 +290,13 @@ def shown(config: Config) -> str:
         value = list(value) if isinstance(value, tuple) else value
         lines += [f"# {f.metadata['sentence']}", f"{f.name} = {json.dumps(value, ensure_ascii=False)}"]
     return "\n".join(lines)
+
+
+def advice(config: Config) -> list[str]:
+    """What works, but not for everybody: one sentence each, for `check` and the start."""
+    if config.public_url:
+        return []
+    return ["public_url is not set: no one-time links can be made; set it to where customers reach the gateway"]
 
 
 # -- secrets ----------------------------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 Owns which spellings are right and the v1 text for those that are not. Never looks at what exists: whether a name is
 taken or an address free is the store's promise. Called by gateway/http and by whatever else takes text from people.
 
-Every function but `json_form` raises InvalidValue and nothing else, whatever the text. A field that is absent or
-empty is None ("generate it", "leave it"); a field that nobody knows is ignored, because v1 clients send extras.
+Every function but those for JSON raises InvalidValue and nothing else, whatever the text. A field that is absent or
+empty is None ("generate it", "leave it"), but for a yes-no field, where empty is how PHP writes "no". A field that
+nobody knows is ignored, because v1 clients send extras.
 Everything but a password is trimmed.
 """
 
@@ -14,7 +15,8 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, NetmaskValueError, ip_network
 
 from gateway.errors import InvalidValue
@@ -41,9 +43,10 @@ WRONG_SERVER = "Wireguard server not valid"
 WRONG_IP = "Wrong IP format"
 WRONG_KEYS = "Keys are invalid"
 IPV6_FIELDS = ("allowed_IPs_ipv6", "address_ipv6", "dns_1_ipv6", "dns_2_ipv6")
+REFUSED_FIELDS = (*IPV6_FIELDS, "ipv6")
 NO_IPV6 = "IPv6 is not supported yet"
 WRONG_NETWORKS = "Wrong allowed_ips format (only a list of networks: 10.0.0.0/8,192.168.0.0/16)"
-BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
+BOOLEANS = {"1": True, "true": True, "0": False, "false": False, "": False}
 
 
 def is_name(text: str) -> bool:
@@ -54,10 +57,26 @@ def is_name(text: str) -> bool:
 def json_form(text: str) -> dict[str, str]:
     """A form spelled as a JSON object of texts, numbers and booleans; null is an absent field. Numbers keep their
     spelling. Raises ValueError or RecursionError at anything else."""
+    return {key: _json_text(value) for key, value in _json_object(text).items() if value is not None}
+
+
+def json_fields(text: str) -> Iterator[tuple[str, str]]:
+    """The same, with lists and objects as PHP spells them in a form: `name[]`, `name[key]`. What they hold is dropped:
+    such names are never right, see `understood`."""
+    for key, value in _json_object(text).items():
+        if isinstance(value, dict):
+            yield from ((f"{key}[{inner}]", "") for inner in value or ("",))
+        elif isinstance(value, list):
+            yield f"{key}[]", ""
+        elif value is not None:
+            yield key, _json_text(value)
+
+
+def _json_object(text: str) -> dict[str, object]:
     found = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
     if not isinstance(found, dict):
         raise ValueError("not an object")
-    return {key: _json_text(value) for key, value in found.items() if value is not None}
+    return found
 
 
 def _json_text(value: object) -> str:
@@ -66,6 +85,31 @@ def _json_text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("nested values")
     return value
+
+
+def understood(pairs: Iterable[tuple[str, str]], known: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """The fields that a call knows, and the names that it does not. A field given twice: the last one wins.
+
+    Raises InvalidValue at a known field in another spelling (`status[0]`, `Status`, `b-download`): whoever wrote it
+    meant something.
+    """
+    found: dict[str, str] = {}
+    unknown: dict[str, None] = {}
+    plain = {_plain(name): name for name in known}
+    for name, value in pairs:
+        if name in known:
+            found[name] = value
+            continue
+        meant = plain.get(_plain(name)) or plain.get(_plain(name.lstrip("[").partition("[")[0]))
+        if meant is not None:
+            raise InvalidValue(f"Wrong field {name[:MAX_NAME]!a} (its name is {meant}, with one value)", meant)
+        unknown[name] = None
+    return found, list(unknown)
+
+
+def _plain(name: str) -> str:
+    """What is left of a name without case, signs and blanks; `amp;` is what a form that was escaped as HTML has."""
+    return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKC", name).lower().strip().removeprefix("amp;"))
 
 
 def new_account(form: Mapping[str, str]) -> NewAccount:
@@ -162,9 +206,9 @@ def _number(form: Mapping[str, str], key: str, low: int, high: int, problem: str
 
 
 def _boolean(form: Mapping[str, str], key: str) -> bool | None:
-    text = _text(form, key)
-    if text is None:
+    if key not in form:
         return None
+    text = form[key].strip()
     if text.lower() not in BOOLEANS:
         raise InvalidValue(f"Wrong {key} (only 1, 0, true or false)", key)
     return BOOLEANS[text.lower()]

@@ -65,6 +65,7 @@ class Server:
     download: int = 0  # defaults for its accounts
     upload: int = 0
     ikev2: bool = False
+    unreadable: tuple[str, ...] = ()  # which of its secrets the key file does not open; they are empty here
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ class Account:
     download: int
     upload: int
     enabled: bool
+    unreadable: tuple[str, ...] = ()  # as of a server
 
 
 @dataclass(frozen=True, slots=True)

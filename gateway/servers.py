@@ -271,7 +271,7 @@ def _pair(values: ServerValues) -> KeyPair:
 def _with_keys(server: Server, values: ServerValues) -> Server:
     if values.private_key:
         pair = checked_pair(values.private_key, values.public_key)
-        return replace(server, private_key=pair.private, public_key=pair.public)
+        return replace(server, private_key=pair.private, public_key=pair.public, unreadable=())
     if values.public_key and checked_pair(None, values.public_key).public != server.public_key:
         raise InvalidValue(WRONG_KEYS)
     return server

@@ -22,7 +22,7 @@ from pathlib import Path
 from gateway.accounts import Accounts
 from gateway.agents import Agents
 from gateway.collect import Collect
-from gateway.config import Config, database_url, listen_address, read_key
+from gateway.config import Config, advice, database_url, listen_address, read_key
 from gateway.errors import ConfigError
 from gateway.http.app import HttpSettings, Services, build_app
 from gateway.http.listener import Listener, bound_socket, tls_context
@@ -154,6 +154,8 @@ def check_files(config: Config) -> None:
 async def serve(config: Config) -> None:
     """Runs until SIGTERM or SIGINT. Raises ConfigError, DatabaseUnavailable when it cannot start."""
     check_files(config)
+    for sentence in advice(config):
+        log.warning("event=advice text=%r", sentence)
     _calm_collector()
     address, port = listen_address(config.listen)
     try:

@@ -18,12 +18,14 @@ from gateway.model import Account, LiveAccount, Settled
 T = TypeVar("T")
 
 MISSING = "Account not found"
+NO_PUBLIC_URL = "One-time links need public_url in gateway.toml (where customers reach it: https://vpn.example.com)"
 ACCOUNTS = f"{ROOT}/account"
 ACCOUNT = ACCOUNTS + "/{name}"
 
 
 async def config_text(services: Services, settings: HttpSettings, account: Account) -> str:
     """The client's configuration, as the one-time link shows it too."""
+    _refuse_unreadable(account)
     server = await services.servers.get(account.server)
     return profile.config_text(account, server, await services.servers.endpoint(server), settings.tabs)
 
@@ -45,7 +47,9 @@ async def _list(asked: Asked) -> Encoded:
 
 
 async def _detail(asked: Asked) -> dict[str, str]:
-    return objects.account_object(await _account(asked))
+    account = await _account(asked)
+    _refuse_unreadable(account)
+    return objects.account_object(account)
 
 
 async def _add(asked: Asked) -> Settled[dict[str, str]]:
@@ -80,6 +84,11 @@ async def _ikev2_profile(asked: Asked) -> str:
 
 
 async def _one_time_link(asked: Asked) -> str:
+    if not asked.settings.public_url:
+        raise Conflict(NO_PUBLIC_URL)
+    if asked.is_head:  # who only looks makes none
+        await _account(asked)
+        return ""
     key = await asked.services.links.create(asked.name(MISSING))
     return f"{asked.settings.public_url.rstrip('/')}/otl/{key}"
 
@@ -124,6 +133,12 @@ async def _account(asked: Asked) -> Account:
     return await asked.services.accounts.get(asked.name(MISSING))
 
 
+def _refuse_unreadable(account: Account) -> None:
+    """Half an account would be taken for a whole one."""
+    if account.unreadable:
+        raise Conflict(objects.unreadable(account))
+
+
 async def _live(asked: Asked) -> tuple[Account, LiveAccount]:
     return await asked.services.accounts.live(asked.name(MISSING))
 
@@ -166,7 +181,7 @@ CALLS = (
     Call("GET", ACCOUNT + "/config_text", "Account Config Text", _config_text, TEXT),
     Call("GET", ACCOUNT + "/config_qr", "Account Config QR (PNG, base64)", _config_qr, TEXT),
     Call("GET", ACCOUNT + "/ikev2_profile", "Account IKEv2 Profile", _ikev2_profile, TEXT),
-    Call("GET", ACCOUNT + "/otl", "Account One-time link", _one_time_link, TEXT),
+    Call("GET", ACCOUNT + "/otl", "Account One-time link", _one_time_link, TEXT, is_change=True),
     Call("GET", ACCOUNT + "/firewall_mangle_rules", "Account Firewall mangle rules", _mangle_rules, TEXT),
     Call("GET", ACCOUNT + "/traffic_control", "Account Traffic Control", _traffic_control, TEXT),
     Call("GET", ACCOUNT + "/dump", "Account Dump", _dump, objects.DUMP),

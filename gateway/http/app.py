@@ -7,18 +7,18 @@ Called by gateway/wiring, which runs the result on uvicorn.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, Router
+from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.errors import ApiError
 from gateway.http import account, envelope, link, openapi, server, system
 from gateway.http.access import OPENAPI_PATH, Access
-from gateway.http.calls import Asked, Call
-from gateway.http.forms import read_form
+from gateway.http.answering import Answer, answer_of
+from gateway.http.calls import Call
 from gateway.http.journal import Journal
 from gateway.http.services import HttpSettings, Services
 
@@ -26,16 +26,22 @@ __all__ = ["HttpSettings", "Services", "build_app"]
 
 CALLS: tuple[Call, ...] = (*account.CALLS, *server.CALLS, *system.CALLS)
 
-Answer = Callable[[Request], Awaitable[Response]]
-
 
 def build_app(services: Services, settings: HttpSettings) -> ASGIApp:
-    router = Router(_routes(services, settings), redirect_slashes=False, default=Path({}, settings.semantic))
-    return Journal(Access(router, services, settings), settings)
+    routes = _routes(services, settings)
+    router = Router(routes, redirect_slashes=False, default=Path({}, settings.semantic))
+
+    def template(scope: Scope) -> str:
+        """`/api/v1/account/{name}`: a path without what is secret in it; "-" when it is none of ours."""
+        route = scope.get("route") or next((r for r in routes if r.matches(scope)[0] is not Match.NONE), None)
+        return "-" if route is None else str(route.path)
+
+    return Journal(Access(router, services, settings, template), settings, template)
 
 
 class Path:
-    """ASGI: one path, its answers by method; without any, the path does not exist. Turns ApiErrors into envelopes."""
+    """ASGI: one path, its answers by method; without any, the path does not exist. HEAD is answered where GET is. Turns
+    ApiErrors into envelopes."""
 
     def __init__(self, answers: Mapping[str, Answer], semantic: bool) -> None:
         self._answers = answers
@@ -46,35 +52,29 @@ class Path:
             response = await self._answer(Request(scope, receive))
         except ApiError as error:
             response = envelope.failure(error, self._semantic)
+        if scope["method"] == "HEAD":
+            response.body = b""  # the head stays as it is, its length included
         await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
         if not self._answers:
             raise envelope.no_such_path()
-        answer = self._answers.get(request.method)
+        answer = self._answers.get("GET" if request.method == "HEAD" else request.method)
         if answer is None:
-            raise envelope.wrong_method(", ".join(self._answers))
+            allowed = [*self._answers, "HEAD"] if "GET" in self._answers else self._answers
+            raise envelope.wrong_method(", ".join(allowed))
         return await answer(request)
 
 
 def _routes(services: Services, settings: HttpSettings) -> list[Route]:
     paths: dict[str, dict[str, Answer]] = {}
     for call in CALLS:
-        paths.setdefault(call.path, {})[call.method] = _answer_of(call, services, settings)
+        paths.setdefault(call.path, {})[call.method] = answer_of(call, services, settings)
     pages = link.Pages(services, settings)
-    paths["/otl/{key}"] = {"GET": pages.ask, "HEAD": pages.ask, "POST": pages.open}
-    health = _health(services)
-    paths["/healthz"] = {"GET": health, "HEAD": health}
+    paths["/otl/{key}"] = {"GET": pages.ask, "POST": pages.open}
+    paths["/healthz"] = {"GET": _health(services)}
     paths[OPENAPI_PATH] = {"GET": _document(settings)}
     return [Route(path, Path(answers, settings.semantic)) for path, answers in paths.items()]
-
-
-def _answer_of(call: Call, services: Services, settings: HttpSettings) -> Answer:
-    async def answer(request: Request) -> Response:
-        form = await read_form(request, settings.max_body_bytes) if call.fields else {}
-        return envelope.success(await call.answer(Asked(services, settings, request.path_params, form)))
-
-    return answer
 
 
 def _health(services: Services) -> Answer:

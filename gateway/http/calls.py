@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from gateway.errors import NotFound
@@ -23,12 +24,13 @@ BOOLEAN: Schema = {"type": "boolean"}
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What came in: the path's parameters and the body's fields."""
+    """What came in: the path's parameters, and the fields of body and query."""
 
     services: Services
     settings: HttpSettings
     path: Mapping[str, str]
     form: Mapping[str, str]
+    is_head: bool = False  # a GET of which only the head is asked for
 
     def name(self, missing: str) -> str:
         """The name in the path. What cannot be a name is not there: `missing` without asking the store."""
@@ -55,22 +57,23 @@ class Call:
     summary: str
     answer: Callable[[Asked], Awaitable[Any]]
     msg: Schema  # JSON schema of a success's `msg`
-    fields: tuple[Field, ...] = ()  # () = a body is ignored
+    fields: tuple[Field, ...] = ()
+    is_change: bool = False  # a GET that makes something
 
 
-def record(properties: Mapping[str, Schema]) -> Schema:
-    """Schema of an object with exactly these keys."""
+def record(properties: Mapping[str, Schema], sometimes: Mapping[str, Schema] = MappingProxyType({})) -> Schema:
+    """Schema of an object with exactly these keys, and some that it may have."""
     return {
         "type": "object",
-        "properties": dict(properties),
+        "properties": {**properties, **sometimes},
         "required": list(properties),
         "additionalProperties": False,
     }
 
 
-def texts(*names: str) -> Schema:
+def texts(*names: str, sometimes: tuple[str, ...] = ()) -> Schema:
     """Schema of an object whose values are all texts."""
-    return record(dict.fromkeys(names, TEXT))
+    return record(dict.fromkeys(names, TEXT), dict.fromkeys(sometimes, TEXT))
 
 
 def listing(item: Schema) -> Schema:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +27,12 @@ from gateway.errors import (
     NotAuthorized,
     NotFound,
 )
+from gateway.http.note import shown
 from gateway.model import Settled
 
 PENDING_HEADER = "X-Wirelane-Pending"
+IGNORED_HEADER = "X-Wirelane-Ignored"
+MOST_IGNORED = 20  # names that are told
 # Answers hold private keys: no cache may keep them, no browser may take them for a page.
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 SEMANTIC_STATUS: tuple[tuple[type[ApiError], int], ...] = (
@@ -72,13 +75,17 @@ def internal_error() -> HttpError:
     return HttpError(500, "Internal error")
 
 
-def success(result: Any) -> Response:
-    """`result`: what goes into `msg`, or a Settled around it; then the node that is behind is named in a header."""
+def success(result: Any, ignored: Sequence[str] = ()) -> Response:
+    """`result`: what goes into `msg`, or a Settled around it; then the node that is behind is named in a header.
+    `ignored`: names of fields that nobody knows, as they came."""
     headers = dict(HEADERS)
     if isinstance(result, Settled):
         if result.pending:
             headers[PENDING_HEADER] = result.pending
         result = result.value
+    if ignored:
+        more = [f"and {len(ignored) - MOST_IGNORED} more"] if len(ignored) > MOST_IGNORED else []
+        headers[IGNORED_HEADER] = ", ".join([*map(shown, ignored[:MOST_IGNORED]), *more])
     msg = result.json if isinstance(result, Encoded) else encoded(result)
     return _answer(b'{"error":"","msg":%b,"status":"success"}' % msg, 200, headers)
 

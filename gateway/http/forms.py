@@ -1,14 +1,16 @@
-"""A request's body becomes form fields: text by name. Owns the limits of size and time. Called by app.py.
+"""A request's body and query become form fields: text by name. Owns the limits of size and time. Called by app.py.
 
 urlencoded, multipart and JSON objects, whatever PHP or curl says they are: `curl -d` labels its bodies urlencoded, some
-clients label nothing. A field given twice: the last one wins. What the fields mean is gateway/fields.py's.
+clients label nothing, and a PHP client may label its multipart urlencoded. Fields of the query count like those of the
+body. A field given twice in one of them: the last one wins. What the fields mean is gateway/fields.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Collection
 from urllib.parse import parse_qsl
 
 from python_multipart.exceptions import MultipartParseError
@@ -16,6 +18,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from gateway import fields
+from gateway.errors import InvalidValue
 from gateway.http.envelope import HttpError
 
 # The parser warns of every odd byte: one line for each of a stranger's mistakes is his to choose, not ours to write.
@@ -23,29 +26,54 @@ logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 BODY_SECONDS = 20.0  # below the listener's own bound, so that there is an answer
 MAX_FIELDS = 100
+PART = re.compile(rb"\r\ncontent-disposition:\s*form-data", re.IGNORECASE)
 # Of a body that is too long, so much is read and forgotten before the answer: a client that is still sending when the
 # connection closes loses the answer.
 DISCARDED_BYTES = 32 * 1024 * 1024
 
 
-async def read_form(request: Request, max_bytes: int) -> dict[str, str]:
-    """Raises HttpError: 413 above `max_bytes` (which is never kept), 408 when too slow, 400 when unreadable."""
+Pairs = list[tuple[str, str]]
+
+
+async def read_form(request: Request, max_bytes: int) -> tuple[Pairs, Pairs]:
+    """The fields of the body, and those of the query.
+
+    Raises HttpError: 413 above `max_bytes` (which is never kept), 408 when too slow, 400 when unreadable.
+    """
+    query = request.scope.get("query_string", b"")
     body = await _read_body(request, max_bytes)
-    if not body:
-        return {}
-    kind, options = parse_options_header(request.headers.get("content-type", ""))
     try:
-        if kind == b"multipart/form-data":
-            pairs = _multipart(body, options.get(b"boundary", b""))
-        elif kind.endswith(b"json") or body.lstrip()[:1] == b"{":  # no urlencoded form starts with a brace
-            return fields.json_form(body.decode())
-        else:
-            pairs = parse_qsl(
-                body.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS, separator="&"
-            )
+        return _body_pairs(body, request.headers.get("content-type", "")) if body else [], _urlencoded(query)
     except (ValueError, RecursionError, MultipartParseError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise HttpError(400, "Malformed body (only form fields or a JSON object, in UTF-8)") from None
-    return dict(pairs)
+
+
+def merged(body: Pairs, query: Pairs, known: Collection[str]) -> Pairs:
+    """Raises InvalidValue at a known field that has two values: nobody can say which of them was meant."""
+    in_body, in_query = dict(body), dict(query)
+    for name in known:
+        if name in in_body and name in in_query and in_body[name] != in_query[name]:
+            raise InvalidValue(f"Wrong {name} (it is in the query and in the body, with different values)", name)
+    return [*query, *body]
+
+
+def _body_pairs(body: bytes, content_type: str) -> Pairs:
+    kind, options = parse_options_header(content_type)
+    start = body.lstrip()
+    if kind == b"multipart/form-data":
+        return _multipart(body, options.get(b"boundary", b""))
+    if kind.endswith(b"json") or start[:1] == b"{":  # no urlencoded form starts with a brace
+        pairs = list(fields.json_fields(body.decode()))
+        if len(pairs) > MAX_FIELDS:
+            raise ValueError("too many fields")
+        return pairs
+    if start[:2] == b"--" and PART.search(start):
+        return _multipart(start, start[2:].partition(b"\r\n")[0])
+    return _urlencoded(body)
+
+
+def _urlencoded(text: bytes) -> Pairs:
+    return parse_qsl(text.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS, separator="&")
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:
@@ -70,7 +98,7 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _multipart(body: bytes, boundary: bytes) -> Iterable[tuple[str, str]]:
+def _multipart(body: bytes, boundary: bytes) -> Pairs:
     if not boundary:
         raise ValueError("no boundary")
     parts = _Parts()

@@ -1,22 +1,26 @@
 """The outermost layer: one log line for each request, and the last resort when something below broke.
 
 The line has the path's template, never the path itself, and no query, cookie, body or link key: all of them are
-secrets somewhere. A bug is logged with its traceback and an id; the caller gets the bare envelope with the same id in
-a header, so that both can be brought together.
+secrets somewhere. It is one of three: `event=request`; `event=change`, the audit line, with the key's name, what was
+changed and what came of it; `event=refused`, with the reason. A bug is logged with its traceback and an id; the caller
+gets the bare envelope with the same id in a header, so that both can be brought together.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import time
+from collections.abc import Callable
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from gateway.http import envelope
-from gateway.http.access import client_address
+from gateway.http.caller import caller_of
+from gateway.http.note import Note, shown
 from gateway.http.services import HttpSettings
 
 ERROR_HEADER = "X-Wirelane-Error"
@@ -28,9 +32,10 @@ log = logging.getLogger("gateway.http")
 class Journal:
     """ASGI middleware. Passes start-up messages through; websockets do not exist here."""
 
-    def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: HttpSettings, template: Callable[[Scope], str]) -> None:
         self._app = app
         self._settings = settings
+        self._template = template
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -38,9 +43,10 @@ class Journal:
         elif scope["type"] == "websocket":
             await WebSocketClose()(scope, receive, send)
         else:
-            await self._http(scope, receive, send)
+            note = Note()
+            await self._http({**scope, "path": tidied(scope["path"]), "wirelane.note": note}, note, receive, send)
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _http(self, scope: Scope, note: Note, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         status = 0
 
@@ -56,27 +62,42 @@ class Journal:
             status = GONE_AWAY
         except Exception:
             error_id = secrets.token_hex(4)
-            log.exception("event=internal-error id=%s method=%s path=%s", error_id, scope["method"], _template(scope))
+            method, path = shown(scope["method"]), self._template(scope)
+            log.exception("event=internal-error id=%s method=%s path=%s", error_id, method, path)
+            note.outcome = f"internal error {error_id}"
             if status:
                 raise  # too late for an answer: the server must break the connection off
             error = envelope.internal_error()
             error.headers = {ERROR_HEADER: error_id}
             await envelope.failure(error, self._settings.semantic)(scope, receive, noted)
         finally:
-            self._note(scope, status or GONE_AWAY, time.perf_counter() - started)
+            self._write(scope, note, status or GONE_AWAY, time.perf_counter() - started)
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        client = client_address(scope, self._settings.trusted_proxies)
+    def _write(self, scope: Scope, note: Note, status: int, seconds: float) -> None:
+        if note.silent:
+            return
+        event = "refused" if note.refusal else "change" if note.is_change else "request"
         log.info(
-            "event=request method=%s path=%s status=%d ms=%.1f client=%s",
-            scope["method"],
-            _template(scope),
+            "event=%s method=%s path=%s status=%d ms=%.1f client=%s%s",
+            event,
+            shown(scope["method"]),
+            self._template(scope),
             status,
             seconds * 1000,
-            client or "-",
+            caller_of(scope, self._settings.trusted_proxies),
+            _of_event(note),
         )
 
 
-def _template(scope: Scope) -> str:
-    """`/api/v1/account/{name}`; "-" when no path was reached."""
-    return str(getattr(scope.get("route"), "path", "-"))
+def _of_event(note: Note) -> str:
+    if note.refusal:
+        return f" key={note.key or '-'} reason={note.refusal}"
+    if note.is_change:
+        outcome = repr(note.outcome or "unknown: it was broken off")
+        return f" key={note.key or '-'} {note.subject or 'subject=-'} outcome={outcome} pending={note.pending or '-'}"
+    return ""
+
+
+def tidied(path: str) -> str:
+    """Slashes too many, or one at the end, are no other path."""
+    return re.sub("/{2,}", "/", path).rstrip("/") or "/"

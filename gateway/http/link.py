@@ -1,12 +1,14 @@
 """/otl/<key>: the one-time link's public pages.
 
 GET and HEAD only ask: mail and messenger scanners open links, and may do so as often as they like. A POST from the
-page's button opens the link and uses it up. Unknown, used and expired links look the same, so a stranger learns
-nothing. The pages load nothing from anywhere: style and scripts are inside them and allowed by their hashes.
+page's button opens the link; it is used up once the page was sent, and not when nobody was there to take it. Unknown,
+used and expired links look the same, so a stranger learns nothing. The pages load nothing from anywhere: style and
+scripts are inside them and allowed by their hashes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import logging
@@ -15,16 +17,23 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from gateway.errors import ApiError
 from gateway.http.account import config_picture, config_text
+from gateway.http.note import Note
 from gateway.http.services import HttpSettings, Services
+from gateway.links import Links
+from gateway.model import Account
 
 KEY = re.compile(r"[0-9a-f]{80}")
-# wg-quick and the Android app take the tunnel's name from the file's and want at most 15 characters (IFNAMSIZ).
+# wg-quick and the apps take the tunnel's name from the file's and want at most 15 characters (IFNAMSIZ).
 FILE_NAME_LENGTH = 15
+HANG_UP_SECONDS = 0.05
+FILE_NAME_START, FILE_NAME_DIGITS = 8, 6
+WINDOWS_OWN = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])", re.IGNORECASE)  # no file may be called so there
 
 
 def _page(name: str) -> str:
@@ -80,25 +89,78 @@ class Pages:
 
     async def open(self, request: Request) -> Response:
         """Shows the configuration, once."""
-        key = request.path_params["key"]
+        key, links, note = request.path_params["key"], self._services.links, Note.of(request.scope)
+        note.is_change, note.outcome = True, "not relevant"
         try:
-            account = await self._services.links.open(key) if KEY.fullmatch(key) else None
+            account = await links.lease(key) if KEY.fullmatch(key) else None
             if account is None:
                 return _gone()
-            text = await config_text(self._services, self._settings, account)
+            note.subject = f"account={account.name}"
+            try:
+                page = await self._configuration(account)
+            except BaseException:
+                await links.release(key)
+                raise
         except ApiError as error:
+            note.outcome = error.text
             return _later(error)
+        return OncePage(page, links, key, note)
+
+    async def _configuration(self, account: Account) -> HTMLResponse:
+        text = await config_text(self._services, self._settings, account)
         body = CONFIG.substitute(
             name=escape(account.name),
             text=escape(text),
             # As data: the file can be saved without asking for it again, which the link would not allow.
             file=f"data:application/octet-stream;base64,{base64.b64encode(text.encode()).decode()}",
-            file_name=escape(f"{account.name[:FILE_NAME_LENGTH]}.conf"),
+            file_name=escape(f"{file_name(account.name)}.conf"),
             # No app takes a configuration without a private key from a picture: then it says what to do instead.
             own_key="" if account.private_key else OWN_KEY.substitute(),
             qr=await _qr(text) if account.private_key else "",
         )
         return _framed("Your VPN configuration", body, CONFIG_SCRIPT)
+
+
+class OncePage(Response):
+    """The page of a link that is leased: sent, the link is used up; not sent, it can be opened again."""
+
+    def __init__(self, page: HTMLResponse, links: Links, key: str, note: Note) -> None:
+        super().__init__()
+        self._page = page
+        self._links = links
+        self._key = key
+        self._note = note
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if await _hung_up(receive):
+                raise ClientDisconnect
+            await self._page(scope, receive, send)
+        except BaseException:
+            self._note.outcome = "nobody was there to take the page: the link can be opened again"
+            await self._links.release(self._key)
+            raise
+        self._note.outcome = "success"
+        await self._links.use_up(self._key)
+
+
+async def _hung_up(receive: Receive) -> bool:
+    """Who pressed the button and was cut off is gone by now, or a moment later."""
+    try:
+        async with asyncio.timeout(HANG_UP_SECONDS):
+            while (await receive())["type"] != "http.disconnect":
+                pass  # of a body that nobody asked for
+    except TimeoutError:
+        return False
+    return True
+
+
+def file_name(account: str) -> str:
+    """Of the configuration. Long names that begin alike have different ones, also where capitals do not count."""
+    if len(account) <= FILE_NAME_LENGTH and not WINDOWS_OWN.fullmatch(account):
+        return account
+    digits = base64.b32encode(hashlib.sha256(account.encode()).digest()).decode().lower()[:FILE_NAME_DIGITS]
+    return f"{account[:FILE_NAME_START]}-{digits}"
 
 
 async def _qr(text: str) -> str:
@@ -115,7 +177,7 @@ def _later(error: ApiError) -> Response:
     return _framed("Not available", LATER.substitute(), "", 503)
 
 
-def _framed(title: str, body: str, script: str, status: int = 200) -> Response:
+def _framed(title: str, body: str, script: str, status: int = 200) -> HTMLResponse:
     page = FRAME.substitute(
         title=escape(title), style=STYLE, body=body, script=f"<script>{script}</script>" if script else ""
     )

@@ -15,6 +15,7 @@ from gateway.model import Account, DayUsage, MarkCounters, PeerState, Server
 ACCOUNT = texts(
     *("allowed_IPs", "b_download", "b_upload", "mangle", "name", "password", "private_key", "public_key"),
     *("status", "username", "wg_name"),
+    sometimes=("problem",),
 )
 SERVER = record(
     {
@@ -24,7 +25,8 @@ SERVER = record(
         "internal_traffic": BOOLEAN,
         "keep_alive": INTEGER,
         **dict.fromkeys(("listen_port", "name", "private_key", "public_key"), TEXT),
-    }
+    },
+    {"problem": TEXT},
 )
 DUMP = texts("allowed_ips", "endpoint", "keepalive", "latest_handshake", "transfer_rx", "transfer_tx")
 DAY = record({"account": TEXT, "date": TEXT, "traffic_download": INTEGER, "traffic_upload": INTEGER})
@@ -47,7 +49,20 @@ def account_object(account: Account) -> dict[str, str]:
         "status": _status(account),
         "username": account.username,
         "wg_name": account.server,
+        **_problem(account),
     }
+
+
+def unreadable(of: Account | Server) -> str:
+    """What is wrong with it; "" = nothing."""
+    names = " and ".join(column.replace("_", " ") for column in of.unreadable)
+    kind = "account" if isinstance(of, Account) else "server"
+    return names and f"The {names} of {kind} {of.name} cannot be decrypted (the database was edited or damaged)"
+
+
+def _problem(of: Account | Server) -> dict[str, str]:
+    """v1 has no key for it, and its clients do not mind one more."""
+    return {"problem": unreadable(of)} if of.unreadable else {}
 
 
 def server_object(server: Server) -> dict[str, str | bool | int]:
@@ -66,6 +81,7 @@ def server_object(server: Server) -> dict[str, str | bool | int]:
         "name": server.name,
         "private_key": server.private_key.reveal(),
         "public_key": server.public_key,
+        **_problem(server),
     }
 
 

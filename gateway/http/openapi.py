@@ -8,7 +8,7 @@ from typing import Any
 
 from gateway.http.access import COOKIE, OPENAPI_PATH
 from gateway.http.calls import TEXT, Call, Field, Schema, record
-from gateway.http.envelope import PENDING_HEADER
+from gateway.http.envelope import IGNORED_HEADER, PENDING_HEADER
 
 MEDIA_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data", "application/json")
 ERROR = record({"error": {"type": "string", "minLength": 1}, "msg": {"const": ""}, "status": {"const": "error"}})
@@ -20,7 +20,10 @@ PARAMETERS: dict[str, Schema] = {
 ABOUT = (
     "Every answer has the keys `error`, `msg` and `status`. Errors of calls answer 200 unless the gateway is set to "
     '`http_status = "semantic"`; then 401, 404, 409, 422 or 503 with the same body. Unknown paths answer 404, wrong '
-    "methods 405, unreadable bodies 400, 408 or 413, bugs 500, all with the same envelope."
+    "methods 405, unreadable bodies 400, 408 or 413, bugs 500, all with the same envelope. HEAD works where GET does. "
+    "Slashes too many, or one at the end of a path, do no harm. "
+    "POST and PUT take their fields from the body, the query, or both; a field with two values is an error. "
+    "So is a known field in another spelling (`Status`, `status[0]`) or with a list or object as its value."
 )
 
 
@@ -31,7 +34,7 @@ def document(calls: Iterable[Call], server_url: str) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "wirelane", "version": "1", "description": ABOUT},
-        "servers": [{"url": server_url}],
+        "servers": [{"url": server_url or "/"}],
         "security": [{"access_hash": []}],
         "paths": paths,
         "components": {
@@ -82,6 +85,9 @@ def _responses(call: Call) -> dict[str, Any]:
     if call.method != "GET":
         text = "Names the node that has not applied the change yet; it will, without another call"
         answer["headers"] = {PENDING_HEADER: {"description": text, "schema": TEXT}}
+    if call.method in ("POST", "PUT"):
+        text = "Names of fields that were ignored: the call knows none of that name, or it cannot be changed"
+        answer["headers"][IGNORED_HEADER] = {"description": text, "schema": TEXT}
     refusal = {"description": "An error", "content": {"application/json": {"schema": error}}}
     return {"200": answer, "default": refusal}
 

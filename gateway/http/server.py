@@ -8,7 +8,7 @@ from __future__ import annotations
 from zoneinfo import ZoneInfo
 
 from gateway import fields
-from gateway.errors import InvalidValue
+from gateway.errors import Conflict, InvalidValue
 from gateway.http import objects
 from gateway.http.calls import ROOT, TEXT, Asked, Call, Field, by_name, listing, texts
 from gateway.model import Server, Settled
@@ -25,7 +25,10 @@ async def _list(asked: Asked) -> dict[str, ServerObject]:
 
 
 async def _detail(asked: Asked) -> ServerObject:
-    return objects.server_object(await _server(asked))
+    server = await _server(asked)
+    if server.unreadable:
+        raise Conflict(objects.unreadable(server))
+    return objects.server_object(server)
 
 
 async def _add(asked: Asked) -> Settled[ServerObject]:
@@ -35,10 +38,8 @@ async def _add(asked: Asked) -> Settled[ServerObject]:
 
 
 async def _edit(asked: Asked) -> Settled[ServerObject]:
-    # Clients send whole objects back; a name and an interface are for life, whatever stands in them.
-    form = {key: text for key, text in asked.form.items() if key not in ("name", "interface_name")}
     try:
-        values = fields.server_values(form)
+        values = fields.server_values(asked.form)
     except InvalidValue:
         await _server(asked)
         raise
@@ -99,6 +100,7 @@ EDIT_FIELDS = (
     Field("b_upload", "Mbit/s, 0 = unlimited; default of its accounts", r"^(0|[1-9][0-9]{0,4})?$"),
     Field("ikev2", "Serve IKEv2 too (not supported yet)", r"^(0|false)?$"),
 )
+STAYS = Field("node", "Node that carries it; another one is refused", r"^[A-Za-z0-9_-]{0,64}$")
 NEW_FIELDS = (
     Field("name", "Unique; Default_N when absent", r"^[A-Za-z0-9_-]{0,64}$"),
     Field("interface_name", "wgN", r"^(wg[0-9]{1,10})?$"),
@@ -110,7 +112,7 @@ CALLS = (
     Call("POST", SERVERS, "Server ADD", _add, objects.SERVER, NEW_FIELDS),
     Call("GET", SERVERS + "/online", "Accounts that are connected now", _online, listing(objects.ONLINE)),
     Call("GET", SERVER, "Server DETAIL", _detail, objects.SERVER),
-    Call("PUT", SERVER, "Server EDIT", _edit, objects.SERVER, EDIT_FIELDS),
+    Call("PUT", SERVER, "Server EDIT", _edit, objects.SERVER, (STAYS, *EDIT_FIELDS)),
     Call("DELETE", SERVER, "Server DELETE", _delete, TEXT),
     Call("GET", SERVER + "/peers", "Accounts of the server", _peers, by_name(objects.ACCOUNT)),
     Call("GET", SERVER + "/available_ips", "Free addresses", _available_ips, listing(TEXT)),

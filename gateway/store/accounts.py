@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -92,12 +92,17 @@ def _place(column: str, account_id: int) -> str:
 def _parsed(tx: Transaction, row: Row[Any], *, secrets: bool = True) -> Account:
     # Unpacked at once: with ten thousand rows, access by name costs more than the decryption.
     account_id, name, username, password, server, node, address, private_key, *rest = row[: len(_columns)]
-    shown_password = shown_key = Secret()
+    found: dict[str, str | None] = {"password": "", "private_key": ""}
     if secrets:
-        shown_password = Secret(tx.seal.open(password, _place("password", account_id)))
+        found["password"] = tx.seal.opened(password, _place("password", account_id))
         if private_key is not None:
-            shown_key = Secret(tx.seal.open(private_key, _place("private_key", account_id)))
-    return Account(account_id, name, username, shown_password, server, node, IPv4Address(address), shown_key, *rest)
+            found["private_key"] = tx.seal.opened(private_key, _place("private_key", account_id))
+    shown_password, shown_key = Secret(found["password"] or ""), Secret(found["private_key"] or "")
+    # One row that cannot be read is that account's trouble, and nobody else's.
+    unreadable = tuple(column for column, text in found.items() if text is None)
+    at = IPv4Address(address)
+    account = Account(account_id, name, username, shown_password, server, node, at, shown_key, *rest)
+    return replace(account, unreadable=unreadable) if unreadable else account
 
 
 def _sealed(tx: Transaction, column: str, account_id: int, secret: Secret) -> bytes:
@@ -240,18 +245,17 @@ def _values(tx: Transaction, kept: KeptAccount) -> dict[str, Any]:
 async def save(tx: Transaction, kept: KeptAccount) -> None:
     """Writes what an edit can change. The caller has found that its address is free."""
     account = kept.account
-    await tx.run(
-        update(accounts)
-        .where(accounts.c.id == account.id)
-        .values(
-            password=_sealed(tx, "password", account.id, account.password),
-            address=int(account.address),
-            download=account.download,
-            upload=account.upload,
-            enabled=account.enabled,
-            revision=kept.revision,
-        )
-    )
+    values = {
+        "password": _sealed(tx, "password", account.id, account.password),
+        "address": int(account.address),
+        "download": account.download,
+        "upload": account.upload,
+        "enabled": account.enabled,
+        "revision": kept.revision,
+    }
+    for column in account.unreadable:
+        values.pop(column, None)  # perhaps the right key comes back
+    await tx.run(update(accounts).where(accounts.c.id == account.id).values(**values))
 
 
 async def remove(tx: Transaction, kept: KeptAccount, server: Server, now: int) -> None:

@@ -7,9 +7,11 @@ change up to R, and nothing of a later one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sqlalchemy import bindparam, delete, func, select, update
 
-from gateway.model import Node, Patch, Snapshot
+from gateway.model import Node, Patch, Server, Snapshot
 from gateway.store import accounts as account_rows
 from gateway.store import nodes as node_rows
 from gateway.store import servers as server_rows
@@ -41,7 +43,7 @@ async def _since(tx: Transaction, node: Node, epoch: str, revision: int) -> Patc
         epoch=epoch,
         base=revision,
         revision=node.revision,
-        put_servers=tuple(await server_rows.changed_since(tx, node.id, revision)),
+        put_servers=_readable(await server_rows.changed_since(tx, node.id, revision)),
         remove_servers=tuple(row.key for row in gone if row.kind == "server"),
         put_accounts=tuple(await account_rows.changed_since(tx, node.id, revision)),
         remove_accounts=tuple(int(row.key) for row in gone if row.kind == "account"),
@@ -51,12 +53,21 @@ async def _since(tx: Transaction, node: Node, epoch: str, revision: int) -> Patc
 
 async def snapshot(tx: Transaction, name: str) -> Snapshot:
     node = await node_rows.found(tx, name)
+    servers = _readable(await server_rows.changed_since(tx, node.id, -1))
+    there = {server.name for server in servers}
+    accounts = await account_rows.changed_since(tx, node.id, -1)
     return Snapshot(
         revision=node.revision,
-        servers=tuple(await server_rows.changed_since(tx, node.id, -1)),
-        accounts=tuple(await account_rows.changed_since(tx, node.id, -1)),
+        servers=servers,
+        accounts=tuple(account for account in accounts if account.server in there),
         time_zone=await settings.time_zone(tx),
     )
+
+
+def _readable(servers: Iterable[Server]) -> tuple[Server, ...]:
+    """A node is not given a server without its private key: after a patch it has what it had, after a snapshot it is
+    without that server and its accounts, and goes on with all others. (Once the key is right again: `node resync`.)"""
+    return tuple(server for server in servers if not server.unreadable)
 
 
 async def acknowledge(tx: Transaction, name: str, epoch: str, revision: int) -> None:

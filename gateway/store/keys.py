@@ -1,13 +1,15 @@
-"""Rows of access keys. Only the digest of a hash is known here."""
+"""Rows of access keys. Only the digest of a hash is known here, which is bound to the key's name and addresses: a row
+that somebody else wrote or changed opens nothing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
 from gateway.model import AccessKey
+from gateway.store.seal import Seal
 from gateway.store.tables import access_keys as keys
 from gateway.store.transaction import Transaction
 
@@ -16,6 +18,18 @@ from gateway.store.transaction import Transaction
 class KeptKey:
     key: AccessKey
     digest: bytes
+
+
+def digest_of(seal: Seal, key: AccessKey, plain: bytes) -> bytes:
+    """`plain`: SHA-256 of the hash."""
+    return seal.digest("access key", plain, key.name.encode(), *(network.encode() for network in key.networks))
+
+
+async def key_digests(tx: Transaction) -> None:
+    """Of a database whose digests are plain ones."""
+    for kept in await listed(tx):
+        digest = digest_of(tx.seal, kept.key, kept.digest)
+        await tx.run(update(keys).where(keys.c.name == kept.key.name).values(digest=digest))
 
 
 async def listed(tx: Transaction) -> list[KeptKey]:

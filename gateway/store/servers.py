@@ -45,12 +45,13 @@ def _text(address: IPv4Address | None) -> str | None:
 
 
 def parse(tx: Transaction, row: Row[Any]) -> KeptServer:
+    private_key = tx.seal.opened(row.private_key, _place(row.id))
     server = Server(
         id=row.id,
         node=row.node_name,
         name=row.name,
         interface=row.interface,
-        private_key=Secret(tx.seal.open(row.private_key, _place(row.id))),
+        private_key=Secret(private_key or ""),
         public_key=row.public_key,
         listen_port=row.listen_port,
         address=IPv4Interface(row.address),
@@ -65,6 +66,7 @@ def parse(tx: Transaction, row: Row[Any]) -> KeptServer:
         download=row.download,
         upload=row.upload,
         ikev2=row.ikev2,
+        unreadable=() if private_key is not None else ("private_key",),
     )
     return KeptServer(server, row.node_id, row.revision)
 
@@ -145,6 +147,8 @@ async def insert(tx: Transaction, kept: KeptServer) -> bool:
 async def save(tx: Transaction, kept: KeptServer) -> None:
     """Writes the whole row. The caller has found that its port is free."""
     values = _values(tx, kept.server) | {"revision": kept.revision}
+    for column in kept.server.unreadable:
+        del values[column]  # perhaps the right key comes back
     await tx.run(update(servers).where(servers.c.id == kept.server.id).values(**values))
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from sqlalchemy import bindparam, delete, select
 
 from gateway.errors import ConfigError, SealBroken
-from gateway.store import nodes
+from gateway.store import keys, links, nodes
 from gateway.store.tables import settings
 from gateway.store.transaction import INSTALLATION, Transaction
 
 TIME_ZONE = "time_zone"
 KEY_CHECK = "key_check"
 WRITTEN = "written"  # when it was last seen that this database can be written to, Unix seconds
-_KEY_CHECK_TEXT = "wirelane"
+# What is sealed in it also tells how digests lie in the database: nobody can make it say "plain" without the key.
+_KEY_CHECK_TEXT, _DIGESTS_ARE_PLAIN = "wirelane 2", "wirelane"
 _by_name = select(settings.c.value).where(settings.c.name == bindparam("setting"))
 
 
@@ -31,18 +32,21 @@ async def set_time_zone(tx: Transaction, name: str) -> None:
 
 
 async def check_key(tx: Transaction) -> None:
-    """Raises ConfigError when the key is not the one that this database was written with."""
+    """Raises ConfigError when the key is not the one that this database was written with. Digests of a version of this
+    program that knew plain ones only become keyed ones."""
     await tx.lock(INSTALLATION)
     value = await _read(tx, KEY_CHECK)
-    if value is None:
-        await _write(tx, KEY_CHECK, tx.seal.seal(_KEY_CHECK_TEXT, KEY_CHECK).hex())
-        return
     try:
-        tx.seal.open(bytes.fromhex(value), KEY_CHECK)
+        text = "" if value is None else tx.seal.open(bytes.fromhex(value), KEY_CHECK)
     except (SealBroken, ValueError):
         raise ConfigError(
             ["key_file: this is not the key that the database was written with; put back the one from your backup"]
         ) from None
+    if text == _DIGESTS_ARE_PLAIN:
+        await keys.key_digests(tx)
+        await links.key_digests(tx)
+    if text != _KEY_CHECK_TEXT:
+        await _write(tx, KEY_CHECK, tx.seal.seal(_KEY_CHECK_TEXT, KEY_CHECK).hex())
 
 
 async def note_writing(tx: Transaction, now: float) -> None:

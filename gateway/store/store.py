@@ -8,6 +8,8 @@ Never caches: another gateway may have changed everything since.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import random
 import tempfile
 import time
@@ -17,9 +19,10 @@ from datetime import date
 from typing import TypeVar
 
 from gateway.errors import ConfigError, DatabaseUnavailable
-from gateway.model import DayTotal, DayUsage, Node, Patch, Snapshot
-from gateway.store import changes, copying, nodes, schema, settings, usage
+from gateway.model import AccessKey, DayTotal, DayUsage, Node, Patch, Snapshot
+from gateway.store import changes, copying, keys, nodes, schema, settings, usage
 from gateway.store.engine import Engine, parsed_url
+from gateway.store.keys import KeptKey
 from gateway.store.seal import Seal
 from gateway.store.transaction import Transaction
 from gateway.store.trouble import POOLER, is_read_only, translated, try_again_helps
@@ -165,6 +168,15 @@ class Store:
     async def resync_node(self, name: str) -> None:
         """Its next sync is a snapshot."""
         await self.change(lambda tx: nodes.resync(tx, name))
+
+    # -- access keys ----------------------------------------------------------------------------------------------
+
+    def key_digest(self, key: AccessKey, access_hash: str) -> bytes:
+        """What of a hash lies in the database. The hash has 320 random bits: there is nothing to guess."""
+        return keys.digest_of(self._seal, key, hashlib.sha256(access_hash.encode()).digest())
+
+    def opens(self, kept: KeptKey, access_hash: str) -> bool:
+        return hmac.compare_digest(kept.digest, self.key_digest(kept.key, access_hash))
 
     # -- sync -----------------------------------------------------------------------------------------------------
 

@@ -177,18 +177,20 @@ usage = Table(
 one_time_links = Table(
     "one_time_links",
     metadata,
-    Column("digest", LargeBinary, primary_key=True),  # SHA-256 of the key
+    Column("digest", LargeBinary, primary_key=True),  # keyed: see links.py
     Column("account_id", BigInteger, ForeignKey("accounts.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("created", BigInteger, nullable=False),
     Column("expires", BigInteger, nullable=False, index=True),
     Column("used", BigInteger),
+    Column("leased", BigInteger),  # until when; NULL = nobody opens it just now
+    Column("proof", LargeBinary),  # that the gateway wrote this row
 )
 
 access_keys = Table(
     "access_keys",
     metadata,
     Column("name", Text, primary_key=True),
-    Column("digest", LargeBinary, nullable=False, unique=True),  # SHA-256 of the hash
+    Column("digest", LargeBinary, nullable=False, unique=True),  # keyed: see keys.py
     Column("networks", Text, nullable=False),  # CIDR, blank between
     Column("created", BigInteger, nullable=False),
 )

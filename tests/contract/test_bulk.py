@@ -54,7 +54,7 @@ async def run_import(
 
 async def exported(accounts: Accounts, format_name: str) -> str:
     parts: list[bytes] = []
-    count = await export_accounts(accounts, format_name, parts.append, lambda done, total: None)
+    count = await export_accounts(accounts, format_name, parts.append, lambda done, total: None, lambda account: None)
     assert count == len(await accounts.list())
     return b"".join(parts).decode()
 

@@ -38,18 +38,18 @@ async def test_a_hash_works_from_its_addresses_only(product: Product) -> None:
         ("2001:db9::1", False),
         ("127.0.0.1", False),
     ):
-        assert await keys.authorised(access_hash, ip_address(address)) is allowed, address
+        assert (await keys.judged(access_hash, ip_address(address))).is_allowed is allowed, address
     for wrong in ("", "0" * 80, access_hash[:-1], access_hash.upper(), "é"):
-        assert not await keys.authorised(wrong, ip_address("192.0.2.10"))
+        assert not (await keys.judged(wrong, ip_address("192.0.2.10"))).is_allowed
 
 
 async def test_each_key_is_bound_to_its_own_addresses(product: Product) -> None:
     one = (await product.keys.add("one", ["192.0.2.1"])).reveal()
     two = (await product.keys.add("two", ["192.0.2.2"])).reveal()
     keys = Keys(product.store)
-    assert await keys.authorised(one, ip_address("192.0.2.1"))
-    assert await keys.authorised(two, ip_address("192.0.2.2"))
-    assert not await keys.authorised(one, ip_address("192.0.2.2"))
+    assert (await keys.judged(one, ip_address("192.0.2.1"))).is_allowed
+    assert (await keys.judged(two, ip_address("192.0.2.2"))).is_allowed
+    assert not (await keys.judged(one, ip_address("192.0.2.2"))).is_allowed
 
 
 async def test_a_key_is_listed_without_its_hash_and_its_name_is_used_once(product: Product) -> None:
@@ -83,11 +83,11 @@ async def test_a_revoked_key_ends_within_seconds_and_calls_cost_no_sql(product: 
     keys = Keys(store, now=clock)
     client = ip_address("192.0.2.1")
     access_hash = (await product.keys.add("billing", ["192.0.2.1"])).reveal()
-    assert await keys.authorised(access_hash, client)
+    assert (await keys.judged(access_hash, client)).is_allowed
     await product.keys.revoke("billing")
     clock.now += CACHE_SECONDS - 0.1
     await store.close()
-    assert await keys.authorised(access_hash, client), "known for a few seconds, without the database"
+    assert (await keys.judged(access_hash, client)).is_allowed, "known for a few seconds, without the database"
     clock.now += 0.2
-    assert not await keys.authorised(access_hash, client)
+    assert not (await keys.judged(access_hash, client)).is_allowed
     await store.close()

@@ -26,7 +26,7 @@ class Api:
 
     def serve(self, **settings: Any) -> Api:
         """The same product behind another door."""
-        app = build_app(self.services, HttpSettings(PUBLIC_URL, **settings))
+        app = build_app(self.services, HttpSettings(**{"public_url": PUBLIC_URL, **settings}))
         return Api(_client(app, dict(self.http.cookies)), self.product, self.services)
 
     async def msg(self, method: str, path: str, **form: str) -> Any:

@@ -6,7 +6,8 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from gateway.http.access import client_address, is_open
+from gateway.http.access import is_open
+from gateway.http.caller import MOST_HOPS, caller_of
 
 TRUSTED = (ip_network("127.0.0.1/32"), ip_network("10.0.0.0/24"), ip_network("fd00::/64"))
 
@@ -14,8 +15,9 @@ TRUSTED = (ip_network("127.0.0.1/32"), ip_network("10.0.0.0/24"), ip_network("fd
 def seen(peer: str | None, *forwarded: str) -> str | None:
     headers = [(b"x-forwarded-for", line.encode()) for line in forwarded]
     scope = {"type": "http", "headers": headers, "client": (peer, 1234) if peer else None}
-    found = client_address(scope, TRUSTED)
-    return None if found is None else str(found)
+    found = caller_of(scope, TRUSTED)
+    assert (found.address is None) == bool(found.problem)
+    return None if found.address is None else str(found)
 
 
 @pytest.mark.parametrize(
@@ -36,12 +38,33 @@ def seen(peer: str | None, *forwarded: str) -> str | None:
         ("127.0.0.1", ["203.0.113.9, 10.0.0.7"], "203.0.113.9"),
         ("fd00::5", ["203.0.113.9 , 10.0.0.7,127.0.0.1"], "203.0.113.9"),
         # only proxies of ours in sight: the first of them is the caller
-        ("127.0.0.1", [], "127.0.0.1"),
         ("127.0.0.1", ["10.0.0.7"], "10.0.0.7"),
-        ("127.0.0.1", [""], "127.0.0.1"),
+        # a proxy of ours that names nobody vouches for nobody
+        ("127.0.0.1", [], None),
+        ("127.0.0.1", [""], None),
+        ("127.0.0.1", ["203.0.113.9,"], None),
+        ("127.0.0.1", ["203.0.113.9,, 10.0.0.7"], None),
+        ("127.0.0.1", ["203.0.113.9", ""], None),
+        ("127.0.0.1", ["1.1.1.1,, 203.0.113.9"], "203.0.113.9"),
+        # with a port, in brackets, in quotes, with a zone
+        ("127.0.0.1", ["203.0.113.7:51234"], "203.0.113.7"),
+        ("127.0.0.1", ["[2001:db8::7]:443"], "2001:db8::7"),
+        ("127.0.0.1", ["[2001:db8::7]"], "2001:db8::7"),
+        ("127.0.0.1", ['"[2001:db8::7]:443"'], "2001:db8::7"),
+        ("127.0.0.1", ['"203.0.113.7"'], "203.0.113.7"),
+        ("127.0.0.1", ['"203.0.113.7:80"'], "203.0.113.7"),
+        ("127.0.0.1", ['203.0.113.7:1, 10.0.0.7:65535, "10.0.0.8"'], "203.0.113.7"),
+        ("127.0.0.1", ["[::ffff:203.0.113.7]:443"], "203.0.113.7"),
+        ("127.0.0.1", ["fe80::7%eth0"], "fe80::7"),
+        ("127.0.0.1", ["[fe80::7%eth0]:443"], "fe80::7"),
+        ("fe80::7%eth0\nevent=x", [], "fe80::7"),
         # nonsense from a proxy of ours lets nobody in
-        ("127.0.0.1", ["unknown"], None),
-        ("127.0.0.1", ["203.0.113.9, 10.0.0.7, for=1"], None),
+        *(("127.0.0.1", [hop], None) for hop in ("unknown", "_hidden", "203.0.113.9, 10.0.0.7, for=1", "for=1.2.3.4")),
+        *(("127.0.0.1", [hop], None) for hop in ("[2001:db8::7", "2001:db8::7]", "[203.0.113.7]:80", "[]:80", "[]")),
+        *(("127.0.0.1", [hop], None) for hop in ("203.0.113.7:", "203.0.113.7:65536", "203.0.113.7:x", ":80", '"')),
+        *(("127.0.0.1", [hop], None) for hop in ('"203.0.113.7', "203.0.113.7%eth0", "300.1.1.1", "010.1.1.1", "7")),
+        ("127.0.0.1", [",".join(["203.0.113.9", *["10.0.0.7"] * (MOST_HOPS - 1)])], "203.0.113.9"),
+        ("127.0.0.1", [",".join(["203.0.113.9", *["10.0.0.7"] * (MOST_HOPS + 1)])], None),
     ],
 )
 def test_client_address(peer: str | None, forwarded: list[str], client: str | None) -> None:
@@ -50,7 +73,7 @@ def test_client_address(peer: str | None, forwarded: list[str], client: str | No
 
 def test_nobody_is_believed_where_no_proxy_is_trusted() -> None:
     scope = {"type": "http", "headers": [(b"x-forwarded-for", b"203.0.113.9")], "client": ("127.0.0.1", 1)}
-    assert client_address(scope, ()) == ip_address("127.0.0.1")
+    assert caller_of(scope, ()).address == ip_address("127.0.0.1")
 
 
 def test_everything_under_api_needs_a_key_but_the_openapi_document() -> None:

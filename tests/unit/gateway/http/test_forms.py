@@ -35,7 +35,13 @@ def request(chunks: Iterable[bytes], content_type: str, length: int | None = Non
 
 
 def read(body: bytes, content_type: str = URLENCODED) -> dict[str, str]:
-    return asyncio.run(forms.read_form(request([body], content_type), LIMIT))
+    return form_of(request([body], content_type))
+
+
+def form_of(request: Request) -> dict[str, str]:
+    body, query = asyncio.run(forms.read_form(request, LIMIT))
+    assert query == []
+    return dict(body)
 
 
 def refused(body: bytes, content_type: str = URLENCODED) -> int:
@@ -81,7 +87,7 @@ def test_multipart_is_read_whatever_is_in_it() -> None:
 def test_multipart_arrives_in_the_smallest_pieces() -> None:
     body = multipart(("name", b"value"), ("other", b"1"))
     pieces = request([body[at : at + 1] for at in range(len(body))], MULTIPART)
-    assert asyncio.run(forms.read_form(pieces, LIMIT)) == {"name": "value", "other": "1"}
+    assert form_of(pieces) == {"name": "value", "other": "1"}
 
 
 def test_file_of_a_multipart_form_is_a_field() -> None:
@@ -101,8 +107,6 @@ def test_last_of_two_fields_wins() -> None:
         (b"name=%ff", URLENCODED),
         (b"&".join(b"a%d=1" % number for number in range(101)), URLENCODED),
         (b'{"name": "\xff"}', "application/json"),
-        (b'{"name": ["a"]}', "application/json"),
-        (b'{"name": {"a": 1}}', "application/json"),
         (b'["name"]', "application/json"),
         (b"{", "application/json"),
         (b"{" * 1999, "application/json"),

@@ -6,12 +6,18 @@ import asyncio
 import base64
 import hashlib
 import html
+import logging
 import re
 
 import httpx
 import pytest
+from sqlalchemy import select
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway.errors import DatabaseUnavailable
+from gateway.http.app import HttpSettings, build_app
+from gateway.http.link import file_name
+from gateway.store.tables import one_time_links
 from tests.unit.gateway.http.conftest import Api
 
 pytestmark = pytest.mark.anyio
@@ -74,7 +80,82 @@ async def test_file_of_a_long_name_is_one_that_wireguard_takes(api: Api) -> None
     name = "customer-2024-0001"
     await api.msg("POST", "/account", wg_name="Default_1", name=name)
     page = (await api.http.post(httpx.URL(await api.msg("GET", f"/account/{name}/otl")).path)).text
-    assert 'download="customer-2024-0.conf"' in page and f"<strong>{name}</strong>" in page
+    assert f'download="{file_name(name)}.conf"' in page and f"<strong>{name}</strong>" in page
+
+
+def test_names_of_files_fit_the_apps_and_differ() -> None:
+    alike = [f"customer-000123-{device}" for device in ("laptop", "phone", "phone2", "PHONE", "l" * 40)]
+    names = [*alike, *(f"{'x' * 60}{n}" for n in range(1000)), "a", "peer_1", "x" * 15, "x" * 16]
+    files = [file_name(name) for name in names]
+    assert all(re.fullmatch(r"[a-zA-Z0-9_=+.-]{1,15}", file) for file in files)
+    assert len({file.lower() for file in files}) == len(names)
+    assert [file_name(name) for name in ("a", "peer_1", "x" * 15)] == ["a", "peer_1", "x" * 15]
+    assert [file_name(name)[:4] for name in ("con", "NUL", "com1")] == ["con-", "NUL-", "com1"]
+    assert file_name("com1") != "com1"
+
+
+class Gone(Exception):
+    """The server's way to say that a connection broke."""
+
+
+async def pressed(api: Api, path: str, receive: Receive, send: Send) -> None:
+    """The button, as the listener hands it on."""
+    scope: Scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": [], "client": None}
+    await build_app(api.services, HttpSettings("https://vpn.example.com"))(scope, receive, send)
+
+
+async def test_who_hangs_up_before_the_page_was_sent_burns_nothing(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gateway.http")
+    path = await new_link(api)
+    request: Message = {"type": "http.request", "body": b"", "more_body": False}
+    waiting = asyncio.Event()
+
+    async def sent(message: Message) -> None:
+        raise Gone
+
+    async def nothing(message: Message) -> None:
+        raise AssertionError("nobody is there")
+
+    messages = iter([request, {"type": "http.disconnect"}])
+
+    async def hung_up() -> Message:
+        return next(messages)
+
+    async def there() -> Message:
+        await waiting.wait()
+        return request
+
+    await pressed(api, path, hung_up, nothing)
+    with pytest.raises(Gone):  # cut off in the middle
+        await pressed(api, path, there, sent)
+    assert "path=/otl/{key} status=499" in caplog.text and "can be opened again" in caplog.text
+    opened = await api.http.post(path)
+    assert opened.status_code == 200 and "PrivateKey" in opened.text
+    assert (await api.http.post(path)).status_code == 404
+
+
+async def test_link_that_could_not_be_shown_stays(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = await new_link(api)
+
+    async def away(_: str) -> None:
+        raise DatabaseUnavailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api.product.servers, "get", away)
+        assert (await api.http.post(path)).status_code == 503
+    assert (await api.http.post(path)).status_code == 200
+
+
+async def test_links_need_to_know_where_customers_reach_the_gateway(api: Api) -> None:
+    await api.msg("POST", "/account", wg_name="Default_1", name="one")
+    answer = await api.serve(public_url="").http.get("/api/v1/account/one/otl")
+    assert "public_url in gateway.toml" in answer.json()["error"]
+
+
+async def test_head_makes_no_link(api: Api) -> None:
+    await api.msg("POST", "/account", wg_name="Default_1", name="one")
+    assert (await api.http.head("/api/v1/account/one/otl")).status_code == 200
+    assert await api.product.store.read(lambda tx: tx.all(select(one_time_links))) == []
 
 
 async def test_disabled_account_still_sees_its_configuration(api: Api) -> None:
@@ -112,7 +193,7 @@ async def test_store_that_is_away_does_not_look_like_a_used_link(api: Api, monke
         raise DatabaseUnavailable
 
     monkeypatch.setattr(api.product.links, "valid", away)
-    monkeypatch.setattr(api.product.links, "open", away)
+    monkeypatch.setattr(api.product.links, "lease", away)
     for method in ("GET", "POST"):
         answer = await api.http.request(method, path)
         assert answer.status_code == 503 and "try again" in answer.text

@@ -1,0 +1,74 @@
+"""From a request to the answer of its call: the fields are read, the use case is asked, the change is noted.
+
+What was meant is never ignored in silence: a known field in a wrong spelling is an error, and names that the call does
+not know are told in a header, unless what they ask for is what stands. Called by app.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.errors import ApiError
+from gateway.fields import REFUSED_FIELDS, is_name, understood
+from gateway.http import envelope
+from gateway.http.calls import ROOT, Asked, Call
+from gateway.http.forms import Pairs, merged, read_form
+from gateway.http.note import Note, shown
+from gateway.http.services import HttpSettings, Services
+from gateway.model import Settled
+
+Answer = Callable[[Request], Awaitable[Response]]
+
+WITH_FIELDS = ("POST", "PUT")  # v1 clients send bodies with GET and DELETE too, which mean nothing
+
+
+def answer_of(call: Call, services: Services, settings: HttpSettings) -> Answer:
+    # What is refused by name is known too.
+    known = [*(field.name for field in call.fields), *REFUSED_FIELDS] if call.fields else []
+
+    async def answer(request: Request) -> Response:
+        note = Note.of(request.scope)
+        pairs: tuple[Pairs, Pairs] = ([], [])
+        if call.method in WITH_FIELDS:
+            pairs = await read_form(request, settings.max_body_bytes)
+        is_head = request.method == "HEAD"
+        note.is_change = (call.method != "GET" or call.is_change) and not is_head
+        note.subject = _subject(call, request.path_params.get("name", ""))
+        try:
+            form, unknown = understood(merged(*pairs, known), known)
+            if "name" in form:
+                note.subject = _subject(call, form["name"].strip())
+            result = await call.answer(Asked(services, settings, request.path_params, form, is_head))
+        except ApiError as error:
+            note.outcome = error.text
+            raise
+        note.outcome = "success"
+        value = result
+        if isinstance(result, Settled):
+            note.pending, value = result.pending, result.value
+        if call.method == "POST" and isinstance(value, dict):
+            note.subject = _subject(call, str(value.get("name", "")))
+        return envelope.success(result, _untold(unknown, [*pairs[1], *pairs[0]], value))
+
+    return answer
+
+
+def _subject(call: Call, name: str) -> str:
+    kind = {"account": "account", "wireguard": "server"}.get(call.path.removeprefix(f"{ROOT}/").split("/")[0])
+    if kind is None:
+        return ""
+    return f"{kind}={name if is_name(name) else shown(name)}"
+
+
+def _untold(unknown: Iterable[str], pairs: Pairs, value: object) -> list[str]:
+    """Those whose value is not what stands anyway: clients send whole objects back."""
+    asked, stands = dict(pairs), value if isinstance(value, Mapping) else {}
+    return [name for name in unknown if name not in stands or asked[name].strip() != _spelled(stands[name])]
+
+
+def _spelled(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

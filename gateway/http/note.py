@@ -1,0 +1,38 @@
+"""What the layers of this door learn of a request, for its one line in the journal. Pure.
+
+The journal makes it and writes it; access.py says who called or why not, app.py what was changed. Everything that comes
+from outside is escaped by `shown`: nobody can write a line, or a field of a line, of his own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from starlette.types import Scope
+
+MOST_SHOWN = 80  # characters of what came from outside
+_PLAIN = "/:.@{}[]_-"  # beside letters and digits
+
+
+@dataclass(slots=True)
+class Note:
+    """Of one request, filled as it comes through. "" = nothing to say."""
+
+    key: str = ""  # name of the access key
+    refusal: str = ""  # why it was not let in
+    silent: bool = False  # it is counted instead (refusals.py)
+    is_change: bool = False
+    subject: str = ""  # "account=peer_1"
+    outcome: str = ""  # "success", or the error's text
+    pending: str = ""  # the node that is behind
+
+    @classmethod
+    def of(cls, scope: Scope) -> Note:
+        note = scope.get("wirelane.note")
+        return note if isinstance(note, Note) else cls()
+
+
+def shown(text: str) -> str:
+    """As one word, whatever is in it."""
+    return quote(text[:MOST_SHOWN], safe=_PLAIN, errors="replace") or "-"

@@ -1,0 +1,91 @@
+"""Those who were not let in: what of them is logged, and how long a wrong key waits for its answer.
+
+A refusal is logged when it happens; what repeats within a minute is counted, and the count is logged. Keys that are
+wrong are answered ever more slowly, for each address on its own, so that trying them (or a client that is set up wrong)
+costs little. A right key never waits: it does not come here. Everything in here is bounded. Called by access.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address, ip_network
+
+from gateway.http.caller import Caller
+
+WINDOW_SECONDS = 60.0
+MOST_SUBJECTS = 1000  # that are told apart within a window; more of them share one count
+FREE_TRIES = 3  # in a window, before an address waits
+FIRST_WAIT = 0.1  # seconds; then doubled ...
+LONGEST_WAIT = 2.0  # ... up to this
+MOST_WAITING = 100  # at once: each holds a connection
+
+log = logging.getLogger("gateway.http")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """`reason` is a word; `detail` a sentence for the operator. `key`: name of the key whose hash it was."""
+
+    client: Caller
+    reason: str
+    key: str = ""
+    path: str = ""  # where the key is known; of others, it is no matter what they ask for
+    detail: str = field(default="", compare=False)
+
+
+MANY = Refusal(Caller(None), "many-callers")
+
+
+class Refusals:
+    def __init__(self) -> None:
+        self._counts: Counter[Refusal] = Counter()
+        self._tries: Counter[str] = Counter()
+        self._waiting = 0
+
+    def is_first(self, refusal: Refusal) -> bool:
+        """Whether it is to be logged by itself; else it is counted."""
+        if refusal not in self._counts and len(self._counts) >= MOST_SUBJECTS:
+            refusal = MANY
+        self._counts[refusal] += 1
+        if self._counts[refusal] == 1:
+            asyncio.get_running_loop().call_later(WINDOW_SECONDS, self._sum_up, refusal)
+        return self._counts[refusal] == 1 and refusal is not MANY
+
+    def _sum_up(self, refusal: Refusal) -> None:
+        again = self._counts.pop(refusal) - (refusal is not MANY)
+        if again:
+            log.info(
+                "event=refused-again client=%s key=%s reason=%s count=%d seconds=%d",
+                refusal.client,
+                refusal.key or "-",
+                refusal.reason,
+                again,
+                WINDOW_SECONDS,
+            )
+
+    async def wait(self, client: Caller) -> None:
+        """Before the answer to a wrong key."""
+        who = _neighbourhood(client)
+        if who not in self._tries:
+            if len(self._tries) >= MOST_SUBJECTS:
+                return
+            asyncio.get_running_loop().call_later(WINDOW_SECONDS, self._tries.pop, who, None)
+        self._tries[who] += 1
+        excess = self._tries[who] - FREE_TRIES
+        if excess <= 0 or self._waiting >= MOST_WAITING:
+            return
+        self._waiting += 1
+        try:
+            await asyncio.sleep(min(FIRST_WAIT * 2 ** min(excess - 1, 10), LONGEST_WAIT))
+        finally:
+            self._waiting -= 1
+
+
+def _neighbourhood(client: Caller) -> str:
+    """One customer of an IPv6 provider has a whole /64."""
+    if isinstance(client.address, IPv6Address):
+        return str(ip_network((client.address, 64), strict=False))
+    return str(client)

@@ -1,0 +1,164 @@
+"""What the operator reads: who was refused and why, and one line for each change."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from ipaddress import ip_network
+
+import pytest
+
+from gateway.http import refusals
+from gateway.http.app import HttpSettings, build_app
+from gateway.http.caller import Caller, read_hop
+from gateway.http.refusals import MOST_SUBJECTS, Refusal, Refusals
+from tests.fakes.product import NODE
+from tests.unit.gateway.http.conftest import CLIENT, PUBLIC_URL, Api, _client
+
+pytestmark = pytest.mark.anyio
+
+STRANGER = "203.0.113.66"
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "gateway.http")
+    return caplog
+
+
+def shown(lines: pytest.LogCaptureFixture) -> list[str]:
+    """Without how long it took."""
+    found = [record.getMessage() for record in lines.records if record.name == "gateway.http"]
+    return [f"{line.split(' ms=')[0]} {line.split(' ms=')[1].split(' ', 1)[1]}" for line in found if " ms=" in line]
+
+
+# -- refusals -----------------------------------------------------------------------------------------------------
+
+
+async def test_refusal_says_who_with_which_key_and_why(api: Api, lines: pytest.LogCaptureFixture) -> None:
+    app = build_app(api.services, HttpSettings(PUBLIC_URL))
+    right = dict(api.http.cookies)["access_hash"]
+    revoked = (await api.product.keys.add("old", ["0.0.0.0/0"])).reveal()
+    api.product.keys._good_until = 0
+    assert (await api.http.get("/api/v1/system/status")).status_code == 200  # now it is known
+    await api.product.keys.revoke("old")
+    api.product.keys._good_until = 0
+    lines.clear()
+    for sent, path in (
+        ({}, "/account"),
+        ({"access_hash": "short\nevent=x"}, "/account"),
+        ({"access_hash": "0" * 80}, "/account/secret"),
+        ({"access_hash": right}, "/account/peer_1/dump"),
+        ({"access_hash": revoked}, "/nothing"),
+    ):
+        async with _client(app, sent, STRANGER) as client:
+            assert (await client.request("DELETE", f"/api/v1{path}")).json()["error"] == "Not authorized"
+    start = "event=refused method=DELETE path="
+    assert shown(lines) == [
+        f"{start}/api/v1/account status=200 client={STRANGER} key=- reason=no-cookie",
+        f"{start}/api/v1/account status=200 client={STRANGER} key=- reason=malformed-key",
+        f"{start}/api/v1/account/{{name}} status=200 client={STRANGER} key=- reason=unknown-key",
+        f"{start}/api/v1/account/{{name}}/dump status=200 client={STRANGER} key=tests reason=wrong-address",
+        f"{start}- status=200 client={STRANGER} key=old reason=revoked-key",
+    ]
+
+
+async def test_proxy_that_names_nobody_is_told_to_the_operator(api: Api, lines: pytest.LogCaptureFixture) -> None:
+    settings = HttpSettings(PUBLIC_URL, trusted_proxies=(ip_network("10.9.9.0/24"),))
+    wrong = "the trusted proxy 10.9.9.1 sent an X-Forwarded-For that names no address"
+    for headers, why in (
+        ({}, "the trusted proxy 10.9.9.1 sent no X-Forwarded-For"),
+        ({"X-Forwarded-For": "evil=\tx"}, f"{wrong}: 'evil=\\\\tx'"),
+        ({"X-Forwarded-For": "9" * 1000}, f"{wrong}: '{'9' * 60}'"),
+    ):
+        lines.clear()
+        async with _client(build_app(api.services, settings), dict(api.http.cookies), "10.9.9.1") as client:
+            assert (await client.get("/api/v1/account", headers=headers)).json()["error"] == "Not authorized"
+        (line,) = shown(lines)
+        assert line.startswith("event=refused ") and "client=- key=- reason=no-address detail=" in line and why in line
+
+
+async def test_wrong_keys_are_slowed_down_and_counted_and_right_ones_are_not(
+    api: Api, lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "WINDOW_SECONDS", 1.0)
+    app = build_app(api.services, HttpSettings(PUBLIC_URL))
+
+    async def tried(access_hash: str, address: str) -> float:
+        began = time.monotonic()
+        async with _client(app, {"access_hash": access_hash}, address) as client:
+            await client.get("/api/v1/account")
+        return time.monotonic() - began
+
+    wrong = [await tried(f"{number:080x}", CLIENT) for number in range(6)]
+    assert max(wrong[:3]) < 0.09 and 0.09 < wrong[3] < wrong[4] < wrong[5]
+    assert await tried(dict(api.http.cookies)["access_hash"], CLIENT) < 0.09
+    assert await tried("0" * 80, STRANGER) < 0.09
+    await asyncio.sleep(0.8)
+    texts = [record.getMessage() for record in lines.records]
+    assert sum("event=refused " in text and CLIENT in text for text in texts) == 1
+    assert f"event=refused-again client={CLIENT} key=- reason=unknown-key count=5 seconds=1" in texts
+    assert not any("refused-again" in text and STRANGER in text for text in texts)
+
+
+async def test_callers_without_number_need_no_memory_without_bound(lines: pytest.LogCaptureFixture) -> None:
+    table = Refusals()
+    firsts = [table.is_first(Refusal(Caller(read_hop(f"2001:db8:{n:x}::1")), "unknown-key")) for n in range(3000)]
+    assert firsts == [True] * MOST_SUBJECTS + [False] * (3000 - MOST_SUBJECTS)
+    assert len(table._counts) == MOST_SUBJECTS + 1
+    await asyncio.gather(*(table.wait(Caller(read_hop(f"2001:db8:{n:x}::1"))) for n in range(3000)))
+    assert len(table._tries) == MOST_SUBJECTS
+    began = time.monotonic()
+    await asyncio.gather(*(table.wait(Caller(read_hop(f"2001:db8::{n:x}"))) for n in range(1, 9)))
+    assert 1.5 < time.monotonic() - began < 4, "one /64 is one caller, and no wait is longer than two seconds"
+
+
+# -- changes ------------------------------------------------------------------------------------------------------
+
+
+async def test_each_change_is_one_line(api: Api, lines: pytest.LogCaptureFixture) -> None:
+    lines.clear()
+    await api.msg("POST", "/account", wg_name="Default_1", password="hidden")
+    await api.msg("POST", "/account?name=two", wg_name="Default_1")
+    await api.error("POST", "/account", wg_name="nowhere", name="three")
+    await api.error("POST", "/account", wg_name="Default_1", name="a b\n'")
+    await api.msg("PUT", "/account/peer_1", b_download="5")
+    await api.error("PUT", "/account/peer_1", Status="disable")
+    await api.error("PUT", "/account/no%0Aone", status="disable")
+    await api.msg("POST", "/wireguard")
+    await api.msg("PUT", "/wireguard/Default_1/set_bandwidth")
+    api.product.agents[NODE].away = True
+    api.product.sync._settle_seconds = 0.1
+    await api.msg("DELETE", "/account/two")
+    one = f"client={CLIENT} key=tests"
+    right = "outcome='success' pending=-"
+    spelling = "Wrong field 'Status' (its name is status, with one value)"
+    name = "/api/v1/account/{name}"
+    assert shown(lines) == [
+        f"event=change method=POST path=/api/v1/account status=200 {one} account=peer_1 {right}",
+        f"event=change method=POST path=/api/v1/account status=200 {one} account=two {right}",
+        f"event=change method=POST path=/api/v1/account status=200 {one} account=three "
+        "outcome='Wireguard server not valid' pending=-",
+        f"event=change method=POST path=/api/v1/account status=200 {one} account=a%20b%0A%27 "
+        """outcome="Wrong name (only letters, numbers and '_', '-')" pending=-""",
+        f"event=change method=PUT path={name} status=200 {one} account=peer_1 {right}",
+        f'event=change method=PUT path={name} status=200 {one} account=peer_1 outcome="{spelling}" pending=-',
+        f"event=change method=PUT path={name} status=200 {one} account=no%0Aone outcome='Account not found' pending=-",
+        f"event=change method=POST path=/api/v1/wireguard status=200 {one} server=Default_2 {right}",
+        "event=change method=PUT path=/api/v1/wireguard/{name}/set_bandwidth status=200 "
+        f"{one} server=Default_1 {right}",
+        f"event=change method=DELETE path={name} status=200 {one} account=two outcome='success' pending={NODE}",
+    ]
+
+
+async def test_bug_in_a_change_is_in_its_line_too(
+    api: Api, lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(api.product.accounts, "delete", broken)
+    answer = await api.http.delete("/api/v1/account/peer_1")
+    outcome = f"outcome='internal error {answer.headers['x-wirelane-error']}'"
+    assert outcome in shown(lines)[-1]
