@@ -1,6 +1,6 @@
 """What the layers of this door learn of a request, for its one line in the journal. Pure.
 
-The journal makes it and writes it; access.py says who called or why not, app.py what was changed. Everything that comes
+The journal makes it and writes it; access.py says who called or why not, answering.py what was changed. Everything that comes
 from outside is escaped by `shown`: nobody can write a line, or a field of a line, of his own.
 """
 

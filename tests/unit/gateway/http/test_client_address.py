@@ -1,4 +1,4 @@
-"""gateway/http/access.py: whose address counts."""
+"""gateway/http/caller.py and access.py: whose address counts."""
 
 from __future__ import annotations
 

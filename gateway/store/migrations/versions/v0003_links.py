@@ -1,7 +1,7 @@
 """One-time links are leased while they are opened, and bound to their account. (The digests become keyed ones when the
 key is at hand: gateway/store/settings.py.)
 
-Revision: 0002
+Revision: 0003
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision: str | None = "0001"
+revision = "0003"
+down_revision: str | None = "0002"
 branch_labels: str | None = None
 depends_on: str | None = None
 
