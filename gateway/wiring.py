@@ -154,8 +154,6 @@ def check_files(config: Config) -> None:
 async def serve(config: Config) -> None:
     """Runs until SIGTERM or SIGINT. Raises ConfigError, DatabaseUnavailable when it cannot start."""
     check_files(config)
-    for sentence in advice(config):
-        log.warning("event=advice text=%r", sentence)
     _calm_collector()
     address, port = listen_address(config.listen)
     try:
@@ -163,6 +161,8 @@ async def serve(config: Config) -> None:
     except OSError as error:
         raise ConfigError([f"listen: {config.listen}: {error.strerror}"]) from None
     with listening:
+        for sentence in advice(config):
+            log.warning("event=advice text=%r", sentence)
         if await is_empty(database_url(config)):
             await prepare_database(config)
         async with opened_store(config) as store, _agents() as agents:
