@@ -1,7 +1,7 @@
 """What the layers of this door learn of a request, for its one line in the journal. Pure.
 
-The journal makes it and writes it; access.py says who called or why not, answering.py what was changed. Everything that comes
-from outside is escaped by `shown`: nobody can write a line, or a field of a line, of his own.
+The journal makes it and writes it; access.py says who called or why not, answering.py what was changed. Everything that
+comes from outside is escaped by `shown`: nobody can write a line, or a field of a line, of his own.
 """
 
 from __future__ import annotations
