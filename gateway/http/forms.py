@@ -26,7 +26,8 @@ logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 BODY_SECONDS = 20.0  # below the listener's own bound, so that there is an answer
 MAX_FIELDS = 100
-PART = re.compile(rb"\r\ncontent-disposition:\s*form-data", re.IGNORECASE)
+# Also "attachment", which libcurl writes where the label was overridden.
+PART = re.compile(rb"\r\ncontent-disposition:[^\r\n]*\bname=", re.IGNORECASE)
 # Of a body that is too long, so much is read and forgotten before the answer: a client that is still sending when the
 # connection closes loses the answer.
 DISCARDED_BYTES = 32 * 1024 * 1024

@@ -77,7 +77,8 @@ class Journal:
         if note.silent:
             return
         event = "refused" if note.refusal else "change" if note.is_change else "request"
-        log.info(
+        log.log(
+            logging.WARNING if note.refusal else logging.INFO,
             "event=%s method=%s path=%s status=%d ms=%.1f client=%s%s",
             event,
             shown(scope["method"]),

@@ -13,6 +13,7 @@ import base64
 import hashlib
 import logging
 import re
+from contextlib import suppress
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -99,7 +100,8 @@ class Pages:
             try:
                 page = await self._configuration(account)
             except BaseException:
-                await links.release(key)
+                with suppress(ApiError):  # then the lease ends by itself
+                    await links.release(key)
                 raise
         except ApiError as error:
             note.outcome = error.text
@@ -138,10 +140,14 @@ class OncePage(Response):
             await self._page(scope, receive, send)
         except BaseException:
             self._note.outcome = "nobody was there to take the page: the link can be opened again"
-            await self._links.release(self._key)
+            with suppress(ApiError):  # then the lease ends by itself
+                await self._links.release(self._key)
             raise
         self._note.outcome = "success"
-        await self._links.use_up(self._key)
+        try:
+            await self._links.use_up(self._key)
+        except ApiError as error:  # too late for an answer
+            log.error("event=link-not-used-up %s reason=%s", self._note.subject, error.text)
 
 
 async def _hung_up(receive: Receive) -> bool:

@@ -57,7 +57,7 @@ class Refusals:
     def _sum_up(self, refusal: Refusal) -> None:
         again = self._counts.pop(refusal) - (refusal is not MANY)
         if again:
-            log.info(
+            log.warning(
                 "event=refused-again client=%s key=%s reason=%s count=%d seconds=%d",
                 refusal.client,
                 refusal.key or "-",

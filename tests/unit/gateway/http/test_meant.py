@@ -120,8 +120,8 @@ async def test_number_is_no_yes_and_no_no(api: Api, value: object) -> None:
 async def test_multipart_under_a_wrong_label_is_read(api: Api) -> None:
     """PHP: an array in CURLOPT_POSTFIELDS, and a header that says urlencoded."""
     line = "--------------------------d74496d66958873e"
-    body = f'{line}\r\nContent-Disposition: form-data; name="status"\r\n\r\ndisable\r\n{line}--\r\n'
-    for label in ("application/x-www-form-urlencoded", "", "text/plain"):
+    for label, kind in (("application/x-www-form-urlencoded", "attachment"), ("", "form-data"), ("text/plain", "x")):
+        body = f'{line}\r\nContent-Disposition: {kind}; name="status"\r\n\r\ndisable\r\n{line}--\r\n'
         await put(api, data={"status": "enable"})
         assert (await put(api, content=body, headers={"content-type": label})).json()["error"] == ""
         assert await status(api) == "disable"

@@ -1,0 +1,102 @@
+"""What real clients do on real sockets: hang up, ask for heads, label their bodies wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from gateway.fields import new_account, server_values
+from tests.contract.served import Served, served
+from tests.fakes.product import migrated_sqlite
+
+WAIT_SECONDS = 10
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl (package curl) is missing")
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served(migrated_sqlite(tmp_path_factory.mktemp("callers") / "gateway.db")) as gateway:
+        gateway.do(gateway.product.servers.create(server_values({})))
+        gateway.do(gateway.product.accounts.create(new_account({"wg_name": "Default_1", "name": "peer_1"})))
+        yield gateway
+
+
+def curl(gateway: Served, *arguments: str) -> str:
+    command = ("curl", "-sS", "-b", f"access_hash={gateway.access_hash}", *arguments)
+    return subprocess.run(command, capture_output=True, text=True, timeout=WAIT_SECONDS, check=True).stdout
+
+
+def pressed(gateway: Served, key: str, length: int = 0) -> socket.socket:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), WAIT_SECONDS)
+    connection.sendall(f"POST /otl/{key} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode())
+    return connection
+
+
+def page(connection: socket.socket) -> bytes:
+    found = b""
+    while b"</html>" not in found and (part := connection.recv(65536)):
+        found += part
+    return found
+
+
+@pytest.mark.parametrize("how", ["close", "reset", "body that never comes"])
+def test_link_is_not_burnt_by_who_hangs_up(gateway: Served, how: str) -> None:
+    key = gateway.do(gateway.product.links.create("peer_1"))
+    connection = pressed(gateway, key, length=10 if how == "body that never comes" else 0)
+    if how == "reset":
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+    with pressed(gateway, key) as other:  # at once: it waits for how the first one ends
+        shown = page(other)
+    assert shown.startswith(b"HTTP/1.1 200 ") and b"PrivateKey" in shown
+    with pressed(gateway, key) as late:
+        assert page(late).startswith(b"HTTP/1.1 404 ")
+
+
+def test_link_is_burnt_by_who_closes_after_the_page(gateway: Served) -> None:
+    for _ in range(20):
+        key = gateway.do(gateway.product.links.create("peer_1"))
+        with pressed(gateway, key) as connection:
+            assert b"PrivateKey" in page(connection)
+        deadline = time.monotonic() + WAIT_SECONDS
+        while gateway.do(gateway.product.links.valid(key)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@needs_curl
+def test_curl_gets_the_head_of_whatever_it_gets(gateway: Served) -> None:
+    for path in ("/api/v1/account", "/api/v1/account/peer_1/", "//api/v1/openapi.json", "/healthz"):
+        size = len(curl(gateway, gateway.url + path))
+        head = curl(gateway, "-I", gateway.url + path).lower()
+        assert head.startswith("http/1.1 200") and f"content-length: {size}\n" in head
+
+
+@needs_curl
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("?status=disable",),
+        ("", "-d", "status=disable"),
+        ("", "-F", "status=disable"),
+        ("", "-H", "Content-Type: application/x-www-form-urlencoded", "-F", "status=disable"),
+        ("", "-H", "Content-Type:", "-F", "status=disable"),
+        ("", "-H", "Content-Type: application/json", "-d", '{"status": "disable"}'),
+        ("?status=disable", "-d", "b_download=5"),
+        ("/?status=disable", "-G", "-d", "b_upload=5"),
+    ],
+)
+def test_account_is_off_whatever_way_it_was_said(gateway: Served, arguments: tuple[str, ...]) -> None:
+    query, *options = arguments
+    account = f"{gateway.url}/api/v1/account/peer_1"
+    curl(gateway, "-X", "PUT", "-d", "status=enable", account)
+    assert json.loads(curl(gateway, *options, "-X", "PUT", account + query))["msg"]["status"] == "disable"
+    assert json.loads(curl(gateway, account))["msg"]["status"] == "disable"
