@@ -12,6 +12,7 @@ from typing import Any
 
 from agent.errors import KernelError
 from agent.kernel import nft, nft_elements, nft_table
+from agent.kernel.bounded import Bounded
 from agent.kernel.loopback import ADDRESS, DATAGRAM, MARK, connect, packets_in_class, send, talk
 from agent.kernel.nft_forwarding import NftForwardings
 from agent.kernel.nft_marks import TOWARDS, NftablesMarks
@@ -98,7 +99,7 @@ def _try_doors() -> str:
     mark = Mark(address, MARK, counters=Counters(1, 2, 3, 4))
     one = Forwarding("wlx", IPv4Network("192.0.2.0/24"), "up", 9, False, IPv4Address("203.0.113.1"))
     two = Forwarding("wly", IPv4Network("198.51.100.0/24"), "up", 10, True, None)
-    marks, forwardings = NftablesMarks(), NftForwardings()
+    marks, forwardings = NftablesMarks(), Bounded(NftForwardings(), 4000)
     marks.apply(Diff(add={address: mark}))
     forwardings.apply(Diff(add={"wlx": one, "wly": two}))
     found, rules = marks.read(scope), forwardings.read(scope)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from agent.errors import KernelError
-from agent.kernel import entries, interfaces, nft_trials, shaper, tables, xtables
+from agent.kernel import conntrack, entries, interfaces, nft_trials, shaper, tables, xtables
 from agent.kernel.backend import BACKENDS, Backend
 from agent.kernel.interfaces import Interface
 from agent.kernel.loopback import (
@@ -198,6 +198,12 @@ def _try_conntrack() -> str:
     return "an answer was told from a question"
 
 
+def _try_forgetting() -> str:
+    for trouble in conntrack.warnings(Scope(frozenset(), "")):
+        raise KernelError(trouble)
+    return "Linux tells of its connections"
+
+
 def _try_tcpmss() -> str:
     clamp, syn = entries.tcpmss_clamp(), entries.tcp_syn()
     packets, _ = _counted("mangle", "OUTPUT", clamp, connect, match=syn, protocol=socket.IPPROTO_TCP)
@@ -258,6 +264,7 @@ TRIALS: tuple[Trial, ...] = (
     ("TUN device", False, _try_tun),
     ("HTB and classifier", True, _try_classes),
     ("fq_codel", False, _try_fq_codel),
+    ("connections forgotten", False, _try_forgetting),
     ("iptables MARK with counters", True, _try_mark, "iptables"),
     ("iptables MARK to class", True, _try_marked_class, "iptables"),
     ("iptables conntrack match", False, _try_conntrack, "iptables"),

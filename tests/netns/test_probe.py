@@ -41,7 +41,7 @@ def test_everything_the_agent_needs_works_on_this_machine(namespace: str) -> Non
     with enter(namespace) as run:
         findings = run(probe.probe)
     assert [finding for finding in findings if finding.needed and not finding.works] == []
-    assert len({finding.name for finding in findings}) == len(findings) == 18
+    assert len({finding.name for finding in findings}) == len(findings) == 19
     assert probe.complete(findings) == BACKENDS
     assert all(finding.detail for finding in findings)
 

@@ -33,28 +33,28 @@ class Witness:
     """Rules of an administrator's, behind ours, that count what reaches an account: with its mark, and with another."""
 
     def __init__(self, lab: Lab, address: str, mark: str) -> None:
-        self.lab, self.chain, self.mark = lab, "witness", mark
-        self.jump = ("POSTROUTING", "-d", address, "-j", self.chain)
+        self.lab, self.address, self.mark = lab, address, mark
 
     def __enter__(self) -> Witness:
-        self.iptables("-N", self.chain)
-        self.iptables("-A", self.chain, "-m", "mark", "--mark", self.mark, "-j", "RETURN")
-        self.iptables("-A", self.chain, "-j", "RETURN")
-        self.iptables("-A", *self.jump)
+        self.nft("add table ip witness")
+        self.nft("add chain ip witness leaving { type filter hook postrouting priority 300; }")
+        for which in (self.mark, f"!= {self.mark}"):
+            self.nft(f"add rule ip witness leaving ip daddr {self.address} meta mark {which} counter")
         return self
 
     def __exit__(self, *_: object) -> None:
         """The lab is everybody's: other tests compare what is not ours byte for byte."""
-        self.iptables("-D", *self.jump)
-        self.iptables("-F", self.chain)
-        self.iptables("-X", self.chain)
+        self.nft("delete table ip witness")
 
-    def iptables(self, *words: str) -> str:
-        return self.lab.exec(NODE, "iptables-legacy", "-w", "-t", "mangle", *words).stdout
+    def nft(self, line: str) -> str:
+        return self.lab.exec(NODE, "nft", line).stdout
+
+    def chains(self) -> str:
+        return self.lab.exec(NODE, "iptables-legacy", "-w", "-t", "mangle", "-S").stdout
 
     def counted(self) -> tuple[int, int]:
         """Bytes with the right mark, and without."""
-        marked, unmarked = re.findall(r"^ *\d+ +(\d+) ", self.iptables("-vnxL", self.chain), re.MULTILINE)
+        marked, unmarked = re.findall(r"counter packets \d+ bytes (\d+)", self.nft("list chain ip witness leaving"))
         return int(marked), int(unmarked)
 
 
@@ -72,8 +72,8 @@ def test_a_move_and_the_way_back_lose_no_packet_and_no_byte(lab: Lab, make_accou
             seen = mangle_counters(lab.rest, name).download_bytes
             choose(lab, backend)
             assert mangle_counters(lab.rest, name).download_bytes > seen // 2
-            assert ("WL_MARK" in witness.iptables("-S")) == (backend == "iptables")
-            assert ("table ip wirelane" in lab.exec(NODE, "nft", "list", "tables").stdout) == (backend == "nftables")
+            assert ("WL_MARK" in witness.chains()) == (backend == "iptables")
+            assert ("table ip wirelane" in witness.nft("list tables").splitlines()) == (backend == "nftables")
         assert running.finished(40.0) == 24_000_000
         time.sleep(0.5)  # for the last packets of the connection
         marked, unmarked = witness.counted()

@@ -149,10 +149,9 @@ def test_a_new_account_at_a_used_address_starts_from_zero(lab: Lab, make_account
     lab.connect("c1", first["name"])
     with Download(lab, "c1", "1M") as running:
         assert running.finished(20.0) == 1_000_000
-    time.sleep(1.0)  # for the connection to close: a server that sends again would reach the address's next owner
     lab.disconnect("c1")
     lab.rest.delete(f"account/{first['name']}")
-    second = make_account(b_download=50, b_upload=50)
+    second = make_account(b_download=50, b_upload=50, allowed_IPs=first["allowed_IPs"])
     assert (second["allowed_IPs"], second["mangle"]) == (first["allowed_IPs"], first["mangle"])
     counted = mangle_counters(lab.rest, second["name"])
     assert (counted.download_bytes, counted.upload_bytes) == (0, 0)
@@ -164,6 +163,20 @@ def test_a_new_account_at_a_used_address_starts_from_zero(lab: Lab, make_account
     counted = mangle_counters(lab.rest, second["name"])
     assert usage(lab.rest, second["name"]) == (counted.download_bytes, counted.upload_bytes)
     assert 1_000_000 < counted.download_bytes < 1_200_000
+
+
+def test_the_heir_of_an_address_neither_gets_nor_pays_for_an_old_stream(lab: Lab, make_account: MakeAccount) -> None:
+    first = make_account(b_download=4, b_upload=4)
+    lab.connect("c1", first["name"])
+    with Download(lab, "c1", "1G"):
+        time.sleep(1.0)
+        lab.disconnect("c1")  # without a word to the sender
+        lab.rest.delete(f"account/{first['name']}")
+        second = make_account(allowed_IPs=first["allowed_IPs"])
+        lab.connect("c2", second["name"])
+        before = received(lab, "c2"), mangle_counters(lab.rest, second["name"]).download_bytes
+        time.sleep(3.0)
+        assert (received(lab, "c2"), mangle_counters(lab.rest, second["name"]).download_bytes) == before
 
 
 def test_the_configuration_is_one_for_wg_quick_and_its_qr_code_says_the_same(
