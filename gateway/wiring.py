@@ -2,8 +2,8 @@
 
 One asyncio loop and one TaskGroup: the HTTP listener, the sync loops, the collector, the watchdog. A task that ends
 with an error is a bug: it takes the process with it, and systemd starts it again. SIGTERM and SIGINT stop: requests
-that are under way are answered first, within bounds. SIGHUP is ignored: a change of the configuration is taken over
-by a restart, which touches no tunnel.
+that are under way are answered first, within bounds. SIGHUP reads the certificate again and nothing else: a change of
+the configuration is taken over by a restart, which touches no tunnel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from gateway.collect import Collect
 from gateway.config import Config, advice, database_url, listen_address, read_key
 from gateway.errors import ConfigError
 from gateway.http.app import HttpSettings, Services, build_app
-from gateway.http.listener import Listener, bound_socket, tls_context
+from gateway.http.certificate import Certificate
+from gateway.http.listener import Listener, bound_socket
 from gateway.keys import Keys
 from gateway.links import Links
 from gateway.notify import keep_watchdog, tell
@@ -113,7 +114,9 @@ async def opened_accounts(config: Config, *, rehearsal: bool = False) -> AsyncIt
 # -- the process ------------------------------------------------------------------------------------------------------
 
 
-def _listener(config: Config, store: Store, agents: Agents, sync: Sync, collect: Collect) -> Listener:
+def _listener(
+    config: Config, certificate: Certificate | None, store: Store, agents: Agents, sync: Sync, collect: Collect
+) -> Listener:
     services = Services(
         accounts=Accounts(store, sync, collect, agents, config.account_limit, config.address_rest_seconds),
         servers=Servers(store, sync, agents, config.endpoint, config.handshake_uptime),
@@ -129,18 +132,16 @@ def _listener(config: Config, store: Store, agents: Agents, sync: Sync, collect:
         tabs=config.config_tabs,
         time_zone=config.time_zone,
     )
-    tls = tls_context(config.tls_certificate, config.tls_key) if config.tls_certificate else None
-    return Listener(build_app(services, settings), tls, lambda: _ready(config))
+    return Listener(build_app(services, settings), certificate, lambda: _ready(config), settings.trusted_proxies)
 
 
 def check_files(config: Config) -> None:
     """Opens what the configuration names and `serve` will need. Raises ConfigError with every problem."""
     problems: list[str] = []
-    if config.tls_certificate:
-        try:
-            tls_context(config.tls_certificate, config.tls_key)
-        except OSError as error:
-            problems.append(f"tls_certificate, tls_key: {error.strerror or error}")
+    try:
+        _certificate(config)
+    except ConfigError as error:
+        problems.extend(error.problems)
     try:
         database_url(config)
         if Path(config.key_file).exists():
@@ -151,9 +152,20 @@ def check_files(config: Config) -> None:
         raise ConfigError(problems)
 
 
+def _certificate(config: Config) -> Certificate | None:
+    """Raises ConfigError."""
+    if not config.tls_certificate:
+        return None
+    try:
+        return Certificate(config.tls_certificate, config.tls_key)
+    except OSError as error:
+        raise ConfigError([f"tls_certificate, tls_key: {error.strerror or error}"]) from None
+
+
 async def serve(config: Config) -> None:
     """Runs until SIGTERM or SIGINT. Raises ConfigError, DatabaseUnavailable when it cannot start."""
     check_files(config)
+    certificate = _certificate(config)
     _calm_collector()
     address, port = listen_address(config.listen)
     try:
@@ -169,20 +181,29 @@ async def serve(config: Config) -> None:
             await store.set_time_zone(config.time_zone)
             sync = Sync(store, agents, config.settle_seconds)
             collect = Collect(store, agents, config.collect_seconds, config.usage_months, config.time_zone)
-            listener = _listener(config, store, agents, sync, collect)
+            listener = _listener(config, certificate, store, agents, sync, collect)
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, _stop, listener)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            _on_hangup(certificate)
             async with asyncio.TaskGroup() as group:
                 loops = [
                     group.create_task(sync.run(), name="sync"),
                     group.create_task(collect.run(), name="collect"),
                     group.create_task(keep_watchdog(), name="watchdog"),
                 ]
+                if certificate is not None:
+                    loops.append(group.create_task(certificate.watch(), name="certificate"))
                 await listener.serve([listening])
                 for loop in loops:
                     loop.cancel()
     log.info("event=stopped")
+
+
+def _on_hangup(certificate: Certificate | None) -> None:
+    if certificate is None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    else:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, certificate.look_now)
 
 
 def _calm_collector() -> None:

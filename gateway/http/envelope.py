@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from starlette.responses import Response
@@ -97,6 +98,13 @@ def failure(error: ApiError, semantic: bool) -> Response:
     if isinstance(error, HttpError):
         return _answer(encoded(body), error.status, {**HEADERS, **error.headers})
     return _answer(encoded(body), _semantic_status(error) if semantic else 200, HEADERS)
+
+
+def refusal(status: HTTPStatus, text: str) -> bytes:
+    """A whole answer, for what never reaches the application; the connection ends with it."""
+    body = encoded({"error": text, "msg": "", "status": "error"})
+    head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body
 
 
 def _semantic_status(error: ApiError) -> int:

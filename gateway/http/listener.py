@@ -1,104 +1,106 @@
-"""The socket side of the HTTP door: uvicorn, with a bound on everything that a client can make us wait for or keep.
+"""The socket side of the HTTP door: uvicorn on h11, with a bound on everything that a client can make us wait for.
 
-uvicorn bounds an idle connection only. Here a request's head has 10 seconds and 32 kB, its body 30 seconds, a client
-that does not read its answer 30 seconds, and there are at most so many connections. What is refused before the
-application sees it is answered in the envelope too. Never looks at what is asked; made by gateway/wiring.
+h11 reads the protocol, and nothing here does: an offer to speak something else (Upgrade) is left unanswered and the
+request is served as it is, trailers are read and forgotten, whatever does not belong to a request ends the connection.
+Why this server: docs/decisions/0011-the-http-server.md. uvicorn bounds an idle connection only. Here a request's head
+has 10 seconds and 32 kB, its body 30 seconds, and a client that reads nothing of its answer 30 seconds; one that reads
+slowly has all the time it needs. What is refused before the application sees it is answered in the envelope too. Never
+looks at what is asked; made by gateway/wiring.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import fcntl
 import socket
-import ssl
-from collections.abc import Callable, Iterator
+import struct
+import sys
+import termios
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from typing import Any
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from gateway.http.admission import Admission, Network, Place
+from gateway.http.certificate import Certificate
+from gateway.http.door import Door
+from gateway.http.envelope import refusal
 
 HEAD_SECONDS = 10.0
-HEAD_BYTES = 32_768
+HEAD_BYTES = 32_768  # also of trailers, and of a chunk's own head
 BODY_SECONDS = 30.0
 WRITE_SECONDS = 30.0
 IDLE_SECONDS = 30  # between two requests of a connection
-CONNECTIONS = 500  # each is a file descriptor; a service has 1024 of them by default
 STOP_SECONDS = 8  # for requests that are under way when we are told to stop
 
+HEAD, BODY, NOTHING = "head", "body", ""  # what the client owes us
 
-class BoundedProtocol(HttpToolsProtocol):
+
+class BoundedProtocol(H11Protocol):
     """One connection. Two timers: for what the client sends, and for what it does not read."""
 
+    place: Place
     _sending: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
-    _head_bytes = 0
-    _in_head = False
-    _in_body = False
+    _owed: tuple[str, object] = (NOTHING, None)  # and in which request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > CONNECTIONS:
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections, try again")
-        else:
-            self._expect_head()
+        self._time_sending()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._sending, self._reading):
+        for timer in (self._sending, self._reading, self.timeout_keep_alive_task):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+        self.place.leave()
 
     # -- what the client sends --
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if not self.transport.is_closing():
+            super().data_received(data)
+            self._time_sending()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._time_sending()
+
+    def _time_sending(self) -> None:
+        """The time begins anew with each part of each request, and not with each packet."""
+        owed = (self._owes(), self.cycle)
+        if owed == self._owed:
             return
-        if not self._in_head and not self._in_body:
-            self._expect_head()
-        super().data_received(data)
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES:
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's head is too large")
-
-    def on_message_begin(self) -> None:
-        if not self._in_head:  # the second of two requests in one packet
-            self._expect_head()
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._in_head, self._in_body = False, True
-        self._time_sending(BODY_SECONDS)
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        self._in_body = False
-        self._time_sending(None)
-        super().on_message_complete()
-
-    def _expect_head(self) -> None:
-        self._in_head, self._head_bytes = True, 0
-        self._time_sending(HEAD_SECONDS)
-
-    def _time_sending(self, seconds: float | None) -> None:
+        self._owed = owed
         if self._sending is not None:
             self._sending.cancel()
+        seconds = {HEAD: HEAD_SECONDS, BODY: BODY_SECONDS}.get(owed[0])
         self._sending = None if seconds is None else self.loop.call_later(seconds, self._too_slow)
 
+    def _owes(self) -> str:
+        if self.conn.their_state is h11.SEND_BODY:
+            return BODY
+        if self.conn.their_state is h11.IDLE and (self.cycle is None or self.conn.trailing_data[0]):
+            return HEAD
+        return NOTHING  # between two requests uvicorn has a timer of its own
+
     def _too_slow(self) -> None:
-        if self._in_head and self._head_bytes:
+        if self._owed[0] == HEAD and self.conn.trailing_data[0]:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, "The request took too long")
         else:
-            self.transport.close()
+            self._close()
 
     # -- what it does not read --
 
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._reading is None:
-            self._reading = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+            self._await_reading(self._unread())
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -106,29 +108,74 @@ class BoundedProtocol(HttpToolsProtocol):
             self._reading.cancel()
             self._reading = None
 
+    def _await_reading(self, unread: int) -> None:
+        self._reading = self.loop.call_later(WRITE_SECONDS, self._has_read, unread)
+
+    def _has_read(self, before: int) -> None:
+        unread = self._unread()
+        if unread < before:
+            self._await_reading(unread)
+        else:
+            self.transport.abort()
+
+    def _unread(self) -> int:
+        """Bytes of answers that the client's machine has not taken yet: in our buffers and in the kernel's."""
+        ours = int(self.transport.get_write_buffer_size())
+        try:
+            number = self.transport.get_extra_info("socket").fileno()
+            waiting = fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4))
+        except (OSError, ValueError):
+            return ours
+        return ours + int(struct.unpack("i", waiting)[0])
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self.transport.get_write_buffer_size():  # it still reads the last answer
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        else:
+            super().timeout_keep_alive_handler()
+
     # -- what never reaches the application --
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(HTTPStatus.BAD_REQUEST, "Not an HTTP request")
+        error = sys.exc_info()[1]
+        if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's head is too large")
+        else:
+            self._refuse(HTTPStatus.BAD_REQUEST, "Not an HTTP request")
 
     def _refuse(self, status: HTTPStatus, text: str) -> None:
         if self.transport.is_closing():
             return
         if self.cycle is None or self.cycle.response_complete:  # else an answer is under way: nothing may be mixed in
-            body = json.dumps({"error": text, "msg": "", "status": "error"}).encode()
-            head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
-            head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-            self.transport.write(head.encode() + body)
+            self.transport.write(refusal(status, text))
+        self._close()
+
+    def _close(self) -> None:
+        """The application hears that the client is gone: it is, to us."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.close()
 
 
 class Listener(uvicorn.Server):
     """Serves an application on bound sockets until `should_exit` is set. Leaves signals to the caller."""
 
-    def __init__(self, app: ASGIApp, tls: ssl.SSLContext | None, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        certificate: Certificate | None,
+        on_ready: Callable[[], None],
+        trusted: Iterable[Network] = (),
+    ) -> None:
+        self._admission = Admission(trusted)
+        self._certificate = certificate
+        self._on_ready = on_ready
         super().__init__(
             uvicorn.Config(
-                app,
+                _only_sound(app),
                 http=BoundedProtocol,
                 ws="none",
                 loop="none",
@@ -139,18 +186,42 @@ class Listener(uvicorn.Server):
                 proxy_headers=False,  # access.py knows which proxies to believe
                 timeout_keep_alive=IDLE_SECONDS,
                 timeout_graceful_shutdown=STOP_SECONDS,
-                ssl_context_factory=None if tls is None else lambda _config, _default: tls,
+                h11_max_incomplete_event_size=HEAD_BYTES,
             )
         )
-        self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        doors = [Door(each, self._admission, self._certificate, self._begin) for each in sockets or ()]
+        self.servers = doors  # type: ignore[assignment]  # uvicorn only closes them
+        self.started = True
         self._on_ready()
+
+    def _begin(self, place: Place) -> BoundedProtocol:
+        protocol = BoundedProtocol(self.config, self.server_state, {})
+        protocol.place = place
+        return protocol
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+def _only_sound(app: ASGIApp) -> ASGIApp:
+    """Refuses two things that h11 lets through: a length told twice, of which a proxy may believe the other one (RFC
+    9112, 6.1), and CONNECT, after whose success everything that follows would be a tunnel's."""
+
+    async def sound(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            names = {name for name, _ in scope["headers"]}
+            if {b"content-length", b"transfer-encoding"} <= names or scope["method"] == "CONNECT":
+                head, _, body = refusal(HTTPStatus.BAD_REQUEST, "Not an HTTP request").partition(b"\r\n\r\n")
+                headers = [tuple(line.split(b": ", 1)) for line in head.split(b"\r\n")[1:]]
+                await send({"type": "http.response.start", "status": 400, "headers": headers})
+                await send({"type": "http.response.body", "body": body})
+                return
+        await app(scope, receive, send)
+
+    return sound
 
 
 def bound_socket(address: str, port: int) -> socket.socket:
@@ -165,11 +236,3 @@ def bound_socket(address: str, port: int) -> socket.socket:
         listening.close()
         raise
     return listening
-
-
-def tls_context(certificate: str, key: str) -> ssl.SSLContext:
-    """Raises OSError (ssl.SSLError is one)."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(certificate, key)
-    return context
