@@ -54,9 +54,10 @@ def migrate(config: Config, options: Options) -> int:
 
 
 def check(config: Config, options: Options) -> int:
-    from gateway.wiring import check_files
+    from gateway.wiring import check_files, check_port
 
     check_files(config)
+    check_port(config)
     print(shown(config))
     for sentence in advice(config):
         _explain(f"wirelane-gateway: warning: {sentence}")

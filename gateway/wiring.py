@@ -26,7 +26,8 @@ from gateway.config import Config, advice, database_url, listen_address, read_ke
 from gateway.errors import ConfigError
 from gateway.http.app import HttpSettings, Services, build_app
 from gateway.http.certificate import Certificate
-from gateway.http.listener import Listener, bound_socket
+from gateway.http.listener import Listener
+from gateway.http.ports import bound_socket, may_listen, port_cure
 from gateway.keys import Keys
 from gateway.links import Links
 from gateway.notify import keep_watchdog, tell
@@ -152,6 +153,13 @@ def check_files(config: Config) -> None:
         raise ConfigError(problems)
 
 
+def check_port(config: Config) -> None:
+    """Whether the service may listen where the configuration says. Raises ConfigError with the cure."""
+    _, port = listen_address(config.listen)
+    if not may_listen(port):
+        raise ConfigError([f"listen: {config.listen}: {port_cure(port)}"])
+
+
 def _certificate(config: Config) -> Certificate | None:
     """Raises ConfigError."""
     if not config.tls_certificate:
@@ -171,7 +179,8 @@ async def serve(config: Config) -> None:
     try:
         listening = bound_socket(address, port)
     except OSError as error:
-        raise ConfigError([f"listen: {config.listen}: {error.strerror}"]) from None
+        cure = f": {port_cure(port)}" if isinstance(error, PermissionError) else ""
+        raise ConfigError([f"listen: {config.listen}: {error.strerror}{cure}"]) from None
     with listening:
         for sentence in advice(config):
             log.warning("event=advice text=%r", sentence)

@@ -2,7 +2,7 @@
 
 h11 reads the protocol, and nothing here does: an offer to speak something else (Upgrade) is left unanswered and the
 request is served as it is, trailers are read and forgotten, whatever does not belong to a request ends the connection.
-Why this server: docs/decisions/0011-the-http-server.md. uvicorn bounds an idle connection only. Here a request's head
+Why this server: docs/decisions/0013-the-http-server.md. uvicorn bounds an idle connection only. Here a request's head
 has 10 seconds and 32 kB, its body 30 seconds, and a client that reads nothing of its answer 30 seconds; one that reads
 slowly has all the time it needs. What is refused before the application sees it is answered in the envelope too. Never
 looks at what is asked; made by gateway/wiring.
@@ -222,17 +222,3 @@ def _only_sound(app: ASGIApp) -> ASGIApp:
         await app(scope, receive, send)
 
     return sound
-
-
-def bound_socket(address: str, port: int) -> socket.socket:
-    """Raises OSError."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((address, port))
-        listening.listen(1024)
-    except BaseException:
-        listening.close()
-        raise
-    return listening

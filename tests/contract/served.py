@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gateway.http.app import HttpSettings, Services, build_app
-from gateway.http.listener import Listener, bound_socket
+from gateway.http.listener import Listener
+from gateway.http.ports import bound_socket
 from tests.fakes.product import Product, running_product
 
 T = TypeVar("T")

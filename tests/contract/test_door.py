@@ -19,7 +19,8 @@ from cryptography.x509.oid import NameOID
 
 from gateway.http import admission, door, listener
 from gateway.http.certificate import Certificate
-from gateway.http.listener import Listener, bound_socket
+from gateway.http.listener import Listener
+from gateway.http.ports import bound_socket
 from tests.contract.test_listener import GET, Streams, answer_of, anyio_backend, app
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from gateway.http import admission, listener
-from gateway.http.listener import Listener, bound_socket
+from gateway.http.listener import Listener
+from gateway.http.ports import bound_socket
 
 pytestmark = pytest.mark.anyio
 

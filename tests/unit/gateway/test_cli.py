@@ -288,3 +288,20 @@ def test_an_older_schema_is_refused_with_the_command_that_helps(config: str, cap
     status, _, err = outcome(capfd, config, "serve")
     assert status == 2
     assert "migrate" in err
+
+
+def test_check_refuses_a_port_that_the_service_may_not_have_and_tells_the_cure(
+    config: str, capfd: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gateway.http import ports
+
+    able = {"process": False, "unit": False}
+    monkeypatch.setattr(ports, "_is_capable", lambda: able["process"])
+    monkeypatch.setattr(ports, "_unit_is_capable", lambda: able["unit"])
+    Path(config).write_text(Path(config).read_text() + 'listen = "127.0.0.1:443"\n')
+    status, _, err = outcome(capfd, config, "check")
+    assert status == 2 and "ip_unprivileged_port_start=443" in err and "PrivateUsers=no" in err
+    for who in able:
+        able.update(process=False, unit=False)
+        able[who] = True
+        assert outcome(capfd, config, "check")[0] == 0

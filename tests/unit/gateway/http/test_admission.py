@@ -1,0 +1,56 @@
+"""How many may come in: from one address, from all, and what is said of those who may not."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+
+import pytest
+
+from gateway.http import admission
+from gateway.http.admission import Admission, Place
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "CONNECTIONS", 6)
+    monkeypatch.setattr(admission, "FROM_ONE_ADDRESS", 2)
+
+
+def entered(one: Admission, *addresses: str) -> list[Place | None]:
+    return [one.enter(address) for address in addresses]
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        ("192.0.2.1", "192.0.2.1", "192.0.2.1"),
+        ("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8::1", "2001:db8::2", "2001:db8:0:0:ffff::3"),
+        ("fe80::1%eth0", "fe80::2%eth1", "fe80::3"),
+        ("", "nonsense", "%"),
+    ],
+)
+def test_one_address_has_its_own_bound(same: tuple[str, str, str]) -> None:
+    one = Admission()
+    first, second, third = entered(one, *same)
+    assert first and second and third is None
+    assert one.enter("198.51.100.7") and one.enter("2001:db8:0:1::1")
+    first.leave()
+    first.leave()
+    assert one.enter(same[2]) is not None and one.enter(same[2]) is None
+
+
+def test_a_trusted_proxy_speaks_for_many_but_not_for_more_than_there_may_be() -> None:
+    one = Admission([ip_network("10.0.0.0/8"), ip_network("fd00::/8")])
+    assert all(entered(one, *["10.1.2.3"] * 3, *["fd00::1"] * 3))
+    assert one.enter("192.0.2.1") is None
+
+
+def test_one_line_a_minute_whatever_comes(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    one = Admission(clock=lambda: now[0])
+    entered(one, *["192.0.2.1"] * 500)
+    assert len(caplog.records) == 1 and "count=1 addresses=1 most=192.0.2.1" in caplog.text
+    now[0] = 61.0
+    entered(one, *["192.0.2.1"] * 500)
+    assert len(caplog.records) == 2 and "count=498 addresses=1 most=192.0.2.1 its_count=498 open=2" in caplog.text
