@@ -47,6 +47,9 @@ async def test_the_limit_is_what_is_available(database: str) -> None:
 async def test_a_node_that_is_away_is_named_with_what_waits_for_it(database: str) -> None:
     async with running_product(database, settle_seconds=0.2) as product:
         server = (await product.servers.create(ServerValues())).value
+        async with asyncio.timeout(5):
+            while (node := await product.store.node(NODE)).acknowledged < node.revision:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)  # its word is written down a moment after it was given
         product.agents[NODE].away = True
         await product.accounts.create(NewAccount(server=server.name))
         status = await eventually(product, lambda it: it["nodes"][0]["status"] == "away")
