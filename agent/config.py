@@ -12,12 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import ConfigError
-from agent.model import INTERFACE_PATTERN
+from agent.model import INTERFACE_PATTERN, Opening
 
 DEFAULT_PATH = Path("/etc/wirelane/agent.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 WIREGUARD_MODES = ("auto", "kernel", "userspace")
 MARKS_BACKENDS = ("auto", "iptables", "nftables")
+
+
+DNS = (Opening("udp", 53), Opening("tcp", 53))
+MAX_OPENED = 32
+
+
+def _opening(word: str) -> Opening:
+    protocol, _, port = word.partition("/")
+    if protocol not in ("tcp", "udp") or not (port.isascii() and port.isdecimal()) or not 1 <= int(port) <= 65535:
+        raise ValueError(f"{word!r} must be dns, or tcp/ or udp/ with a port within 1-65535")
+    return Opening(protocol, int(port))
 
 
 def _says(sentence: str, key: str = "") -> dict[str, str]:
@@ -51,6 +62,13 @@ class Config:
             "marks.backend",
         ),
     )
+    open_to_accounts: str = field(
+        default="",
+        metadata=_says(
+            "What of this box accounts may use besides ping, at their server's own address: dns, or ports such as "
+            "tcp/80, comma between. Everything else of the box is closed to them."
+        ),
+    )
     sample_seconds: int = field(
         default=10, metadata=_says("How often the traffic counters are read, in seconds, 1-3600.")
     )
@@ -73,6 +91,10 @@ class Config:
             problems.append(f"uplink: {self.uplink!r} must be auto or the name of an interface")
         if self.wireguard not in WIREGUARD_MODES:
             problems.append(f"wireguard: {self.wireguard!r} must be one of {', '.join(WIREGUARD_MODES)}")
+        try:
+            _ = self.opened
+        except ValueError as error:
+            problems.append(f"open_to_accounts: {error}")
         if self.marks_backend not in MARKS_BACKENDS:
             problems.append(f"marks.backend: {self.marks_backend!r} must be one of {', '.join(MARKS_BACKENDS)}")
         for name in ("sample_seconds", "resync_seconds"):
@@ -84,6 +106,15 @@ class Config:
             problems.append(f"log_level: {self.log_level!r} must be one of {', '.join(LOG_LEVELS)}")
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def opened(self) -> tuple[Opening, ...]:
+        """`open_to_accounts`, each port once, in order."""
+        words = [word.strip() for word in self.open_to_accounts.split(",")] if self.open_to_accounts.strip() else []
+        doors = {door for word in words for door in ((*DNS,) if word == "dns" else (_opening(word),))}
+        if len(doors) > MAX_OPENED:
+            raise ValueError(f"{len(doors)} ports are too many: at most {MAX_OPENED}")
+        return tuple(sorted(doors, key=lambda door: (door.port, door.protocol)))
 
     @property
     def socket_path(self) -> Path:

@@ -14,12 +14,13 @@ import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network, NetmaskValueError, collapse_addresses
 from typing import Generic, TypeVar
 
 from agent.errors import InvalidValue
 
 MAX_RATE = 10_000  # Mbit/s; the v1 API's own bound
+MIN_PORT = 1024  # the ports below belong to the services of the box
 DEFAULT_MTU = 1420  # WireGuard's own: 1500 - 80 (IPv6 outer header and WireGuard's own 40)
 INTERFACE_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # IFNAMSIZ is 16 with the final zero
 LINK_PATTERN = re.compile(r"wg[0-9]{1,10}")  # the rules that mark and count know our links by these two letters
@@ -85,6 +86,59 @@ def is_mark(mark: int) -> bool:
 
 # -- what the gateway asks for ------------------------------------------------------------------------------------
 
+EVERYWHERE = IPv4Network("0.0.0.0/0")
+MAX_NETWORKS = 32  # of a reach: each is a rule that packets are compared with
+# What no reach opens, for nothing is there to be reached: "this" network, loopback, multicast and reserved.
+NOWHERE = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3")))
+
+# What is not the internet: IANA's special-purpose addresses (RFC 6890). Networks for documentation are not among them:
+# nobody routes them, and they are what examples and test beds call the internet.
+CLOSED = tuple(
+    IPv4Network(text)
+    for text in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+        *("192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/3"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Where behind the uplink the accounts of a server may go: the internet, networks by name, or both.
+
+    The internet is everything but CLOSED. `all` is the one network 0.0.0.0/0.
+    """
+
+    internet: bool = True
+    networks: tuple[IPv4Network, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Reach:
+        """`internet` (which "" means too), `all`, or a list: `internet,10.20.0.0/16`. Raises InvalidValue."""
+        words = [word.strip() for word in (text or "internet").split(",")]
+        named = [word for word in words if word != "internet"]
+        if named == ["all"]:
+            return cls(False, (EVERYWHERE,))
+        try:
+            networks = tuple(collapse_addresses(map(IPv4Network, named)))
+        except (AddressValueError, NetmaskValueError, ValueError):
+            problem = f"{text!r} must be internet, all, or a list of networks such as internet,10.20.0.0/16"
+            raise InvalidValue("server.reach", problem) from None
+        if len(named) > MAX_NETWORKS:
+            raise InvalidValue("server.reach", f"{len(named)} networks are too many: at most {MAX_NETWORKS}")
+        for network in networks:
+            if any(network.subnet_of(nowhere) for nowhere in NOWHERE):
+                raise InvalidValue("server.reach", f"nobody can be reached in {network}")
+        return cls("internet" in words and EVERYWHERE not in networks, networks)
+
+    def __str__(self) -> str:
+        if self.networks == (EVERYWHERE,):
+            return "all"
+        return ",".join([*(["internet"] if self.internet else []), *map(str, self.networks)])
+
+
+INTERNET = Reach()
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
@@ -98,6 +152,7 @@ class Server:
     mtu: int = 0  # bytes; 0 = DEFAULT_MTU
     internal_traffic: bool = False  # may its accounts reach one another
     external_ip: IPv4Address | None = None  # source address on the uplink; None = the uplink's own
+    reach: Reach = INTERNET
 
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name):
@@ -105,8 +160,8 @@ class Server:
         if not LINK_PATTERN.fullmatch(self.interface):
             raise InvalidValue("server.interface", f"{self.interface!r} must be wg and 1-10 digits")
         checked_key("server.private_key", self.private_key.reveal())
-        if not 1 <= self.listen_port <= 65535:
-            raise InvalidValue("server.listen_port", f"{self.listen_port} must be within 1-65535")
+        if not MIN_PORT <= self.listen_port <= 65535:
+            raise InvalidValue("server.listen_port", f"{self.listen_port} must be within {MIN_PORT}-65535")
         if self.mtu and not 576 <= self.mtu <= 9100:
             raise InvalidValue("server.mtu", f"{self.mtu} must be 0 (default) or within 576-9100")
 
@@ -173,15 +228,28 @@ class Class:
 
 
 @dataclass(frozen=True, slots=True)
+class Opening:
+    """A port of the box that accounts may use, at their server's own address."""
+
+    protocol: str  # "tcp" or "udp"
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Forwarding:
     """What lets a server's traffic through: NAT, forward and input rules, MSS clamp. Key: interface."""
 
     interface: str
-    network: IPv4Network
+    address: IPv4Interface  # the server's own, with the network its accounts live in
     uplink: str
     listen_port: int
     internal_traffic: bool
     external_ip: IPv4Address | None
+    reach: Reach = INTERNET
+
+    @property
+    def network(self) -> IPv4Network:
+        return self.address.network
 
 
 @dataclass(frozen=True, slots=True)

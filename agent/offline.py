@@ -52,7 +52,8 @@ def clear(config: Config) -> Report:
 
 
 def _kernel(config: Config, backend: str) -> LinuxKernel:
-    return LinuxKernel(choose_mode(config.wireguard), config.uplink, backend, config.connections_per_account)
+    mode = choose_mode(config.wireguard)
+    return LinuxKernel(mode, config.uplink, backend, config.connections_per_account, config.opened)
 
 
 @contextmanager

@@ -23,10 +23,10 @@ from pathlib import Path
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import BrokenStore, InvalidValue, StoreError
-from agent.model import Account, Counters, Secret, Server
+from agent.model import Account, Counters, Reach, Secret, Server
 from agent.usage import Baseline, DayTotal, Used
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KEPT_DAYS = 100  # of usage; a gateway that is away for longer than this loses the oldest days
 RECENT_ROWS = 50_000
 
@@ -34,7 +34,8 @@ SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE servers (
     name TEXT PRIMARY KEY, interface TEXT NOT NULL, private_key TEXT NOT NULL, listen_port INTEGER NOT NULL,
-    address TEXT NOT NULL, mtu INTEGER NOT NULL, internal_traffic INTEGER NOT NULL, external_ip TEXT
+    address TEXT NOT NULL, mtu INTEGER NOT NULL, internal_traffic INTEGER NOT NULL, external_ip TEXT,
+    reach TEXT NOT NULL DEFAULT 'internet'
 ) WITHOUT ROWID;
 CREATE TABLE accounts (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, server TEXT NOT NULL, address INTEGER NOT NULL,
@@ -55,8 +56,11 @@ CREATE INDEX usage_seq ON usage (seq);
 CREATE INDEX usage_day ON usage (day);
 """
 
+# From each version to the next; what is there stays.
+UPGRADES = {1: "ALTER TABLE servers ADD COLUMN reach TEXT NOT NULL DEFAULT 'internet';"}
+
 PUT_ACCOUNT = "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-PUT_SERVER = "INSERT OR REPLACE INTO servers VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+PUT_SERVER = "INSERT OR REPLACE INTO servers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 PUT_BASELINE = "INSERT OR REPLACE INTO baselines VALUES (?, ?, ?, ?, ?, ?)"
 EXPECT_BASELINE = "INSERT OR IGNORE INTO baselines VALUES (?, ?, 0, 0, 0, 0)"
 PUT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
@@ -231,12 +235,14 @@ def open_store(path: Path) -> Store:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
-            _check(db, path)
+            version = _check(db, path)
             tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if not tables:
                 _make(db)
             elif not {"meta", "servers", "accounts", "baselines", "usage"} <= tables:
                 raise BrokenStore(f"{path}: it is not the file of an agent, or parts of it are missing")
+            else:
+                _upgrade(db, version)
             return Store(db)
         except BaseException:
             db.close()
@@ -281,13 +287,15 @@ def only_agent(state: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _check(db: sqlite3.Connection, path: Path) -> None:
+def _check(db: sqlite3.Connection, path: Path) -> int:
+    """The version of its schema, at most ours. Raises BrokenStore, StoreError."""
     (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise BrokenStore(f"{path}: {verdict}")
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA_VERSION:
         raise StoreError(f"{path} was written by a newer wirelane-agent (schema {version}); install that one again")
+    return int(version)
 
 
 def _make(db: sqlite3.Connection) -> None:
@@ -295,6 +303,12 @@ def _make(db: sqlite3.Connection) -> None:
         f"BEGIN IMMEDIATE; {SCHEMA} INSERT INTO meta VALUES ('epoch', '{uuid.uuid4().hex}');"
         f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
+
+
+def _upgrade(db: sqlite3.Connection, version: int) -> None:
+    """In place, a version in one transaction."""
+    for old in range(version, SCHEMA_VERSION):
+        db.executescript(f"BEGIN IMMEDIATE; {UPGRADES[old]} PRAGMA user_version = {old + 1}; COMMIT;")
 
 
 @contextmanager
@@ -322,10 +336,11 @@ def _baseline_rows(baselines: Mapping[IPv4Address, Baseline]) -> Iterator[tuple[
 def _server_row(s: Server) -> tuple[object, ...]:
     external = str(s.external_ip) if s.external_ip else None
     key = s.private_key.reveal()
-    return s.name, s.interface, key, s.listen_port, str(s.address), s.mtu, s.internal_traffic, external
+    return s.name, s.interface, key, s.listen_port, str(s.address), s.mtu, s.internal_traffic, external, str(s.reach)
 
 
-def _server(row: tuple[str, str, str, int, str, int, int, str | None]) -> Server:
-    name, interface, key, port, address, mtu, internal, external = row
+def _server(row: tuple[str, str, str, int, str, int, int, str | None, str]) -> Server:
+    name, interface, key, port, address, mtu, internal, external, reach = row
     external_ip = IPv4Address(external) if external else None
-    return Server(name, interface, Secret(key), port, IPv4Interface(address), mtu, bool(internal), external_ip)
+    secret, own = Secret(key), IPv4Interface(address)
+    return Server(name, interface, secret, port, own, mtu, bool(internal), external_ip, Reach.parse(reach))

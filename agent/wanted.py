@@ -88,11 +88,12 @@ def _link(server: Server) -> Link:
 def _forwarding(server: Server, uplink: str) -> Forwarding:
     return Forwarding(
         server.interface,
-        server.address.network,
+        server.address,
         uplink,
         server.listen_port,
         server.internal_traffic,
         server.external_ip,
+        server.reach,
     )
 
 

@@ -40,7 +40,7 @@ from agent.kernel.shaper import Classes, Qdiscs, class_text
 from agent.kernel.watch import ANY, watch
 from agent.kernel.wireguard import Mode
 from agent.live import LiveReads
-from agent.model import Forwarding, PeerState, Scope
+from agent.model import Forwarding, Opening, PeerState, Scope
 from agent.move import Doors, Move
 from agent.notify import tell_systemd, watchdog_seconds
 from agent.parts import MarksPart, Part
@@ -74,6 +74,7 @@ class LinuxKernel:
     uplink_setting: str
     backend: str
     connections: int = 0  # that an account may have; 0 = no bound
+    opened: tuple[Opening, ...] = ()
     links: Links = field(init=False)
     qdiscs: Qdiscs = field(default_factory=Qdiscs)
     classes: Classes = field(default_factory=Classes)
@@ -82,7 +83,7 @@ class LinuxKernel:
     peers: Peers = field(default_factory=Peers)
 
     def __post_init__(self) -> None:
-        doors = backend_doors()[self.backend]
+        doors = backend_doors(self.opened)[self.backend]
         object.__setattr__(self, "links", Links(self.mode))
         object.__setattr__(self, "forwarding", Bounded(doors.forwarding, self.connections))
         object.__setattr__(self, "marks", doors.marks)
@@ -110,12 +111,12 @@ class LinuxKernel:
         return class_text(device, minor)
 
 
-def backend_doors() -> dict[str, Doors]:
-    """By the name of the backend."""
+def backend_doors(opened: tuple[Opening, ...] = ()) -> dict[str, Doors]:
+    """By the name of the backend. `opened`: what of the box accounts may use."""
     nftables = NftablesMarks()
     return {
-        "iptables": Doors(IptablesMarks(), Forwardings()),
-        "nftables": Doors(nftables, NftForwardings(), guard=nftables),
+        "iptables": Doors(IptablesMarks(), Forwardings(opened)),
+        "nftables": Doors(nftables, NftForwardings(opened), guard=nftables),
     }
 
 
@@ -148,10 +149,10 @@ async def _serve(config: Config, store: Store) -> None:
         ThreadPoolExecutor(1, "reader") as reader_thread,
     ):
         usage = Usage(store, time.time)
-        move = Move(usage, backend_doors())
+        move = Move(usage, backend_doors(config.opened))
         backend = await asyncio.get_running_loop().run_in_executor(writer_thread, move.to, chosen, desired)
         reconciler = Reconciler(
-            Writer(LinuxKernel(mode, config.uplink, backend, config.connections_per_account), usage),
+            Writer(LinuxKernel(mode, config.uplink, backend, config.connections_per_account, config.opened), usage),
             store,
             writer_thread,
             desired=desired,

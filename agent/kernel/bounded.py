@@ -23,7 +23,7 @@ were there before the table are not counted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Network
+from ipaddress import IPv4Interface
 from typing import Any, Protocol
 
 from agent.errors import KernelError
@@ -35,7 +35,7 @@ TABLE = "wirelane_connections"
 SHARE = 250  # connections in one list
 MOST_SHARES = 64
 BROKEN = ""  # as in the part that is wrapped
-_NOTHING = Forwarding(BROKEN, IPv4Network("0.0.0.0/32"), "", 0, False, None)
+_NOTHING = Forwarding(BROKEN, IPv4Interface("0.0.0.0/32"), "", 0, False, None)
 _EVERYWHERE = Scope(frozenset(), "")
 BOUND, REFUSE, FULL = "bound", "refuse", "full"
 HOOKS = {"forwarded": Chain("filter", "forward", 50), "arriving": Chain("filter", "input", 50)}

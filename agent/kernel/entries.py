@@ -91,6 +91,16 @@ def udp_destination(port: int) -> bytes:
     return _module("udp", 0, struct.pack("=HHHHB", 0, 0xFFFF, port, port, 0))
 
 
+def tcp_destination(port: int) -> bytes:
+    """-m tcp --dport port (xt_tcpudp.h)."""
+    return _module("tcp", 0, struct.pack("=HHHHBBBB", 0, 0xFFFF, port, port, 0, 0, 0, 0))
+
+
+def echo_request() -> bytes:
+    """-m icmp --icmp-type 8 (ip_tables.h, ipt_icmp: type, codes, inversion)."""
+    return _module("icmp", 0, struct.pack("=BBBB", 8, 0, 0xFF, 0))
+
+
 def tcp_syn() -> bytes:
     """-m tcp --tcp-flags SYN,RST SYN: the packets that carry the MSS option."""
     return _module("tcp", 0, struct.pack("=HHHHBBBB", 0, 0xFFFF, 0, 0xFFFF, 0, 0x06, 0x02, 0))
@@ -104,6 +114,12 @@ def not_marked(number: int) -> bytes:
 def established() -> bytes:
     """-m conntrack --ctstate RELATED,ESTABLISHED (xt_conntrack.h, xt_conntrack_mtinfo3)."""
     flags = struct.pack("=HHHH", 1, 0, 0x06, 0)  # XT_CONNTRACK_STATE, no inversion, states, status
+    return _module("conntrack", 3, bytes(146) + flags + bytes(10))
+
+
+def replies() -> bytes:
+    """-m conntrack --ctstate RELATED,ESTABLISHED --ctdir REPLY: answers to who began, and never his own packets."""
+    flags = struct.pack("=HHHH", 0x1001, 0x1000, 0x06, 0)  # state and XT_CONNTRACK_DIRECTION, which is "original"
     return _module("conntrack", 3, bytes(146) + flags + bytes(10))
 
 
@@ -174,6 +190,14 @@ def _text(field: bytes | bytearray) -> str:
 
 def source(rule: bytes) -> IPv4Network:
     return IPv4Network((rule[0:4], int.from_bytes(rule[8:12], "big").bit_count()), strict=False)
+
+
+def destination(rule: bytes) -> IPv4Network:
+    return IPv4Network((rule[4:8], int.from_bytes(rule[12:16], "big").bit_count()), strict=False)
+
+
+def protocol(rule: bytes) -> int:
+    return int.from_bytes(rule[80:82], sys.byteorder)
 
 
 def in_interface(rule: bytes) -> str:

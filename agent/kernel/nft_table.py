@@ -121,6 +121,8 @@ def normal(value: Any) -> Any:
         made["right"] = str(made["right"])
     if isinstance(made.get("right"), list):
         made["right"] = sorted(made["right"], key=repr)
+    if isinstance(made.get("set"), list):
+        made["set"] = sorted(made["set"], key=repr)
     if isinstance(made.get("counter"), dict):  # of a set: what its elements count; the numbers say nothing there
         made["counter"] = None
     return made

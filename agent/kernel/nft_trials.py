@@ -7,7 +7,7 @@ go through them; the last trial asks the doors themselves whether they read back
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
 from agent.errors import KernelError
@@ -97,8 +97,8 @@ def _try_doors() -> str:
     """Other releases of libnftables may list rules in other words."""
     scope, address = Scope(frozenset(), ""), IPv4Address("192.0.2.9")
     mark = Mark(address, MARK, counters=Counters(1, 2, 3, 4))
-    one = Forwarding("wlx", IPv4Network("192.0.2.0/24"), "up", 9, False, IPv4Address("203.0.113.1"))
-    two = Forwarding("wly", IPv4Network("198.51.100.0/24"), "up", 10, True, None)
+    one = Forwarding("wlx", IPv4Interface("192.0.2.1/24"), "up", 9, False, IPv4Address("203.0.113.1"))
+    two = Forwarding("wly", IPv4Interface("198.51.100.1/24"), "up", 10, True, None)
     marks, forwardings = NftablesMarks(), Bounded(NftForwardings(), 4000)
     marks.apply(Diff(add={address: mark}))
     forwardings.apply(Diff(add={"wlx": one, "wly": two}))

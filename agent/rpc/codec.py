@@ -7,7 +7,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Interface, NetmaskValu
 
 from agent.desired import Patch, Snapshot
 from agent.errors import InvalidValue
-from agent.model import Account, Counters, PeerState, Secret, Server
+from agent.model import Account, Counters, PeerState, Reach, Secret, Server
 from agent.status import Failure, Outcome, Settled, Status
 from agent.usage import DayTotal
 from protos.agent.v1 import agent_pb2 as pb
@@ -35,6 +35,7 @@ def server_in(message: pb.Server) -> Server:
         message.mtu,
         message.internal_traffic,
         external,
+        Reach.parse(message.reach),
     )
 
 

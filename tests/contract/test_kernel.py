@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
 import pytest
@@ -60,7 +60,7 @@ class Held:
             "links": {self.link: link},
             "qdiscs": {self.link: Qdisc(self.link), UPLINK: Qdisc(UPLINK)},
             "classes": {(self.link, 0x100): down, (UPLINK, 0x100): up},
-            "forwarding": {self.link: Forwarding(self.link, IPv4Network("10.99.0.0/24"), UPLINK, 51999, False, None)},
+            "forwarding": {self.link: Forwarding(self.link, IPv4Interface("10.99.0.1/24"), UPLINK, 51999, False, None)},
             "marks": {address: Mark(address, 100)},
             "peers": {(self.link, key(8)): peer},
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
 import pytest
@@ -26,8 +26,8 @@ BESIDE = pytest.mark.parametrize("beside", [[], ELSEWHERE], ids=["alone", "with 
 def crossing(make_namespace: Callable[[], str], request: pytest.FixtureRequest) -> Iterator[Crossing]:
     made = build(make_namespace)
     rules = {
-        "wl0": Forwarding("wl0", IPv4Network("10.66.0.0/24"), "up0", 51820, True, None),
-        "wl1": Forwarding("wl1", IPv4Network("10.67.0.0/24"), "up0", 51821, False, None),
+        "wl0": Forwarding("wl0", IPv4Interface("10.66.0.1/24"), "up0", 51820, True, None),
+        "wl1": Forwarding("wl1", IPv4Interface("10.67.0.1/24"), "up0", 51821, False, None),
     }
     with enter(made.router) as run:
         run(backend_doors()[request.param].forwarding.apply, Diff(add=rules))

@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
 import pytest
@@ -39,8 +39,8 @@ from tests.netns.crossing import (
 from tests.netns.test_marks import flood
 
 SCOPE = Scope(frozenset({"wg0", "wg1"}), "up0")
-FIRST = Forwarding("wg0", IPv4Network("10.66.0.0/24"), "up0", 51820, False, None)
-SECOND = Forwarding("wg1", IPv4Network("10.67.0.0/24"), "up0", 51821, True, IPv4Address("192.0.2.77"))
+FIRST = Forwarding("wg0", IPv4Interface("10.66.0.1/24"), "up0", 51820, False, None)
+SECOND = Forwarding("wg1", IPv4Interface("10.67.0.1/24"), "up0", 51821, True, IPv4Address("192.0.2.77"))
 ADDRESSES = {name: IPv4Address(name) for name in (ALICE, BOB, CAROL)}
 WANTED = {address: Mark(address, 100 + i) for i, address in enumerate(ADDRESSES.values())}
 UP0 = "192.0.2.1"
@@ -140,6 +140,8 @@ def test_packets_to_a_neighbour_that_isolation_protects_are_on_nobodys_bill(box:
 
 
 def test_packets_that_a_stranger_on_the_uplink_sends_are_on_nobodys_bill(box: Box) -> None:
+    sysctl(box.crossing.router, "ipv4/ip_forward", "1")  # a router anyway: it goes round the corner for everybody
+    box.settle(FIRST, SECOND)
     sysctl(box.crossing.router, "ipv4/conf/all/rp_filter", "0")
     sysctl(box.crossing.router, "ipv4/conf/up0/rp_filter", "0")
     for address in (ALICE, BOB, CAROL):
@@ -203,7 +205,7 @@ def test_what_the_box_itself_sends_is_on_nobodys_bill(box: Box) -> None:
 
 
 def test_accounts_that_may_talk_are_billed_at_both_ends_and_shaped_by_the_receivers_mark(box: Box) -> None:
-    box.settle(Forwarding("wg0", FIRST.network, "up0", 51820, True, None))
+    box.settle(Forwarding("wg0", FIRST.address, "up0", 51820, True, None))
     watch(box.crossing.router, "oifname wg0 meta mark 101", "oifname wg0 meta mark != 101")
     box.crossing.send(ALICE, BOB, 3, 400)
     assert box.bill() == {ALICE: Counters(0, 0, 3, 1200), BOB: Counters(3, 1200, 0, 0)}

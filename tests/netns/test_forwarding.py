@@ -9,23 +9,22 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
 
 import pytest
 
 from agent.diff import diff
-from agent.kernel.forwarding import BROKEN, Forwardings
+from agent.kernel.forwarding import Forwardings
 from agent.kernel.nft_forwarding import NftForwardings
-from agent.model import Diff, Forwarding, Scope
+from agent.model import CLOSED, Diff, Forwarding, Reach, Scope
 from tests.netns.conftest import enter
-from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, ip, iptables, nft, saved, sysctl
+from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, ip, iptables, nft, saved
 
 SCOPE = Scope(frozenset({"wl0", "wl1"}), "up0")
 ROUTER = "192.0.2.1"
-FIRST = Forwarding("wl0", IPv4Network("10.66.0.0/24"), "up0", 51820, False, None)
-SECOND = Forwarding("wl1", IPv4Network("10.67.0.0/24"), "up0", 51821, True, IPv4Address("192.0.2.77"))
+FIRST = Forwarding("wl0", IPv4Interface("10.66.0.1/24"), "up0", 51820, False, None)
+SECOND = Forwarding("wl1", IPv4Interface("10.67.0.1/24"), "up0", 51821, True, IPv4Address("192.0.2.77"))
 WANTED = {"wl0": FIRST, "wl1": SECOND}
 DOORS: dict[str, type[Forwardings] | type[NftForwardings]] = {"iptables": Forwardings, "nftables": NftForwardings}
 BOTH = pytest.mark.parametrize("run", list(DOORS), indirect=True)
@@ -194,8 +193,10 @@ def test_what_was_applied_reads_back_equal_and_goes_without_a_trace(crossing: Cr
         replace(FIRST, internal_traffic=True),
         replace(FIRST, external_ip=IPv4Address("192.0.2.78")),
         replace(FIRST, listen_port=5000),
-        replace(FIRST, network=IPv4Network("10.66.0.0/16")),
+        replace(FIRST, address=IPv4Interface("10.66.0.1/16")),
+        replace(FIRST, address=IPv4Interface("10.66.0.9/24")),
         replace(FIRST, uplink="eth1"),
+        *(replace(FIRST, reach=Reach.parse(text)) for text in ("all", "10.1.0.0/16", "internet,10.0.0.0/8,192.0.2.9")),
     ):
         make(run, WANTED | {"wl0": changed})
         assert read(run) == WANTED | {"wl0": changed}
@@ -206,7 +207,8 @@ def test_what_was_applied_reads_back_equal_and_goes_without_a_trace(crossing: Cr
 
 
 def test_the_rules_are_what_an_administrator_would_have_written(crossing: Crossing, run: Run) -> None:
-    make(run, {"wl0": replace(FIRST, external_ip=IPv4Address("192.0.2.77"))})
+    reach = Reach(True, (IPv4Network("10.20.0.0/16"),))
+    make(run, {"wl0": replace(FIRST, external_ip=IPv4Address("192.0.2.77"), reach=reach)})
     rules = [
         line
         for t in ("mangle", "nat", "filter")
@@ -217,13 +219,19 @@ def test_the_rules_are_what_an_administrator_would_have_written(crossing: Crossi
         "-A WL_MSS -i wl0 -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu",
         "-A WL_MSS -o wl0 -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu",
         "-A WL_NAT -s 10.66.0.0/24 -o up0 -j SNAT --to-source 192.0.2.77",
-        "-A WL_FORWARD -s 10.66.0.0/24 -i wl0 -o up0 -j ACCEPT",
+        "-A WL_FORWARD -s 10.66.0.0/24 -d 10.20.0.0/16 -i wl0 -o up0 -j ACCEPT",
+        "-A WL_FORWARD -s 10.66.0.0/24 -i wl0 -o up0 -g WL_REACH",
         "-A WL_FORWARD -d 10.66.0.0/24 -i up0 -o wl0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         "-A WL_FORWARD -i wl0 -o wl0 -j DROP",
         "-A WL_FORWARD -i wl0 -j DROP",
         "-A WL_FORWARD -o wl0 -j DROP",
-        "-A WL_INPUT -i wl0 -j RETURN",
+        "-A WL_FORWARD -i up0 -j DROP",
+        "-A WL_INPUT -i wl0 -m conntrack --ctstate RELATED,ESTABLISHED --ctdir REPLY -j ACCEPT",
+        "-A WL_INPUT -d 10.66.0.1/32 -i wl0 -p icmp -m icmp --icmp-type 8 -j ACCEPT",
+        "-A WL_INPUT -i wl0 -j DROP",
         "-A WL_INPUT ! -i wl0 -p udp -m udp --dport 51820 -j ACCEPT",
+        *(f"-A WL_REACH -d {network} -j DROP" for network in CLOSED),
+        "-A WL_REACH -j ACCEPT",
     ]
 
 
@@ -236,14 +244,18 @@ DAMAGE = {
     "a rule is gone": ["-D WL_FORWARD 2"],
     "the last rule is gone": ["-D WL_FORWARD 10"],
     "the order is wrong": ["-D WL_FORWARD 4", "-I WL_FORWARD -i wl0 -j DROP"],
-    "the RETURNs are not first": ["-D WL_INPUT 2", "-A WL_INPUT -i wl1 -j RETURN"],
+    "the rule that keeps the uplink from other networks is gone": ["-D WL_FORWARD 11"],
+    "a closed network is open": ["-D WL_REACH 5"],
+    "what is closed does not come first": ["-D WL_INPUT 3", "-A WL_INPUT -i wl0 -j DROP"],
+    "the box is open": ["-D WL_INPUT 3"],
     "a rule is there twice": ["-A WL_FORWARD -i wl0 -j DROP"],
     "a strange rule is inserted": ["-I WL_FORWARD -p tcp -m tcp --dport 22 -j ACCEPT"],
     "one chain of ours leads to another": ["-I WL_INPUT -j WL_FORWARD"],
-    "a rule has another port": ["-R WL_INPUT 3 ! -i wl0 -p udp --dport 9 -j ACCEPT"],
+    "a rule has another port": ["-R WL_INPUT 7 ! -i wl0 -p udp --dport 9 -j ACCEPT"],
     "rules of a link that nobody wants": [
         "-A WL_FORWARD -i wl9 -j DROP",
         "-A WL_FORWARD -s 10.9.0.0/24 -i wl9 -o up0 -j ACCEPT",
+        "-A WL_INPUT -i wl9 -d 10.9.0.1 -p icmp --icmp-type 8 -j ACCEPT",
         "-A WL_INPUT ! -i wl9 -p udp --dport 9 -j ACCEPT",
         "-t nat -A WL_NAT -s 10.9.0.0/24 -o up0 -j MASQUERADE",
     ],
@@ -292,21 +304,6 @@ def test_flushed_tables_are_rebuilt(crossing: Crossing, run: Run) -> None:
         make(run, WANTED)
         assert read(run) == WANTED
     assert seen_source(crossing, ALICE) == ROUTER
-
-
-@BOTH
-def test_ip_forward_switched_off_is_found_and_switched_on_in_this_namespace_only(
-    crossing: Crossing, run: Run, make_namespace: Callable[[], str]
-) -> None:
-    other = make_namespace()
-    make(run, WANTED)
-    sysctl(crossing.router, "ipv4/ip_forward", "0")
-    assert read(run).keys() == {BROKEN}
-    make(run, WANTED)
-    assert read(run) == WANTED
-    assert seen_source(crossing, ALICE) == ROUTER
-    with enter(other) as call:
-        assert call(Path("/proc/sys/net/ipv4/ip_forward").read_text) == "0\n"
 
 
 @BOTH

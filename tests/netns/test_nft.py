@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def test_whatever_others_keep_in_nftables_does_not_disturb(namespace: str) -> No
         crossing.nft(namespace, line)
     before = crossing.nft(namespace, "-s list ruleset")
     marks, scope = {IPv4Address("10.0.0.1"): Mark(IPv4Address("10.0.0.1"), 109)}, Scope(frozenset(), "")
-    rules = {"wl0": Forwarding("wl0", IPv4Network("10.0.0.0/24"), "up0", 9, True, None)}
+    rules = {"wl0": Forwarding("wl0", IPv4Interface("10.0.0.1/24"), "up0", 9, True, None)}
     with enter(namespace) as run:
         assert not run(NftablesMarks().standing) and not run(NftForwardings().standing)
         run(NftablesMarks().apply, Diff(add=marks))
@@ -216,7 +216,7 @@ def test_the_cost_of_one_account_does_not_grow_with_their_number(namespace: str)
 def test_the_rights_of_the_service_are_enough(namespace: str) -> None:
     """No CAP_SYS_ADMIN, no CAP_DAC_OVERRIDE."""
     code = """
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from agent.kernel.backend import BACKENDS, refusal
 from agent.kernel.marks import IptablesMarks
 from agent.kernel.nft_forwarding import NftForwardings
@@ -224,7 +224,7 @@ from agent.kernel.nft_marks import NftablesMarks
 from agent.model import Diff, Forwarding, Mark, Scope
 address, scope = IPv4Address("10.0.0.1"), Scope(frozenset(), "up0")
 marks = {address: Mark(address, 109)}
-rules = {"wl0": Forwarding("wl0", IPv4Network("10.0.0.0/24"), "up0", 9, False, None)}
+rules = {"wl0": Forwarding("wl0", IPv4Interface("10.0.0.1/24"), "up0", 9, False, None)}
 for door in (NftablesMarks(), IptablesMarks()):
     assert not door.standing()
     door.apply(Diff(add=marks))

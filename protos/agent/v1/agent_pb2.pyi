@@ -45,6 +45,7 @@ class Server(_message.Message):
     MTU_FIELD_NUMBER: _builtins.int
     INTERNAL_TRAFFIC_FIELD_NUMBER: _builtins.int
     EXTERNAL_IP_FIELD_NUMBER: _builtins.int
+    REACH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     interface: _builtins.str
     """"wg1" """
@@ -59,6 +60,10 @@ class Server(_message.Message):
     """may its accounts reach one another"""
     external_ip: _builtins.str
     """source address of its traffic on the uplink; "" = the uplink's own"""
+    reach: _builtins.str
+    """Where behind the uplink its accounts may go: "internet" (no link-local, private or other network that is not routed
+    on it), "all", or a list, in which "internet" may stand too: "internet,10.20.0.0/16". "" = "internet".
+    """
     def __init__(
         self,
         *,
@@ -70,10 +75,11 @@ class Server(_message.Message):
         mtu: _builtins.int = ...,
         internal_traffic: _builtins.bool = ...,
         external_ip: _builtins.str = ...,
+        reach: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "external_ip", b"external_ip", "interface", b"interface", "internal_traffic", b"internal_traffic", "listen_port", b"listen_port", "mtu", b"mtu", "name", b"name", "private_key", b"private_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "external_ip", b"external_ip", "interface", b"interface", "internal_traffic", b"internal_traffic", "listen_port", b"listen_port", "mtu", b"mtu", "name", b"name", "private_key", b"private_key", "reach", b"reach"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
 
 from agent.kernel import entries
 from agent.kernel.forwarding import FORWARD, INPUT, NAT, all_rules, guessed, sound, wanted_rules
-from agent.model import Forwarding
+from agent.model import Forwarding, Opening, Reach
 
-FIRST = Forwarding("wg1", IPv4Network("10.66.0.0/24"), "up0", 51820, False, None)
-SECOND = Forwarding("wg0", IPv4Network("10.67.0.0/24"), "up0", 51821, True, IPv4Address("192.0.2.77"))
+FIRST = Forwarding("wg1", IPv4Interface("10.66.0.1/24"), "up0", 51820, False, None)
+SECOND = Forwarding("wg0", IPv4Interface("10.67.0.1/24"), "up0", 51821, True, IPv4Address("192.0.2.77"))
 
 
 @pytest.mark.parametrize("stateful", [True, False])
@@ -33,8 +33,16 @@ def test_without_conntrack_the_answers_are_let_through_by_address_alone() -> Non
 
 def test_no_tunnel_reaches_the_port_of_any_server() -> None:
     rules = all_rules([FIRST, SECOND], True)[INPUT.chain]
-    assert [entries.target_name(rule) for rule in rules] == ["RETURN", "RETURN", "ACCEPT", "ACCEPT"]
-    assert {entries.in_interface(rule) for rule in rules[:2]} == {"wg0", "wg1"}
+    closed = [rule for rule in rules if entries.target_name(rule) == "DROP"]
+    assert {entries.in_interface(rule) for rule in closed} == {"wg0", "wg1"}
+    assert max(map(rules.index, closed)) < min(rules.index(rule) for rule in rules if entries.udp_port(rule))
+
+
+def test_what_is_opened_of_the_box_is_not_taken_for_the_port_of_a_server() -> None:
+    opened = (Opening("tcp", 53), Opening("udp", 53))
+    rules = all_rules([FIRST, SECOND], True, opened)
+    assert sound(rules, True, opened) == {"wg0": SECOND, "wg1": FIRST}
+    assert all_rules(sound(rules, True).values(), True) != rules, "once closed again it has to go"
 
 
 @pytest.mark.parametrize("chain", [NAT.chain, FORWARD.chain, INPUT.chain])
@@ -49,9 +57,10 @@ def test_a_rule_that_is_there_twice_or_out_of_order_makes_its_interface_unsound(
     rules = dict(all_rules([FIRST], True))
     chain = rules[FORWARD.chain]
     assert sound(rules | {FORWARD.chain: (*chain, chain[3])}, True) == {}
-    assert sound(rules | {FORWARD.chain: (chain[3], *chain[:3], chain[4])}, True) == {}
+    assert sound(rules | {FORWARD.chain: (chain[3], *chain[:3], *chain[4:])}, True) == {}
 
 
 def test_a_guess_follows_what_the_rules_say() -> None:
     changed = replace(FIRST, internal_traffic=True, listen_port=9, external_ip=IPv4Address("192.0.2.1"))
+    changed = replace(changed, reach=Reach.parse("internet,10.0.0.0/8"))
     assert guessed(all_rules([changed], True)) == {"wg1": changed}

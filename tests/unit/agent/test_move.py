@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from tests.fakes.state import EPOCH, MemoryKeeper, account, server
 ADDRESSES = [IPv4Address("10.0.1.2"), IPv4Address("10.0.1.3")]
 DESIRED = Desired.taken(EPOCH, Snapshot(1, (server(),), (account(2), account(3), account(4, enabled=False))))
 SEEN = 300  # bytes that the last sample before the move has shown
-FORWARDING = Forwarding("wg1", IPv4Network("10.0.1.0/24"), "eth0", 51821, False, None)
+FORWARDING = Forwarding("wg1", IPv4Interface("10.0.1.1/24"), "eth0", 51821, False, None)
 
 
 class Crash(Exception):

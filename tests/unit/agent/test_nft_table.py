@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
 from agent.kernel import nft_table
@@ -11,8 +11,8 @@ from agent.kernel.nft_marks import CHAIN, GUARDED, MARKS, MOVED, PLAIN, TOWARDS
 from agent.kernel.nft_table import Chain, Set, Writing, normal
 from agent.model import Forwarding
 
-FIRST = Forwarding("wl0", IPv4Network("10.66.0.0/24"), "up0", 51820, False, None)
-SECOND = Forwarding("wl1", IPv4Network("10.67.0.0/24"), "up0", 51821, True, IPv4Address("192.0.2.77"))
+FIRST = Forwarding("wl0", IPv4Interface("10.66.0.1/24"), "up0", 51820, False, None)
+SECOND = Forwarding("wl1", IPv4Interface("10.67.0.1/24"), "up0", 51821, True, IPv4Address("192.0.2.77"))
 
 # As libnftables 1.0.6 lists it.
 LISTING: list[dict[str, Any]] = [
@@ -160,7 +160,7 @@ def listed(*forwardings: Forwarding) -> dict[str, list[Any]]:
 
 def test_forwardings_are_recognised_in_their_rules() -> None:
     assert sound(listed(FIRST, SECOND)) == {"wl0": FIRST, "wl1": SECOND}
-    single = Forwarding("wl2", IPv4Network("10.68.0.1/32"), "up0", 1, False, None)
+    single = Forwarding("wl2", IPv4Interface("10.68.0.1/32"), "up0", 1, False, None)
     assert sound(listed(single)) == {"wl2": single}
     assert sound({}) == {}
 

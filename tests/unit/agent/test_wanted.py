@@ -1,5 +1,5 @@
 import base64
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +22,7 @@ def test_one_account_is_two_classes_a_mark_and_a_peer() -> None:
     assert want.marks == {address: Mark(address, 100)} and want.marks[address].owner == 2
     assert want.peers == {("wg1", key(2)): Peer("wg1", key(2), address)}
     assert want.qdiscs == {"wg1": Qdisc("wg1"), "eth0": Qdisc("eth0")}
-    assert want.forwarding == {"wg1": Forwarding("wg1", IPv4Network("10.0.1.0/24"), "eth0", 51821, False, None)}
+    assert want.forwarding == {"wg1": Forwarding("wg1", IPv4Interface("10.0.1.1/24"), "eth0", 51821, False, None)}
     assert want.links["wg1"].mtu == 1420
 
 
