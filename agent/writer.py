@@ -41,7 +41,7 @@ from agent.parts import ACCOUNT_PARTS, PARTS, Kernel
 from agent.shaping import Errors, Shaping, apply, shape
 from agent.status import Failure
 from agent.usage import Usage
-from agent.wanted import Wanted, owner_of, server_on, wanted, wanted_accounts
+from agent.wanted import Wanted, as_they_listen, owner_of, server_on, wanted, wanted_accounts
 
 SLICE = 1_000  # accounts
 # From so many classes on, one more takes Linux long enough to be worth a second thread; see decision 0009.
@@ -229,7 +229,10 @@ class _Pass:
         self._start_new_owners()
         for part in PARTS:
             if part not in ACCOUNT_PARTS:
-                self._write(part, self._allowed(self._diffs[part]))
+                difference = self._allowed(self._diffs[part])
+                if part == "forwarding":
+                    difference = as_they_listen(difference, self.found, self._failed_devices)
+                self._write(part, difference)
         for diffs in self._slices():
             self._shape_and_mark(diffs)
             self._write("peers", self._allowed(diffs["peers"]))

@@ -19,6 +19,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, NetmaskValueError, ip_network
 
+from gateway import reach
 from gateway.errors import InvalidValue
 from gateway.model import AccountEdit, NewAccount, Secret, ServerValues
 
@@ -167,6 +168,7 @@ def server_values(form: Mapping[str, str]) -> ServerValues:
         keep_alive=_number(form, "keep_alive", 0, MAX_KEEP_ALIVE),
         allowed_ips=_allowed_ips(form),
         internal_traffic=_boolean(form, "internal_traffic"),
+        reach=_reach(form),
         download=_number(form, "b_download", 0, MAX_RATE),
         upload=_number(form, "b_upload", 0, MAX_RATE),
         ikev2=_boolean(form, "ikev2"),
@@ -332,6 +334,11 @@ def _allowed_ips(form: Mapping[str, str]) -> str | None:
     if not networks or len(networks) > MAX_ALLOWED_IPS or "%" in networks:
         raise InvalidValue(WRONG_NETWORKS, "allowed_ips")
     return networks
+
+
+def _reach(form: Mapping[str, str]) -> str | None:
+    """An explicit empty text is the default."""
+    return reach.parse(_text(form, "reach") or reach.INTERNET) if "reach" in form else None
 
 
 def _refuse_ipv6(form: Mapping[str, str]) -> None:

@@ -62,6 +62,7 @@ class Server:
     keep_alive: int = 0  # seconds, for the clients' configuration; 0 = off
     allowed_ips: str = ""  # CIDR list for the clients' configuration; "" = 0.0.0.0/0
     internal_traffic: bool = False
+    reach: str = "internet"  # where behind the uplink its accounts may go: that, "all", or a list with networks
     download: int = 0  # defaults for its accounts
     upload: int = 0
     ikev2: bool = False
@@ -136,6 +137,7 @@ class ServerValues:
     keep_alive: int | None = None
     allowed_ips: str | None = None
     internal_traffic: bool | None = None
+    reach: str | None = None
     download: int | None = None
     upload: int | None = None
     ikev2: bool | None = None

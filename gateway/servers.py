@@ -42,9 +42,9 @@ HANDSHAKE_UPTIME = 180  # seconds; WireGuard itself gives a session up after tha
 MOST_ADDRESSES = 65_536
 
 # What the agent has to know of; an edit of anything else is not a change for it.
-_NODE_FIELDS = ("private_key", "listen_port", "address", "mtu", "internal_traffic", "external_ip")
+_NODE_FIELDS = ("private_key", "listen_port", "address", "mtu", "internal_traffic", "external_ip", "reach")
 # Taken over from the caller as they are, on create and on edit.
-_PLAIN_FIELDS = ("listen_port", "address", "mtu", "keep_alive", "allowed_ips", "internal_traffic", "endpoint")
+_PLAIN_FIELDS = ("listen_port", "address", "mtu", "keep_alive", "allowed_ips", "internal_traffic", "endpoint", "reach")
 _LIMITS = ("download", "upload")
 _CLEARABLE = ("external_ip", "dns_1", "dns_2")  # "" = none
 

@@ -205,6 +205,11 @@ def in_interface(rule: bytes) -> str:
     return _text(rule[16:32])
 
 
+def is_not_in(rule: bytes) -> bool:
+    """Is it for what comes in on any but this interface?"""
+    return bool(rule[83] & IPT_INV_VIA_IN)
+
+
 def out_interface(rule: bytes) -> str:
     return _text(rule[32:48])
 

@@ -98,8 +98,7 @@ def _forward_rules(one: Forwarding, stateful: bool) -> tuple[bytes, ...]:
 
 
 def _input_rules(one: Forwarding, stateful: bool, opened: tuple[Opening, ...]) -> tuple[bytes, ...]:
-    """All but the last are for what comes from the link; the last names it too, so that the port can be told to be its
-    own. See `_joined`."""
+    """First what is for packets from the link. The rule of the port names it too, to be told to be its own."""
     link, own = one.interface, IPv4Interface(one.address.ip).network
     rules = [entry(jump("ACCEPT"), came_in=link, match=entries.replies())] if stateful else []
     doors = [(IPPROTO_ICMP, entries.echo_request())]
@@ -111,12 +110,11 @@ def _input_rules(one: Forwarding, stateful: bool, opened: tuple[Opening, ...]) -
         entry(jump("ACCEPT"), destination=own, came_in=link, protocol=protocol, match=match)
         for protocol, match in doors
     ]
-    port = entries.udp_destination(one.listen_port)
-    return (
-        *rules,
-        entry(jump("DROP"), came_in=link),
-        entry(jump("ACCEPT"), not_in=link, protocol=IPPROTO_UDP, match=port),
-    )
+    rules.append(entry(jump("DROP"), came_in=link))
+    if one.listen_port:
+        port = entries.udp_destination(one.listen_port)
+        rules.append(entry(jump("ACCEPT"), not_in=link, protocol=IPPROTO_UDP, match=port))
+    return tuple(rules)
 
 
 def all_rules(
@@ -134,9 +132,10 @@ def all_rules(
 
 
 def _joined(chain: str, groups: list[tuple[bytes, ...]]) -> tuple[bytes, ...]:
+    rules = [rule for group in groups for rule in group]
     if chain == INPUT.chain:  # first all that is closed: no tunnel may reach the port of another server either
-        return (*(rule for group in groups for rule in group[:-1]), *(group[-1] for group in groups))
-    return tuple(rule for group in groups for rule in group)
+        rules.sort(key=entries.is_not_in)
+    return tuple(rules)
 
 
 # -- what is there ------------------------------------------------------------------------------------------------
@@ -148,8 +147,8 @@ def guessed(found: Rules) -> dict[str, Forwarding]:
     own: dict[str, IPv4Address] = {}
     for rule in found[INPUT.chain]:
         link = entries.in_interface(rule)
-        if port := entries.udp_port(rule):
-            ports[link] = port  # its own comes after those that are opened
+        if entries.is_not_in(rule) and (port := entries.udp_port(rule)):
+            ports[link] = port
         if entries.protocol(rule) == IPPROTO_ICMP:
             own[link] = entries.destination(rule).network_address
     sources = {
@@ -158,12 +157,12 @@ def guessed(found: Rules) -> dict[str, Forwarding]:
     guesses: dict[str, Forwarding] = {}
     for rule in found[FORWARD.chain]:
         link, uplink, network = entries.in_interface(rule), entries.out_interface(rule), entries.source(rule)
-        if link in ports and link in own and uplink and (network, uplink) in sources and link not in guesses:
+        if link in own and uplink and (network, uplink) in sources and link not in guesses:
             internal = entry(jump("ACCEPT"), came_in=link, goes_out=link) in found[FORWARD.chain]
             address = IPv4Interface((own[link], network.prefixlen))
             external = sources[network, uplink]
             reach = _reach(found, link, uplink)
-            guesses[link] = Forwarding(link, address, uplink, ports[link], internal, external, reach)
+            guesses[link] = Forwarding(link, address, uplink, ports.get(link, 0), internal, external, reach)
     return guesses
 
 

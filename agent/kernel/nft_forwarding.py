@@ -130,12 +130,12 @@ def wanted_rules(forwarding: Forwarding, opened: tuple[Opening, ...] = ()) -> Ru
             (from_link, DROP),
             (to_link, DROP),
         ),
-        # The last names the link again, so that the port can be told to be its own.
+        # The rule of the port names the link again, to be told to be its own.
         INPUT: (
             (from_link, ESTABLISHED, REPLY, ACCEPT),
             *((from_link, own, door, ACCEPT) for door in doors),
             (from_link, DROP),
-            (elsewhere, _port(forwarding.listen_port), ACCEPT),
+            *([(elsewhere, _port(forwarding.listen_port), ACCEPT)] if forwarding.listen_port else []),
         ),
     }
 
@@ -146,7 +146,7 @@ def all_rules(
     """The chains whole, interfaces in order of their names; in input first all that is closed, see `forwarding`."""
     each = [wanted_rules(one, opened) for one in sorted(forwardings, key=lambda one: one.interface)]
     joined = {chain: tuple(rule for rules in each for rule in rules[chain]) for chain in CHAINS}
-    joined[INPUT] = (*(rule for rules in each for rule in rules[INPUT][:-1]), *(rules[INPUT][-1] for rules in each))
+    joined[INPUT] = tuple(sorted(joined[INPUT], key=lambda rule: "!=" in rule[0].text))
     last = ((_interface("iifname", uplink), VERDICTS[verdict]) for uplink, verdict in (endings or {}).items())
     return {**joined, FORWARD: (*joined[FORWARD], *last)}
 
@@ -204,7 +204,7 @@ def guessed(rules: Mapping[str, list[Expressions]]) -> dict[str, Forwarding]:
     guesses: dict[str, Forwarding] = {}
     for rule in rules.get(FORWARD, []):
         link, uplink, network = _matched(rule, "iifname"), _matched(rule, "oifname"), _network(_matched(rule, "saddr"))
-        port, address = ports.get(link), own.get(link)
+        port, address = ports.get(link, 0), own.get(link)
         if link in guesses or not isinstance(port, int) or network is None or (network, uplink) not in sources:
             continue
         if address is None:

@@ -39,6 +39,7 @@ def _server(server: Server) -> pb.Server:
         mtu=server.mtu,
         internal_traffic=server.internal_traffic,
         external_ip=str(server.external_ip) if server.external_ip else "",
+        reach=server.reach,
     )
 
 

@@ -96,6 +96,7 @@ EDIT_FIELDS = (
     Field("keep_alive", "Seconds, for the clients' configuration; 0: off", r"^(0|[1-9][0-9]{0,4})?$"),
     Field("allowed_ips", "Networks that clients send into the tunnel; empty: 0.0.0.0/0"),
     Field("internal_traffic", "May accounts of this server reach one another", r"^(0|1|true|false)?$"),
+    Field("reach", "Where accounts may go: internet, all, or networks: internet,10.20.0.0/16; empty: internet"),
     Field("b_download", "Mbit/s, 0 = unlimited; default of its accounts", r"^(0|[1-9][0-9]{0,4})?$"),
     Field("b_upload", "Mbit/s, 0 = unlimited; default of its accounts", r"^(0|[1-9][0-9]{0,4})?$"),
     Field("ikev2", "Serve IKEv2 too (not supported yet)", r"^(0|false)?$"),

@@ -82,6 +82,7 @@ servers = Table(
     Column("upload", Integer, nullable=False),
     Column("ikev2", Boolean, nullable=False),
     Column("revision", BigInteger, nullable=False),
+    Column("reach", Text, nullable=False, server_default="internet"),
     UniqueConstraint("node_id", "interface"),
     UniqueConstraint("node_id", "listen_port"),
 )

@@ -147,6 +147,7 @@ def a_server(name: str = "fra1", number: int = 1) -> Server:
         public_key="",
         listen_port=51820 + number,
         address=IPv4Interface(f"10.{number}.0.1/16"),
+        reach="internet,10.200.0.0/16",
     )
 
 
@@ -208,7 +209,7 @@ def test_every_value_of_an_account_crosses_the_wire(told: Callable[[Story], None
         for name in ("id", "name", "server", "address", "public_key", "mark", "download", "upload", "enabled"):
             assert getattr(account, name) == getattr(an_account(1), name)
         (server,) = it.end.servers()
-        for name in ("name", "interface", "listen_port", "address", "mtu", "internal_traffic", "external_ip"):
+        for name in ("name", "interface", "listen_port", "address", "mtu", "internal_traffic", "external_ip", "reach"):
             assert getattr(server, name) == getattr(a_server(), name)
         assert server.private_key.reveal() == SERVER_KEY
 

@@ -66,6 +66,7 @@ def _server(m: pb.Server) -> Server:
         external_ip=IPv4Address(m.external_ip) if m.external_ip else None,
         mtu=m.mtu,
         internal_traffic=m.internal_traffic,
+        reach=m.reach,
     )
 
 

@@ -564,3 +564,57 @@ def _try(box: Box, step: object) -> None:
         step()  # type: ignore[operator]
     except KernelError:
         return
+
+
+def port_opened(box: Box) -> int | None:
+    found = box.kernel.forwarding.held.get("wg1")
+    return found and int(found.listen_port)
+
+
+def with_server(box: Box, **changes: Any) -> None:
+    desired = box.desired
+    box.desired = desired.patched(Patch(EPOCH, desired.revision, desired.revision + 1, (server(**changes),)))
+
+
+def test_a_port_that_a_new_link_could_not_take_is_not_opened() -> None:
+    box = Box()
+    box.kernel.refuses["links", "add", "wg1"] = "UDP port 51821 is busy"
+    for _ in range(2):
+        box.full()
+        assert port_opened(box) is None
+    # It was made, and stands there without its port.
+    box.kernel.links.held["wg1"] = replace(wanted(box.desired, "eth0").links["wg1"], listen_port=0)
+    box.kernel.refuses["links", "change", "wg1"] = "UDP port 51821 is busy"
+    box.full()
+    assert port_opened(box) is None
+    box.kernel.refuses.clear()
+    box.full()
+    assert port_opened(box) == 51821
+
+
+def test_a_port_that_a_link_could_not_change_to_is_not_opened_and_the_rest_is_changed() -> None:
+    box = Box()
+    box.full()
+    box.kernel.refuses["links", "change", "wg1"] = "UDP port 5353 is busy"
+    with_server(box, listen_port=5353, internal_traffic=True)
+    box.full()
+    assert port_opened(box) == 51821
+    assert box.kernel.forwarding.held["wg1"].internal_traffic
+    assert [f.subject for f in box.report.failures.values()] == ["s1"]
+    assert box.full() == [], "what cannot be is not written again and again"
+    box.kernel.refuses.clear()
+    box.full()
+    assert port_opened(box) == 5353 and box.is_right()
+
+
+def test_a_port_that_another_program_took_from_a_link_is_closed() -> None:
+    box = Box()
+    box.full()
+    box.kernel.links.held["wg1"] = replace(box.kernel.links.held["wg1"], listen_port=0)
+    box.kernel.refuses["links", "change", "wg1"] = "UDP port 51821 is busy"
+    box.full()
+    assert port_opened(box) == 0
+    assert box.full() == []
+    box.kernel.refuses.clear()
+    box.full()
+    assert port_opened(box) == 51821 and box.is_right()

@@ -173,6 +173,7 @@ def test_every_field_of_a_server_is_read() -> None:
         "keep_alive": "25",
         "allowed_ips": "10.0.0.0/8, 192.168.1.7/16,::/0",
         "internal_traffic": "true",
+        "reach": "10.20.1.0/24, Internet, 10.20.0.7/24",
         "b_download": "20",
         "b_upload": "10",
         "ikev2": "0",
@@ -183,13 +184,16 @@ def test_every_field_of_a_server_is_read() -> None:
     assert values.address == IPv4Interface("10.0.86.1/24")
     assert values.endpoint == "vpn.example.com"
     assert values.allowed_ips == "10.0.0.0/8,192.168.0.0/16,::/0"
+    assert values.reach == "internet,10.20.0.0/23"
     assert values.internal_traffic is True and values.ikev2 is False
 
 
 def test_what_a_server_edit_does_not_name_is_unchanged_and_what_it_empties_is_cleared() -> None:
     assert fields.server_values({}) == ServerValues()
-    cleared = fields.server_values(dict.fromkeys(("external_ip", "endpoint", "dns_1", "dns_2", "allowed_ips"), ""))
-    assert cleared == ServerValues(external_ip="", endpoint="", dns_1="", dns_2="", allowed_ips="")
+    cleared = fields.server_values(
+        dict.fromkeys(("external_ip", "endpoint", "dns_1", "dns_2", "allowed_ips", "reach"), "")
+    )
+    assert cleared == ServerValues(external_ip="", endpoint="", dns_1="", dns_2="", allowed_ips="", reach="internet")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +224,14 @@ def test_what_a_server_edit_does_not_name_is_unchanged_and_what_it_empties_is_cl
         ("address", "10.0.86.1/8", "Wrong IP format (only a.b.c.d/16-30)"),
         ("address", "127.0.0.1/24", "Wrong IP format (only a.b.c.d/16-30)"),
         ("address", "224.0.0.1/24", "Wrong IP format (only a.b.c.d/16-30)"),
+        ("reach", "lan", "Wrong reach (only internet, all, or a list"),
+        ("reach", "10.0.0.0/8;192.168.0.0/16", "Wrong reach"),
+        ("reach", "all,10.0.0.0/8", "Wrong reach"),
+        ("reach", "internet,", "Wrong reach"),
+        ("reach", "fd00::/8", "Wrong reach"),
+        ("reach", "224.0.0.0/4", "Wrong reach"),
+        ("reach", "127.0.0.1", "Wrong reach"),
+        ("reach", ",".join(f"10.{i}.0.0/24" for i in range(33)), "Wrong reach"),
         ("allowed_ips", "0.0.0.0/0;10.0.0.0/8", "Wrong allowed_ips format"),
         ("allowed_ips", "fe80::1%eth0/128", "Wrong allowed_ips format"),
         ("allowed_ips", ",".join(f"10.0.{i}.0/24" for i in range(200)), "Wrong allowed_ips format"),

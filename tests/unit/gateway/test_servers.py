@@ -68,6 +68,7 @@ async def test_what_is_named_is_kept(product: Product) -> None:
         keep_alive=25,
         allowed_ips="10.0.0.0/8",
         internal_traffic=True,
+        reach="all",
         download=30,
         upload=20,
         ikev2=False,
@@ -75,7 +76,17 @@ async def test_what_is_named_is_kept(product: Product) -> None:
     server = (await product.servers.create(values)).value
     for field in ("name", "interface", "private_key", "public_key", "listen_port", "address", "external_ip"):
         assert getattr(server, field) == getattr(values, field), field
-    for field in ("endpoint", "dns_2", "mtu", "keep_alive", "allowed_ips", "internal_traffic", "download", "upload"):
+    for field in (
+        "endpoint",
+        "dns_2",
+        "mtu",
+        "keep_alive",
+        "allowed_ips",
+        "internal_traffic",
+        "reach",
+        "download",
+        "upload",
+    ):
         assert getattr(server, field) == getattr(values, field), field
     assert server.dns_1 is None
     assert await product.servers.get("main") == server
