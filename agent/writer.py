@@ -227,12 +227,10 @@ class _Pass:
         moving = {key: self.found.peers[key].address for key in peers.change}
         self._forget_connections(marks.remove.keys() | {peer.address for peer in peers.remove.values()})
         self._start_new_owners()
-        for part in PARTS:
-            if part not in ACCOUNT_PARTS:
-                difference = self._allowed(self._diffs[part])
-                if part == "forwarding":
-                    difference = as_they_listen(difference, self.found, self._failed_devices)
-                self._write(part, difference)
+        for part in ("links", "qdiscs"):
+            self._write(part, self._allowed(self._diffs[part]))
+        forwarding = self._allowed(self._diffs["forwarding"])
+        self._write("forwarding", as_they_listen(forwarding, self.found, self._failed_devices))
         for diffs in self._slices():
             self._shape_and_mark(diffs)
             self._write("peers", self._allowed(diffs["peers"]))

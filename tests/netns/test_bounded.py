@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
 import pytest
@@ -21,8 +21,8 @@ from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, iptables
 
 SCOPE = Scope(frozenset({"wg0", "wg1"}), "up0")
-FIRST = Forwarding("wg0", IPv4Network("10.66.0.0/24"), "up0", 51820, False, None)
-SECOND = Forwarding("wg1", IPv4Network("10.67.0.0/24"), "up0", 51821, False, None)
+FIRST = Forwarding("wg0", IPv4Interface("10.66.0.1/24"), "up0", 51820, False, None)
+SECOND = Forwarding("wg1", IPv4Interface("10.67.0.1/24"), "up0", 51821, False, None)
 WANTED = {"wg0": FIRST, "wg1": SECOND}
 
 

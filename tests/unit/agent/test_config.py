@@ -72,3 +72,15 @@ def test_status_without_an_agent_is_one_clear_line(tmp_path: Path, capsys: pytes
     path.write_text(f'listen = "unix:{tmp_path}/agent.sock"\n')
     assert main(["--config", str(path), "status"]) == 1
     assert "is it running?" in capsys.readouterr().err
+
+
+def test_what_is_opened_to_accounts_is_ports_each_once() -> None:
+    assert Config().opened == ()
+    opened = Config(open_to_accounts="tcp/80, dns,udp/53").opened
+    assert [(one.protocol, one.port) for one in opened] == [("tcp", 53), ("udp", 53), ("tcp", 80)]
+
+
+@pytest.mark.parametrize("text", ["ssh", "80", "tcp/", "tcp/0", "udp/65536", "tcp/80,", "icmp/1", "tcp/-1", "tcp/²"])
+def test_what_cannot_be_opened_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"open_to_accounts: .* must be dns, or tcp/ or udp/ with a port"):
+        Config(open_to_accounts=text)

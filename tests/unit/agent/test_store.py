@@ -11,7 +11,7 @@ import pytest
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import StoreError
-from agent.model import NO_COUNTERS, Counters
+from agent.model import NO_COUNTERS, Counters, Reach
 from agent.store import Store, only_agent, open_store, open_store_or_new
 from agent.usage import Baseline, Usage, Used
 from tests.fakes.state import account, server
@@ -167,3 +167,28 @@ def test_a_file_that_lacks_something_is_put_aside(path: Path, damage: str) -> No
     fresh, aside = open_store_or_new(path)
     assert aside is not None and fresh.load() is None
     fresh.close()
+
+
+def test_a_file_of_version_1_is_upgraded_in_place(path: Path) -> None:
+    store, desired = filled(path)
+    store.close()
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE servers DROP COLUMN reach")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    for _ in range(2):
+        again, aside = open_store_or_new(path)
+        assert aside is None and again.epoch == desired.epoch
+        assert again.load() == desired, "servers that were there reach the internet, as new ones do"
+        again.close()
+
+
+def test_a_reach_is_kept(path: Path) -> None:
+    store = open_store(path)
+    reach = Reach.parse("internet,10.20.0.0/16")
+    desired = Desired.taken(store.epoch, Snapshot(1, (server(reach=reach),), (), "UTC"))
+    store.save_snapshot(desired)
+    store.close()
+    again = open_store(path)
+    assert again.load() == desired
+    again.close()
