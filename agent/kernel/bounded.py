@@ -13,7 +13,7 @@ two come and go together. Called by the reconciler.
 
 Why shares: to count, Linux looks at each connection of the list again, 0.15 us for each, at most once a jiffy. With one
 list of 4,000 that is 0.6 ms for each new connection, and a few customers who open them steadily would use up a CPU; see
-decision 0011. Together the shares never hold more than the bound; because they do not fill evenly, an account is
+decision 0014. Together the shares never hold more than the bound; because they do not fill evenly, an account is
 refused from about nine tenths of it on. What it has already goes on.
 
 An entry is counted when its connection begins and let go of when Linux has forgotten the connection. Connections that
