@@ -17,13 +17,14 @@ import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 from zoneinfo import ZoneInfo
 
 from gateway.errors import ConfigError
+from gateway.fields import network
 
 DEFAULT_PATH = Path("/etc/wirelane/gateway.toml")
 CREDENTIAL = "wirelane-gateway.key"  # the systemd credential that takes the place of key_file
@@ -97,7 +98,7 @@ def _url(value: str) -> str:
 def _networks(values: tuple[str, ...]) -> str:
     for value in values:
         try:
-            ip_network(value)
+            network(value)
         except ValueError as error:
             return f"{error}; give addresses or networks such as 10.0.0.0/8"
     return ""

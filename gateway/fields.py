@@ -17,7 +17,15 @@ import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from ipaddress import AddressValueError, IPv4Address, IPv4Interface, NetmaskValueError, ip_network
+from ipaddress import (
+    AddressValueError,
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Network,
+    NetmaskValueError,
+    ip_network,
+)
 
 from gateway import reach
 from gateway.errors import InvalidValue
@@ -53,6 +61,17 @@ BOOLEANS = {"1": True, "true": True, "0": False, "false": False, "": False}
 def is_name(text: str) -> bool:
     """Could this be the name of an account or a server?"""
     return NAME.fullmatch(text) is not None
+
+
+def network(text: str) -> IPv4Network | IPv6Network:
+    """Addresses of callers. IPv4 that is written as IPv6 (::ffff:192.0.2.1) is IPv4, as it is of callers. Raises
+    ValueError, also at a zone: it would mean another link on each host."""
+    if "%" in text:
+        raise ValueError(f"{text!r} has a zone")
+    found = ip_network(text.strip())
+    if isinstance(found, IPv6Network) and found.network_address.ipv4_mapped and found.prefixlen >= 96:
+        return IPv4Network((found.network_address.ipv4_mapped, found.prefixlen - 96))
+    return found
 
 
 def json_form(text: str) -> dict[str, str]:

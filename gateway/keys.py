@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from gateway import fields
 from gateway.errors import Conflict, InvalidValue, NotFound
 from gateway.model import AccessKey, Secret
 from gateway.store import Store
@@ -100,6 +101,6 @@ class Keys:
 
 def _network(text: str) -> IPv4Network | IPv6Network:
     try:
-        return ip_network(text.strip())
+        return fields.network(text)
     except ValueError as error:
         raise InvalidValue(f"Wrong address of a key: {error}") from None

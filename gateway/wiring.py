@@ -16,7 +16,6 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
-from ipaddress import ip_network
 from pathlib import Path
 
 from gateway.accounts import Accounts
@@ -24,6 +23,7 @@ from gateway.agents import Agents
 from gateway.collect import Collect
 from gateway.config import Config, advice, database_url, listen_address, read_key
 from gateway.errors import ConfigError
+from gateway.fields import network
 from gateway.http.app import HttpSettings, Services, build_app
 from gateway.http.certificate import Certificate
 from gateway.http.listener import Listener
@@ -129,7 +129,7 @@ def _listener(
     settings = HttpSettings(
         public_url=config.public_url.rstrip("/"),
         http_status=config.http_status,
-        trusted_proxies=tuple(ip_network(text) for text in config.trusted_proxies),
+        trusted_proxies=tuple(map(network, config.trusted_proxies)),
         tabs=config.config_tabs,
         time_zone=config.time_zone,
     )

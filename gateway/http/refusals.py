@@ -20,7 +20,6 @@ MOST_SUBJECTS = 1000  # that are told apart within a window; more of them share 
 FREE_TRIES = 3  # in a window, before an address waits
 FIRST_WAIT = 0.1  # seconds; then doubled ...
 LONGEST_WAIT = 2.0  # ... up to this
-MOST_WAITING = 100  # at once: each holds a connection
 
 log = logging.getLogger("gateway.http")
 
@@ -43,7 +42,6 @@ class Refusals:
     def __init__(self) -> None:
         self._counts: Counter[Refusal] = Counter()
         self._tries: Counter[str] = Counter()
-        self._waiting = 0
 
     def is_first(self, refusal: Refusal) -> bool:
         """Whether it is to be logged by itself; else it is counted."""
@@ -75,13 +73,8 @@ class Refusals:
             asyncio.get_running_loop().call_later(WINDOW_SECONDS, self._tries.pop, who, None)
         self._tries[who] += 1
         excess = self._tries[who] - FREE_TRIES
-        if excess <= 0 or self._waiting >= MOST_WAITING:
-            return
-        self._waiting += 1
-        try:
+        if excess > 0:  # each holds a connection meanwhile, of which the listener bounds the number
             await asyncio.sleep(min(FIRST_WAIT * 2 ** min(excess - 1, 10), LONGEST_WAIT))
-        finally:
-            self._waiting -= 1
 
 
 def _neighbourhood(client: Caller) -> str:

@@ -197,6 +197,7 @@ async def test_sigterm_answers_what_is_under_way_and_then_ends(gateway: Gateway)
             assert gateway.pending is None
             assert await asyncio.to_thread(process.wait, 10) == 0
     assert "event=stopped" in gateway.log()
+    assert "event=advice text='public_url is not set" in gateway.log()
     assert "Traceback" not in gateway.log()
 
 

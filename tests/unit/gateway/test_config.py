@@ -102,6 +102,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tls_certificate": "/etc/x.pem"}, "tls_key: TLS needs"),
     ({"tls_key": "/etc/x.pem"}, "tls_certificate: TLS needs"),
     ({"public_url": "vpn.example.com"}, "public_url: "),
+    ({"trusted_proxies": ["fe80::1%eth0"]}, "trusted_proxies: "),
     ({"public_url": "https://a/?b"}, "public_url: "),
     ({"trusted_proxies": ["proxy"]}, "trusted_proxies: "),
     ({"trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies: "),

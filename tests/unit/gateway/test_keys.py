@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from gateway.errors import Conflict, InvalidValue, NotFound
-from gateway.keys import CACHE_SECONDS, Keys
+from gateway.keys import CACHE_SECONDS, Keys, Verdict
 from gateway.store import open_store
 from tests.fakes.product import KEY, Product
 
@@ -25,7 +25,7 @@ class Clock:
 
 async def test_a_hash_works_from_its_addresses_only(product: Product) -> None:
     keys = product.keys
-    secret = await keys.add("billing", ["192.0.2.10", "198.51.100.0/24", "2001:db8::/32"])
+    secret = await keys.add("billing", ["192.0.2.10", "198.51.100.0/24", "2001:db8::/32", "::ffff:10.7.0.0/112"])
     access_hash = secret.reveal()
     assert re.fullmatch(r"[0-9a-f]{80}", access_hash) and access_hash not in repr(secret)
     for address, allowed in (
@@ -36,6 +36,9 @@ async def test_a_hash_works_from_its_addresses_only(product: Product) -> None:
         ("192.0.2.11", False),
         ("::ffff:192.0.2.11", False),
         ("2001:db9::1", False),
+        ("10.7.200.1", True),
+        ("::ffff:10.7.0.1", True),
+        ("10.8.0.1", False),
         ("127.0.0.1", False),
     ):
         assert (await keys.judged(access_hash, ip_address(address))).is_allowed is allowed, address
@@ -64,7 +67,7 @@ async def test_a_key_is_listed_without_its_hash_and_its_name_is_used_once(produc
         await product.keys.revoke("billing")
 
 
-@pytest.mark.parametrize("networks", [[], ["anywhere"], ["10.0.0.1/8"], ["10.0.0.0/33"]])
+@pytest.mark.parametrize("networks", [[], ["anywhere"], ["10.0.0.1/8"], ["10.0.0.0/33"], ["fe80::1%eth0"]])
 async def test_a_key_without_sane_addresses_is_refused(product: Product, networks: list[str]) -> None:
     with pytest.raises(InvalidValue):
         await product.keys.add("billing", networks)
@@ -91,3 +94,17 @@ async def test_a_revoked_key_ends_within_seconds_and_calls_cost_no_sql(product: 
     clock.now += 0.2
     assert not (await keys.judged(access_hash, client)).is_allowed
     await store.close()
+
+
+async def test_verdict_names_the_key_and_the_reason(product: Product) -> None:
+    right = (await product.keys.add("billing", ["192.0.2.1"])).reveal()
+    clock = Clock()
+    keys, near, far = Keys(product.store, now=clock), ip_address("192.0.2.1"), ip_address("192.0.2.2")
+    assert await keys.judged(right, near) == Verdict(True, "billing", "")
+    assert await keys.judged(right, far) == Verdict(False, "billing", "wrong-address")
+    assert await keys.judged("0" * 80, near) == Verdict(False, "", "unknown-key")
+    await product.keys.revoke("billing")
+    again = (await product.keys.add("billing", ["192.0.2.1"])).reveal()
+    clock.now += CACHE_SECONDS
+    assert await keys.judged(right, near) == Verdict(False, "billing", "revoked-key")
+    assert await keys.judged(again, near) == Verdict(True, "billing", "")
