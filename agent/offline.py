@@ -8,19 +8,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import IPv4Interface
 
 from agent.config import Config
 from agent.desired import Desired
 from agent.errors import AgentError, KernelError, StoreError
+from agent.kernel import foreign, ip_forward
 from agent.kernel.backend import BACKENDS, choose_backend, refusal
 from agent.kernel.interfaces import uplink
 from agent.kernel.link import choose_mode
 from agent.kernel.probe import Finding, complete, probe
+from agent.model import Forwarding, Scope
 from agent.plan import Plan, plan
+from agent.report import Report
 from agent.store import Store, only_agent, open_store
 from agent.usage import Usage
 from agent.wiring import LinuxKernel, backend_doors
-from agent.writer import Report, Writer
+from agent.writer import Writer
 
 
 def read_plan(config: Config) -> Plan:
@@ -83,10 +87,28 @@ def diagnose(config: Config) -> tuple[list[Finding], list[str], bool]:
         choices.append(f"uplink: {error}")
         able = False
     lines, suits = _backends(config, findings)
+    beside, harmless = _beside(config)
+    lines += beside
     missing = [f.name for f in findings if f.needed and not f.works and f.backend is None]
     if missing:
         lines.append(f"this host cannot run the agent yet; missing: {', '.join(missing)}")
-    return findings, choices + lines, able and suits and not missing
+    return findings, choices + lines, able and suits and harmless and not missing
+
+
+def _beside(config: Config) -> tuple[list[str], bool]:
+    """What passes packets on here, and what firewalls of this host do to them; False = the node would be useless."""
+    try:
+        device = uplink(config.uplink)
+        kernel = _kernel(config, choose_backend(config.marks_backend))
+        servers = [one for name, one in kernel.forwarding.read(Scope(frozenset(), device)).items() if name]
+    except KernelError:  # said already
+        return [], True
+    first = Forwarding("wg1", IPv4Interface("10.0.0.1/24"), device, 51820, False, None)  # what will come
+    ruleset = foreign.read()
+    drops = foreign.warnings(ruleset, servers or [first])
+    trouble = foreign.problem(ruleset, {device, *(one.interface for one in servers or [first])})
+    lines = [ip_forward.describe(device), *(f"firewall: {line}" for line in drops)]
+    return [*lines, *([f"problem: {trouble}"] if trouble else [])], not trouble
 
 
 # Of CPU, measured among 10,000; see docs/decisions/0006-nftables-beside-iptables.md

@@ -70,6 +70,9 @@ class Kernel(Protocol):
     def warnings(self, scope: Scope) -> tuple[str, ...]:
         """What is not ours, stands beside ours and does harm: a sentence each, with the cure. Reads only."""
 
+    def problem(self, scope: Scope) -> str:
+        """What others do on this host that makes the node as a whole useless, with the cure; "" = nothing."""
+
 
 class LiveKernel(Protocol):
     """Linux, as the live reads need it: from another thread, never writing."""

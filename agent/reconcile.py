@@ -35,8 +35,9 @@ from typing import Protocol, TypeVar
 from agent import collector
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import BrokenStore, KernelError, StaleRevision, StoreError
+from agent.report import Report
 from agent.status import Failure, Outcome, Settled, Status, of_accounts
-from agent.writer import Report, Writer
+from agent.writer import Writer
 
 T = TypeVar("T")
 
@@ -89,6 +90,7 @@ class Reconciler:
         self._failures: dict[tuple[int, str], Failure] = {}
         self._generation, self._applied_generation = 1, 0  # counts what was accepted; revisions may go back
         self._said: set[Failure] = set()  # refusals that are in the log already
+        self._trouble = ""  # what the last full pass saw of others that is a problem of the node
         self._was_right = False  # has a full pass succeeded yet; before that, differences are no drift
         self._status = about
 
@@ -232,7 +234,7 @@ class Reconciler:
             if full or servers or not known:
                 report = await self._on_writer_thread(lambda: self._writer.full(desired))
                 collector.keep()
-                retried = bool(self._failures or self._status.problem)
+                retried = bool(self._failures or self._status.problem != self._trouble)
                 asked = servers or (touched and not known) or retried or not self._was_right
                 self._failures = {}
                 self._was_right = self._was_right or not report.failures
@@ -245,7 +247,7 @@ class Reconciler:
             self._failed(str(error), touched, servers)
         else:
             self._applied_generation = generation
-            self._status = replace(self._status, applied_revision=desired.revision, problem="")
+            self._status = replace(self._status, applied_revision=desired.revision, problem=self._trouble)
             self._retry_seconds = self._backed_off() if self._failures else 0.0
         async with self._passed:
             self._passed.notify_all()
@@ -274,6 +276,10 @@ class Reconciler:
                 drift_last_time=int(self._clock()),
             )
         self._status = replace(self._status, uplink=report.uplink)
+        if report.problem is not None:
+            if report.problem and report.problem != self._trouble:
+                log.error("problem of the node: %s", report.problem)
+            self._trouble = report.problem
         if report.warnings is not None and report.warnings != self._status.warnings:
             for warning in report.warnings:
                 if warning not in self._status.warnings:

@@ -26,7 +26,7 @@ from agent import collector
 from agent.config import Config
 from agent.desired import Desired
 from agent.errors import AgentError, BrokenStore, KernelError
-from agent.kernel import bounded, conntrack
+from agent.kernel import bounded, conntrack, foreign
 from agent.kernel.backend import choose_backend
 from agent.kernel.bounded import Bounded
 from agent.kernel.forwarding import Forwardings
@@ -102,7 +102,14 @@ class LinuxKernel:
         return bounded.refused()
 
     def warnings(self, scope: Scope) -> tuple[str, ...]:
-        return tuple(warning for look in WARNINGS for warning in look(scope))
+        found = (warning for look in WARNINGS for warning in look(scope))
+        return (*found, *foreign.warnings(foreign.read(), self._servers(scope)))
+
+    def problem(self, scope: Scope) -> str:
+        return foreign.problem(foreign.read(), scope.devices)
+
+    def _servers(self, scope: Scope) -> tuple[Forwarding, ...]:
+        return tuple(one for name, one in self.forwarding.read(scope).items() if name)
 
     def peer_states(self, interface: str) -> dict[str, PeerState]:
         return self.peers.peer_states(interface)

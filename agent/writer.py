@@ -29,7 +29,7 @@ repair failed.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -38,39 +38,14 @@ from agent.diff import diff, diff_of
 from agent.errors import BrokenStore, KernelError, StoreError
 from agent.model import ClassKey, Diff, Mark, Peer, Scope, minor
 from agent.parts import ACCOUNT_PARTS, PARTS, Kernel
+from agent.report import Change, Report
 from agent.shaping import Errors, Shaping, apply, shape
-from agent.status import Failure
 from agent.usage import Usage
 from agent.wanted import Wanted, as_they_listen, owner_of, server_on, wanted, wanted_accounts
 
 SLICE = 1_000  # accounts
 # From so many classes on, one more takes Linux long enough to be worth a second thread; see decision 0009.
 MANY_CLASSES = 4_000
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One kernel object that a pass wrote. `owner`: account id, 0 = not an account's or unknown."""
-
-    part: str
-    verb: str  # "add", "change", "remove"
-    key: Any
-    owner: int
-
-
-@dataclass(slots=True)
-class Report:
-    """What a pass did."""
-
-    uplink: str = ""
-    changes: list[Change] = field(default_factory=list)
-    failures: dict[tuple[int, str], Failure] = field(default_factory=dict)
-    warnings: tuple[str, ...] | None = None  # of a full pass; None = nobody looked
-    refused_connections: int = 0  # as a full pass finds it
-    undone: int = 0  # how many of the changes took back what was made ahead
-
-    def fail(self, account_id: int, subject: str, error: KernelError) -> None:
-        self.failures.setdefault((account_id, subject), Failure(account_id, subject, str(error)))
 
 
 class Writer:
@@ -106,7 +81,8 @@ class Writer:
         addresses = self._usage.addresses().union(desired.by_address)
         one = _Pass(self._kernel, self._usage, self._shown, desired, uplink, found, diffs, addresses)
         report = self._finish(desired, one)
-        report.warnings = self._kernel.warnings(Scope(frozenset(want.links), uplink))
+        scope = Scope(frozenset(want.links), uplink)
+        report.warnings, report.problem = self._kernel.warnings(scope), self._kernel.problem(scope)
         report.refused_connections = self._kernel.refused_connections()
         report.undone = sum(
             (change.part, change.verb) == ("classes", "remove") and change.key in undone for change in report.changes

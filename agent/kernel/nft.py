@@ -24,8 +24,9 @@ import json
 import re
 import socket
 import struct
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -36,8 +37,18 @@ LIBRARY = "libnftables.so.1"
 FAMILY = "ip"
 # linux/netfilter/nf_tables.h
 _GET_TABLES = 10 << 8 | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
-_OF_IPV4 = struct.pack("=BBH", socket.AF_INET, 0, 0)  # nfgenmsg
+_OF_ALL = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)  # nfgenmsg
+_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _TABLE_NAME, _TABLE_FLAGS = 1, 2
+_DORMANT = 1
+_GET_RULES = 10 << 8 | 7
+_RULE_HANDLE, _RULE_EXPRESSIONS = 3, 4
+_EXPR_NAME, _EXPR_DATA = 1, 2
+# linux/netfilter/nf_tables_compat.h; xt_conntrack.h: where match_flags, invert_flags and state_mask are
+_MATCH_NAME, _MATCH_REVISION, _MATCH_INFO = 1, 2, 3
+_CT_FLAGS_AT = 146
+
+Place = tuple[str, str, str, int]  # of a rule: family, table, chain, handle
 _NO_NF_TABLES = (errno.EINVAL, errno.EOPNOTSUPP)  # what a kernel without them answers
 # nftables/libnftables.h
 _OUTPUT_JSON = 1 << 4
@@ -67,6 +78,62 @@ def listing(table: str) -> list[dict[str, Any]]:
     return objects
 
 
+def everything() -> list[dict[str, Any]]:
+    """Of all families, whoever made it, without elements. Raises KernelError."""
+    tables = _tables_of_all()
+    if not any(flags for _, _, flags in tables):
+        return _ask("list ruleset")
+    objects = _ask("list chains") + _ask("list flowtables")
+    asleep = {(family, name) for family, name, flags in tables if flags & _DORMANT}
+    objects = [one for one in objects if not asleep & {(of.get("family"), of.get("table")) for of in one.values()}]
+    for chain in [one["chain"] for one in objects if "chain" in one]:
+        question = f"list chain {chain['family']} {chain['table']} {chain['name']}"
+        objects += [one for one in _ask(question) if "rule" in one]
+    return objects
+
+
+def conntrack_states() -> dict[Place, list[int]]:
+    """What the conntrack matches in rules of iptables-nft ask for, which a listing does not say: the masks of states,
+    in the order of the rule; -1 = something else too. Raises KernelError."""
+    found: dict[Place, list[int]] = {}
+    with Netlink(NETLINK_NETFILTER) as netlink:
+        for one in netlink.dump(message(_GET_RULES, 0, _OF_ALL)):
+            family, rule = _FAMILIES.get(one[HEADER_BYTES], ""), attributes(one, HEADER_BYTES + 4)
+            masks = [_state_mask(each) for each in _pieces(rule.get(_RULE_EXPRESSIONS, b""))]
+            if asked := [mask for mask in masks if mask is not None]:
+                place = family, _text(rule[1]), _text(rule[2]), int.from_bytes(rule[_RULE_HANDLE], "big")
+                found[place] = asked
+    return found
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    """The elements of a list, which all have the same type."""
+    at = 0
+    while at + 4 <= len(data):
+        size = max(int.from_bytes(data[at : at + 2], sys.byteorder), 4)
+        yield data[at + 4 : at + size]
+        at += size + 3 & ~3
+
+
+def _state_mask(expression: bytes) -> int | None:
+    """None = it is no conntrack match."""
+    piece = attributes(expression)
+    match = attributes(piece.get(_EXPR_DATA, b""))
+    if piece.get(_EXPR_NAME) != b"match\0" or match.get(_MATCH_NAME, b"").rstrip(b"\0") != b"conntrack":
+        return None
+    info = match.get(_MATCH_INFO, b"")
+    if int.from_bytes(match.get(_MATCH_REVISION, b""), "big") < 2 or len(info) < _CT_FLAGS_AT + 6:
+        return -1
+    asks, inverted, mask = struct.unpack_from("=HHH", info, _CT_FLAGS_AT)
+    if asks != 1:  # XT_CONNTRACK_STATE alone
+        return -1
+    return int(~mask & 0xFFFF if inverted & 1 else mask)
+
+
+def _text(data: bytes) -> str:
+    return data.rstrip(b"\0").decode(errors="surrogateescape")
+
+
 def has_table(table: str) -> bool:
     """Without the library; False too where the kernel has no nf_tables. Raises KernelError."""
     try:
@@ -93,15 +160,24 @@ def _ask(question: str) -> list[dict[str, Any]]:
 
 
 def _tables() -> dict[str, int]:
-    """The tables of the family with their flags. Raises KernelError, without retry where there is no nf_tables."""
+    """The tables of our family with their flags. Raises KernelError, without retry where there is no nf_tables."""
+    return {name: flags for family, name, flags in _tables_of_all() if family == FAMILY}
+
+
+def _tables_of_all() -> list[tuple[str, str, int]]:
+    """(family, name, flags) of each."""
     _check_socket()
     try:
         with Netlink(NETLINK_NETFILTER) as netlink:
-            found = [attributes(one, HEADER_BYTES + 4) for one in netlink.dump(message(_GET_TABLES, 0, _OF_IPV4))]
+            found = netlink.dump(message(_GET_TABLES, 0, _OF_ALL))
     except ListingRefused as error:
         raise KernelError(f"nftables: {error}", retry=error.errno not in _NO_NF_TABLES) from error
-    names = (one.get(_TABLE_NAME, b"").rstrip(b"\0").decode(errors="surrogateescape") for one in found)
-    return dict(zip(names, (int.from_bytes(one.get(_TABLE_FLAGS, b""), "big") for one in found), strict=True))
+    tables = []
+    for one in found:
+        of = attributes(one, HEADER_BYTES + 4)
+        name, flags = of.get(_TABLE_NAME, b""), int.from_bytes(of.get(_TABLE_FLAGS, b""), "big")
+        tables.append((_FAMILIES.get(one[HEADER_BYTES], ""), _text(name), flags))
+    return tables
 
 
 def apply(commands: Sequence[str]) -> None:

@@ -88,6 +88,7 @@ class FakeKernel:
         self.fail_at: int | None = None
         self.watch: Callable[[str, str, Any], None] = lambda part, verb, key: None
         self.refused = 0
+        self.trouble = ""  # of the node as a whole
         self.beside: tuple[str, ...] = ()  # what it warns of
         self.leaked = 0  # bytes that passed without being counted
         self.links = FakePart(self, "links", lambda k, v: "")
@@ -111,6 +112,9 @@ class FakeKernel:
 
     def warnings(self, scope: Scope) -> tuple[str, ...]:
         return self.beside
+
+    def problem(self, scope: Scope) -> str:
+        return self.trouble
 
     def peer_states(self, interface: str) -> dict[str, PeerState]:
         return {

@@ -326,3 +326,19 @@ def test_what_stands_beside_ours_is_in_the_status_until_a_full_pass_finds_it_gon
             assert (await one.resync()).warnings == ()
 
     asyncio.run(story())
+
+
+def test_a_problem_that_others_make_is_the_node_s_until_it_is_gone_and_hinders_no_change(path: Path) -> None:
+    async def story() -> None:
+        async with node(path) as one:
+            await one.snapshot(account(2))
+            one.kernel.trouble = "a flowtable takes wg1"
+            assert (await one.resync()).problem == one.kernel.trouble
+            await one.patch(account(2), account(3), revision=6)
+            status = one.reconciler.status()
+            assert (status.problem, status.applied_revision, status.failures) == (one.kernel.trouble, 6, ())
+            one.kernel.trouble = ""
+            status = await one.resync()
+            assert (status.problem, status.drift_count) == ("", 0)
+
+    asyncio.run(story())

@@ -15,9 +15,10 @@ import pytest
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import KernelError, StoreError
 from agent.model import Diff, minor
+from agent.report import Report
 from agent.usage import Usage, Used
 from agent.wanted import wanted
-from agent.writer import Report, Writer
+from agent.writer import Writer
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.state import EPOCH, MemoryKeeper, account, key, server
 

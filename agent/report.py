@@ -1,0 +1,35 @@
+"""What a pass of the writer did, and what it saw. Values only; reconcile.py makes the status of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.errors import KernelError
+from agent.status import Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One kernel object that a pass wrote. `owner`: account id, 0 = not an account's or unknown."""
+
+    part: str
+    verb: str  # "add", "change", "remove"
+    key: Any
+    owner: int
+
+
+@dataclass(slots=True)
+class Report:
+    """What a pass did."""
+
+    uplink: str = ""
+    changes: list[Change] = field(default_factory=list)
+    failures: dict[tuple[int, str], Failure] = field(default_factory=dict)
+    warnings: tuple[str, ...] | None = None  # of a full pass; None = nobody looked
+    refused_connections: int = 0  # as a full pass finds it
+    problem: str | None = None  # of the node as a whole, which others have made; "" = none; None = nobody looked
+    undone: int = 0  # how many of the changes took back what was made ahead
+
+    def fail(self, account_id: int, subject: str, error: KernelError) -> None:
+        self.failures.setdefault((account_id, subject), Failure(account_id, subject, str(error)))
