@@ -199,4 +199,4 @@ def wipe(lab: Lab, host: str) -> None:
         lab.exec(host, "iptables-legacy", "-w", "-t", table, "-X")
     lab.exec(host, "nft", "delete", "table", "ip", "wirelane", check=False)
     lab.exec(host, "tc", "qdisc", "delete", "dev", UPLINK, "root", check=False)
-    lab.exec(host, "sh", "-c", "echo 0 > /proc/sys/net/ipv4/ip_forward")
+    lab.exec(host, "sh", "-c", f"cd /proc/sys/net/ipv4; echo 0 > ip_forward; echo 0 > conf/{UPLINK}/forwarding")

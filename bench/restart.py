@@ -138,7 +138,7 @@ def _shown(box: Box) -> dict[str, str]:
     links = interfaces(box.lab, NODE)
     shown = {table: read("iptables-legacy-save", "-t", table) for table in TABLES}
     shown["nft"] = read("nft", "-s", "list", "table", "ip", "wirelane", check=False)
-    shown["forward"] = read("cat", "/proc/sys/net/ipv4/ip_forward")
+    shown["forward"] = read("sh", "-c", "grep . /proc/sys/net/ipv4/conf/*/forwarding")
     for device in (*links, UPLINK):
         for kind in ("qdisc", "class", "filter"):
             shown[f"{kind} {device}"] = read("tc", "-d", kind, "show", "dev", device)
