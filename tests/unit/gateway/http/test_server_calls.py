@@ -35,6 +35,20 @@ async def test_server_that_is_not_there_is_not_found_by_any_call(api: Api) -> No
     assert await api.error("GET", "/wireguard/nowhere/dump") == "Wireguard server not found"
 
 
+async def test_where_accounts_may_go_is_taken_and_told_to_the_node_and_v1_objects_keep_their_keys(api: Api) -> None:
+    agent = api.product.agents[NODE]
+    made = await api.msg("POST", "/wireguard", name="west", reach="Internet, 10.20.0.0/16")
+    assert "reach" not in made
+    answer = await api.http.put("/api/v1/wireguard/west", data={"reach": "internet,10.20.0.0/16"})
+    assert "X-Wirelane-Ignored" not in answer.headers
+    assert agent.servers["west"].reach == "internet,10.20.0.0/16"
+    for text, kept in (("all", "all"), ("10.20.0.7", "10.20.0.7/32"), ("", "internet")):
+        assert await api.msg("PUT", "/wireguard/west", reach=text) == made
+        assert agent.servers["west"].reach == kept
+    assert (await api.error("PUT", "/wireguard/west", reach="lan")).startswith("Wrong reach (only internet, all, or")
+    assert agent.servers["west"].reach == "internet"
+
+
 async def test_no_server_can_hide_the_online_page(api: Api) -> None:
     assert (await api.error("POST", "/wireguard", name="online")).startswith("Wrong name")
     assert await api.msg("GET", "/wireguard/online") == []
