@@ -3,7 +3,11 @@
 The kernel counts bytes in the two mark rules of an address. For each address we keep a *baseline*: whose traffic it
 counts, and how far we have counted it. A sample is compared with the baselines; what is new belongs to the baseline's
 owner (not to whoever has the address by now) and is added to that account's day in one transaction with the new
-baselines, so that no crash can lose or double it. A counter below its baseline was reset: all of it is new.
+baselines, so that no crash can lose or double it.
+
+Counters fall where somebody else replaced the rules. Near zero they were reset, and what they show is new. Well above it
+they were put back to what they once showed, all of which has been counted: nothing is new (RESET_BYTES says what that
+costs whom; see docs/decisions/0017-counters-that-are-put-back.md).
 
 Counters are read, never zeroed. Rules that have to be made again start from their baseline (`start_of`), so that the
 numbers people see go on. Called by writer.py and move.py, on the writer thread only; the file is behind `Keeper`.
@@ -21,6 +25,9 @@ from zoneinfo import ZoneInfo
 from agent.model import NO_COUNTERS, Counters
 
 DAY_SECONDS = 86_400
+# Of both directions together. A reset is seen within a sample's time: whoever sends more meanwhile gets it for nothing,
+# where the other way round every restored save would bill a customer once more.
+RESET_BYTES = 1_000_000
 BOTH = "both"  # backends: a move from one to the other is under way
 
 
@@ -90,16 +97,17 @@ def advance(
         elif base.counters == now:
             continue
         moved[address] = Baseline(base.owner, now)
-        new = Used(
-            _grown(base.counters.download_bytes, now.download_bytes),
-            _grown(base.counters.upload_bytes, now.upload_bytes),
-        )
-        used[base.owner] = used.get(base.owner, Used()) + new
+        used[base.owner] = used.get(base.owner, Used()) + _new(base.counters, now)
     return moved, used
 
 
-def _grown(before: int, now: int) -> int:
-    return now - before if now >= before else now
+def _new(before: Counters, now: Counters) -> Used:
+    """Both rules of an address are replaced together, so they fell together or not at all."""
+    if now.download_bytes >= before.download_bytes and now.upload_bytes >= before.upload_bytes:
+        return Used(now.download_bytes - before.download_bytes, now.upload_bytes - before.upload_bytes)
+    if now.download_bytes + now.upload_bytes < RESET_BYTES:
+        return Used(now.download_bytes, now.upload_bytes)
+    return Used()
 
 
 def day_of(at: float, zone: str) -> int:

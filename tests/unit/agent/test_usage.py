@@ -1,7 +1,9 @@
+from dataclasses import replace
 from datetime import datetime
 from ipaddress import IPv4Address
 from zoneinfo import ZoneInfo
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +26,36 @@ def test_only_what_is_new_counts() -> None:
 def test_a_counter_that_fell_was_reset_and_all_of_it_is_new() -> None:
     _, used = advance({A: Baseline(7, counted(100, 10))}, {A: counted(30, 4)}, {A: 7})
     assert used == {7: Used(30, 4)}
+
+
+MB = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("before", "saved"),
+    [
+        (counted(40 * MB, MB), counted(20 * MB, 300_000)),  # the morning's save, after as much again
+        (counted(40 * MB, MB), counted(20 * MB, MB)),  # only one direction has moved since
+        (counted(3 * MB, 0), counted(2 * MB, 0)),
+        (counted(0, 50 * MB), counted(0, 49 * MB)),
+    ],
+)
+def test_counters_that_are_put_back_are_not_billed_again_however_often(before: Counters, saved: Counters) -> None:
+    keeper = MemoryKeeper()
+    usage = Usage(keeper, lambda: 1_700_000_000.0)
+    usage.observe({}, {}, "UTC")
+    usage.observe({A: before}, {A: 7}, "UTC")
+    for _ in range(3):
+        usage.observe({A: saved}, {A: 7}, "UTC")
+        assert keeper.total(7) == Used(before.download_bytes, before.upload_bytes)
+        # What passes after the save was put back is new, until the next time.
+        usage.observe({A: replace(saved, download_bytes=saved.download_bytes + 1000)}, {A: 7}, "UTC")
+        before = replace(before, download_bytes=before.download_bytes + 1000)
+
+
+def test_after_a_reset_only_what_passed_since_counts() -> None:
+    _, used = advance({A: Baseline(7, counted(40 * MB, MB))}, {A: counted(900_000, 90_000)}, {A: 7})
+    assert used == {7: Used(900_000, 90_000)}
 
 
 def test_bytes_belong_to_whom_the_rules_counted_for() -> None:
