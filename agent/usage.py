@@ -5,9 +5,9 @@ counts, and how far we have counted it. A sample is compared with the baselines;
 owner (not to whoever has the address by now) and is added to that account's day in one transaction with the new
 baselines, so that no crash can lose or double it.
 
-Counters fall where somebody else replaced the rules. Near zero they were reset, and what they show is new. Well above it
-they were put back to what they once showed, all of which has been counted: nothing is new (RESET_BYTES says what that
-costs whom; see docs/decisions/0017-counters-that-are-put-back.md).
+Counters fall where somebody else replaced the rules. Near zero they were reset, and what they show is new. Well above
+it they were put back to what they once showed, all of which has been counted: nothing is new (RESET_BYTES says what
+that costs whom; see docs/decisions/0017-counters-that-are-put-back.md).
 
 Counters are read, never zeroed. Rules that have to be made again start from their baseline (`start_of`), so that the
 numbers people see go on. Called by writer.py and move.py, on the writer thread only; the file is behind `Keeper`.

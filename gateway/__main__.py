@@ -17,10 +17,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from gateway import bulk_commands
+from gateway import bulk_commands, usage_commands
 from gateway.agents import checked_target
 from gateway.config import DEFAULT_PATH, Config, advice, load_config, shown
-from gateway.errors import ConfigError, GatewayError
+from gateway.errors import ConfigError, GatewayError, OutputLost
 from gateway.keys import Keys
 from gateway.store import Store
 
@@ -183,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         ("resync", node_resync, "Send a node everything anew."),
     ):
         add(nodes, name, _on_store(work), sentence).add_argument("name", metavar="NAME")
+    usage_commands.add_usage(commands).set_defaults(call=_on_store(usage_commands.show_usage))
     accounts = commands.add_parser("account", help="Accounts by the thousand.")
     bulk_commands.add_commands(accounts.add_subparsers(required=True, metavar="ACTION"))
     return parser
@@ -219,11 +220,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if prepare := getattr(options, "prepare", None):
             prepare(options)
         _become_owner(config)
-        return int(options.call(config, options))
+        status = int(options.call(config, options))
+        sys.stdout.flush()
+        return status
     except ConfigError as error:
         for problem in error.problems:
             print(f"wirelane-gateway: {problem}", file=sys.stderr)
         return 2
+    except (OutputLost, BrokenPipeError) as error:
+        if isinstance(error, OutputLost) and not error.silent:
+            print(f"wirelane-gateway: {error}", file=sys.stderr)
+        # What is left in the buffer would fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except GatewayError as error:
         print(f"wirelane-gateway: {error}", file=sys.stderr)
         return 1

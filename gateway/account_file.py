@@ -11,9 +11,11 @@ was read, so the length of a file is of no matter.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
+import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,8 +32,8 @@ COLUMNS = (
 )
 FORMATS = ("csv", "jsonl")
 MAX_LINE = 65_536  # bytes; as the body of a call
-MOST_IGNORED = 20  # names of columns that are reported
-_SPELLINGS = {column.lower(): column for column in (*COLUMNS, *IPV6_FIELDS, "ipv6")}
+KNOWN = f"only {', '.join(COLUMNS)}"
+_SPELLINGS = {column.lower(): column for column in (*COLUMNS, *IPV6_FIELDS, "ipv6", "mangle")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +69,66 @@ def open_for_reading(path: str) -> BinaryIO:
 
 
 def open_private(path: str, *, overwrite: bool) -> BinaryIO:
-    """For writing; nobody else can read it, also if it was there before."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (0 if overwrite else os.O_EXCL)
+    """For writing: a new file, ours and readable for nobody else, whatever had that name before.
+
+    A link is replaced and never followed, and so is a file of somebody else's. Pipes and terminals are written to.
+    """
     try:
-        descriptor = os.open(path, flags, 0o600)
-        try:
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):  # and not /dev/stdout
-                os.fchmod(descriptor, 0o600)
-                os.ftruncate(descriptor, 0)
-        except BaseException:
-            os.close(descriptor)
-            raise
+        return open(_open_private(path, overwrite), "wb")
     except FileExistsError:
         raise ConfigError([f"{path}: it exists already; --force overwrites it"]) from None
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror}"]) from None
-    return open(descriptor, "wb")
+
+
+def _open_private(path: str, overwrite: bool) -> int:
+    if _is_stream(path):
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    if not overwrite or not os.path.lexists(path):
+        return os.open(path, flags, 0o600)
+    if stat.S_ISDIR(os.lstat(path).st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    # Renamed at once and filled then: by the end the command line is another user, who may not rename here.
+    fresh = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{secrets.token_hex(8)}")
+    descriptor = os.open(fresh, flags, 0o600)
+    try:
+        os.rename(fresh, path)
+    except BaseException:
+        os.close(descriptor)
+        os.unlink(fresh)
+        raise
+    return descriptor
+
+
+def _is_stream(path: str) -> bool:
+    """A pipe, a terminal, or a name for one such as /dev/stdout, wherever that leads."""
+    if os.path.dirname(os.path.abspath(path)) in ("/dev", "/dev/fd", f"/proc/{os.getpid()}/fd", "/proc/self/fd"):
+        return True
+    try:
+        found = os.lstat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(found) or stat.S_ISCHR(found)
+
+
+# -- cells that a spreadsheet would run -----------------------------------------------------------------------------
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_QUOTE = "'"
+
+
+def guarded(cell: str) -> str:
+    """With a quote before it, where a spreadsheet would take it for a formula. `unguarded` takes exactly that away."""
+    return _QUOTE + cell if cell.startswith(_FORMULA) or _is_guarded(cell) else cell
+
+
+def unguarded(cell: str) -> str:
+    return cell[1:] if _is_guarded(cell) else cell
+
+
+def _is_guarded(cell: str) -> bool:
+    return cell.startswith(_QUOTE) and cell[1:].startswith((*_FORMULA, _QUOTE))
 
 
 # -- reading ------------------------------------------------------------------------------------------------------
@@ -95,7 +141,6 @@ class Lines:
         self._file = file
         self._format = format_name
         self.read_bytes = 0
-        self.ignored: dict[str, None] = {}  # names of columns that say nothing to us, in order
 
     def __iter__(self) -> Iterator[Line]:
         numbered = ((number, text) for number, text in self._texts() if text is None or text.strip())
@@ -136,31 +181,39 @@ class Lines:
             elif len(cells) != len(columns):
                 yield _broken(number, f"{len(columns)} values, as the header, it has {len(cells)}")
             else:
-                yield Line(number, dict(zip(columns, cells, strict=True)))
+                yield Line(number, dict(zip(columns, map(unguarded, cells), strict=True)))
 
     def _columns(self, number: int, names: Sequence[str] | None) -> list[str]:
-        """The v1 names, and others as they are: whoever knows no such field ignores it."""
-        columns = [self._column(name) for name in names or ()]
+        """The v1 names. A column that is not understood would be lost in silence, on every line."""
+        columns = [_column(name) for name in names or ()]
         missing = [column for column in ("name", "wg_name") if column not in columns]
         if missing:
             raise ConfigError([f"line {number}: a header is needed, with the columns {', '.join(missing)}"])
+        if unknown := [name for name, column in zip(names or (), columns, strict=True) if not column and name.strip()]:
+            raise ConfigError([f"line {number}: columns that are not understood: {_shown(unknown)} ({KNOWN})"])
         if double := sorted({column for column in columns if column and columns.count(column) > 1}):
             raise ConfigError([f"line {number}: columns that are there twice: {', '.join(double)}"])
         return columns
-
-    def _column(self, name: str) -> str:
-        found = _SPELLINGS.get(name.strip().lower())
-        if found is None and name.strip() and len(self.ignored) < MOST_IGNORED:
-            self.ignored[name.strip()] = None
-        return found or name.strip()
 
     # -- JSON Lines --
 
     def _json(self, number: int, text: str | None) -> Line:
         try:
-            return Line(number, {self._column(key): value for key, value in json_form(text or "").items()})
+            form = json_form(text or "")
         except (ValueError, RecursionError):
             return _broken(number, "a JSON object of texts and numbers, in UTF-8")
+        if unknown := [key for key in form if not _column(key)]:
+            return Line(number, problem=InvalidValue(f"Unknown field {_shown(unknown)} ({KNOWN})"))
+        return Line(number, {_column(key): value for key, value in form.items()})
+
+
+def _column(name: str) -> str:
+    """The v1 name; "" = it is none."""
+    return _SPELLINGS.get(name.strip().lower(), "")
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(repr(name.strip()[:40]) for name in names[:10])
 
 
 def _cells(text: str | None, delimiter: str) -> list[str] | None:
@@ -184,7 +237,7 @@ def header(format_name: str) -> bytes:
 def written(accounts: Sequence[Account], format_name: str) -> bytes:
     """The accounts' lines, with their secrets."""
     if format_name == "csv":
-        return _csv_lines(map(_cells_of, accounts))
+        return _csv_lines(tuple(map(guarded, _cells_of(account))) for account in accounts)
     objects = (dict(zip(COLUMNS, _cells_of(account), strict=True)) for account in accounts)
     return "".join(f"{json.dumps(each, separators=(',', ':'))}\n" for each in objects).encode()
 

@@ -13,13 +13,14 @@ import io
 import os
 import stat
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import BinaryIO
 
 from gateway.account_file import COLUMNS, Lines, format_of, open_for_reading, open_private
 from gateway.bulk import Counts, Refusal, export_accounts, import_accounts
 from gateway.config import Config
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, OutputLost
 from gateway.model import Account
 from gateway.progress import Progress
 
@@ -65,8 +66,6 @@ async def _import(config: Config, options: Options, source: BinaryIO, refusals: 
         _explain("interrupted: what was imported stays; run the same command again for the rest")
         raise
     progress.clear()
-    if lines.ignored:
-        _explain(f"columns that say nothing here were ignored: {', '.join(lines.ignored)}")
     report.end()
     _explain(_summary(counts, progress.seconds, is_rehearsal=options.dry_run))
     return 1 if counts.refused else 0
@@ -134,13 +133,17 @@ def account_export(config: Config, options: Options) -> int:
     if options.target is None:
         if sys.stdout.isatty():
             _explain("what follows holds passwords and private keys")
-        count = asyncio.run(_export(config, options.format, sys.stdout.buffer, left_out))
-        sys.stdout.buffer.flush()
+        output = _Output(sys.stdout.buffer, "standard output")
+        count = asyncio.run(_export(config, options.format, output, left_out))
+        output.end()
     else:
-        with options.target as target:
-            count = asyncio.run(_export(config, options.format, target, left_out))
-            target.flush()
-            os.fsync(target.fileno())
+        output = _Output(options.target, options.file)
+        try:
+            count = asyncio.run(_export(config, options.format, output, left_out))
+            output.end()
+        finally:
+            with suppress(OSError):  # of what could not be written, and was told
+                options.target.close()
     where = options.file or "standard output"
     _explain(f"{count} accounts are in {where}, with their passwords and private keys: keep it safe")
     if left_out:
@@ -150,7 +153,32 @@ def account_export(config: Config, options: Options) -> int:
     return 1 if left_out else 0
 
 
-async def _export(config: Config, format_name: str, target: BinaryIO, left_out: list[Account]) -> int:
+class _Output:
+    """Its own errors are not the database's, in whose transaction it is written."""
+
+    def __init__(self, file: BinaryIO, path: str) -> None:
+        self._file = file
+        self._path = path
+
+    def write(self, data: bytes) -> None:
+        with self._explained():
+            self._file.write(data)
+
+    def end(self) -> None:
+        with self._explained():
+            self._file.flush()
+            if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+                os.fsync(self._file.fileno())
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputLost(self._path, error) from error
+
+
+async def _export(config: Config, format_name: str, target: _Output, left_out: list[Account]) -> int:
     from gateway.wiring import opened_accounts
 
     progress = Progress("exported")

@@ -19,6 +19,10 @@ from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from gateway.errors import AgentUnreachable
+from gateway.store import settings
+from gateway.store import usage as usage_rows
+from gateway.store.transaction import Transaction
+from gateway.usage import Calendar
 
 if TYPE_CHECKING:
     from gateway.agents import Agents
@@ -34,6 +38,16 @@ def oldest_kept(today: date, months: int) -> date:
     """The first day of the months that are kept, the current one included."""
     month = today.year * 12 + today.month - months
     return date(month // 12, month % 12 + 1, 1)
+
+
+async def _turned(tx: Transaction, today: date) -> Calendar:
+    """The calendar of the installation, on a day that the clock says it is."""
+    known = await settings.calendar(tx)
+    before = Calendar(*known) if known else Calendar(await usage_rows.newest_day(tx, today) or today)
+    after = before.on(today)
+    if known is None or after != before:
+        await settings.set_calendar(tx, after.believed, after.leapt_to)
+    return after
 
 
 class Collect:
@@ -98,7 +112,14 @@ class Collect:
     async def _prune(self) -> None:
         today = self._now(self._zone).date()
         if self._months and self._pruned != today:
-            await self._store.prune_usage(oldest_kept(today, self._months))
+            calendar = await self._store.change(lambda tx: _turned(tx, today))
+            if calendar.leapt_to is not None:
+                log.error(
+                    "event=clock-leapt today=%s believed=%s: old usage is kept; set the clock right, or wait a week",
+                    today,
+                    calendar.believed,
+                )
+            await self._store.prune_usage(oldest_kept(calendar.believed, self._months))
             self._pruned = today
 
     async def refresh(self, node: str, account_id: int, deadline: float) -> bool:

@@ -9,6 +9,7 @@ GatewayError
 │   ├── Conflict         a value that is right, but taken
 │   ├── NodeUnavailable  a live read while the agent is away; names the node
 │   └── DatabaseUnavailable  it did not answer in time; nothing was changed, or nobody knows
+├── OutputLost           what was to be written could not be: a full disk, or a reader that is gone
 ├── SealBroken           a secret in the database that the key does not open
 └── AgentUnreachable     raised by the gRPC door; sync and collect try again, live reads become NodeUnavailable
 """
@@ -77,6 +78,14 @@ class DatabaseUnavailable(ApiError):
 
     def __str__(self) -> str:
         return f"{self.text} ({self.reason})" if self.reason else self.text
+
+
+class OutputLost(GatewayError):
+    """`silent`: whoever read it has seen enough, as `head` does."""
+
+    def __init__(self, path: str, error: OSError) -> None:
+        super().__init__(f"{path}: {error.strerror}")
+        self.silent = isinstance(error, BrokenPipeError)
 
 
 class SealBroken(GatewayError):

@@ -164,6 +164,17 @@ class DayUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class AccountUsage:
+    """Inner IP bytes of one account in a month. `deleted`: Unix seconds; None = it is there."""
+
+    name: str
+    server: str
+    download: int
+    upload: int
+    deleted: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DayTotal:
     """What an agent says of one account and one day: a total that only grows within `epoch`."""
 

@@ -13,7 +13,7 @@ from gateway.allocate import MARKS, is_assignable, number_of
 from gateway.model import Account, Secret, Server
 from gateway.store import nodes as node_rows
 from gateway.store import ranges
-from gateway.store.tables import accounts, nodes, servers, tombstones, usage
+from gateway.store.tables import accounts, deleted_accounts, nodes, servers, tombstones
 from gateway.store.transaction import Transaction
 
 # In the order in which `_parsed` takes them.
@@ -41,7 +41,6 @@ _by_id = _select.where(accounts.c.id == bindparam("account"))
 _changed = _select.where(accounts.c.node_id == bindparam("node"), accounts.c.revision > bindparam("after"))
 _count = select(func.count()).select_from(accounts)
 _delete = delete(accounts).where(accounts.c.id == bindparam("account"))
-_delete_usage = delete(usage).where(usage.c.account_id == bindparam("account"))
 _node_of = select(accounts.c.node_id).where(accounts.c.name == bindparam("account"))
 # Written out: SQLAlchemy compiles its own spelling of ON CONFLICT anew at every call, which costs more than the insert.
 # DO NOTHING instead of an error, because PostgreSQL gives up the whole transaction at an error. What was written is
@@ -262,8 +261,9 @@ async def remove(tx: Transaction, kept: KeptAccount, server: Server, now: int) -
     """Leaves a tombstone with `kept.revision`; everything that the account had is free again at the commit, but for its
     address, which rests from `now` (Unix seconds) on."""
     account = kept.account
-    await tx.run(_delete_usage, {"account": account.id})
     await tx.run(_delete, {"account": account.id})
+    gone = {"id": account.id, "name": account.name, "server": account.server, "deleted": now}
+    await tx.run(deleted_accounts.insert(), gone)  # its usage is kept as long as everybody's
     tombstone = {"node_id": kept.node_id, "kind": "account", "key": str(account.id), "revision": kept.revision}
     await tx.run(tombstones.insert(), tombstone)
     await release(tx, kept, server, now)

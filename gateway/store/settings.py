@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 from sqlalchemy import bindparam, delete, select
 
 from gateway.errors import ConfigError, SealBroken
@@ -11,6 +13,7 @@ from gateway.store.transaction import INSTALLATION, Transaction
 
 TIME_ZONE = "time_zone"
 KEY_CHECK = "key_check"
+CALENDAR = "calendar"  # see gateway/usage.py: "2026-11-26", or "2026-11-26 2031-03-01"
 WRITTEN = "written"  # when it was last seen that this database can be written to, Unix seconds
 # What is sealed in it also tells how digests lie in the database: nobody can make it say "plain" without the key.
 _KEY_CHECK_TEXT, _DIGESTS_ARE_PLAIN = "wirelane 2", "wirelane"
@@ -53,6 +56,16 @@ async def note_writing(tx: Transaction, now: float) -> None:
     """With its fraction: SQLite writes nothing where a value stays as it was."""
     statement = tx.insert(settings).values(name=WRITTEN, value=repr(now))
     await tx.run(statement.on_conflict_do_update(index_elements=["name"], set_={"value": repr(now)}))
+
+
+async def calendar(tx: Transaction) -> tuple[date, date | None] | None:
+    """None = nobody has looked at the clock yet."""
+    found = [date.fromisoformat(text) for text in (await _read(tx, CALENDAR) or "").split()]
+    return (found[0], found[1] if len(found) > 1 else None) if found else None
+
+
+async def set_calendar(tx: Transaction, believed: date, leapt_to: date | None) -> None:
+    await _write(tx, CALENDAR, " ".join(str(day) for day in (believed, leapt_to) if day))
 
 
 async def _read(tx: Transaction, name: str) -> str | None:

@@ -19,7 +19,7 @@ from datetime import date
 from typing import TypeVar
 
 from gateway.errors import ConfigError, DatabaseUnavailable
-from gateway.model import AccessKey, DayTotal, DayUsage, Node, Patch, Snapshot
+from gateway.model import AccessKey, AccountUsage, DayTotal, DayUsage, Node, Patch, Snapshot
 from gateway.store import changes, copying, keys, nodes, schema, settings, usage
 from gateway.store.engine import Engine, parsed_url
 from gateway.store.keys import KeptKey
@@ -203,6 +203,10 @@ class Store:
     async def month_usage(self, account_id: int, year: int, month: int) -> list[DayUsage]:
         """The days that are known; gateway/usage.py fills the others."""
         return await self.read(lambda tx: usage.month(tx, account_id, year, month))
+
+    async def month_of_all(self, year: int, month: int, name: str | None = None) -> list[AccountUsage]:
+        """Of every account, or of those of one name; deleted ones too."""
+        return await self.read(lambda tx: usage.of_month(tx, year, month, name))
 
     async def prune_usage(self, before: date) -> int:
         return await self.change(lambda tx: usage.prune(tx, before))

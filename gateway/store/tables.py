@@ -175,6 +175,16 @@ usage = Table(
     Index(None, "day"),
 )
 
+# Whose usage it is, of accounts that are gone: as long as there is any of it.
+deleted_accounts = Table(
+    "deleted_accounts",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", Text, nullable=False, index=True),
+    Column("server", Text, nullable=False),
+    Column("deleted", BigInteger, nullable=False),
+)
+
 one_time_links = Table(
     "one_time_links",
     metadata,

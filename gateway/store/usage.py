@@ -5,21 +5,21 @@ sum over the epochs. Because a row keeps the highest total of *its* epoch, foldi
 number of times: a repeated answer, a late one from an epoch that is over, and two gateways that fold the same answer
 at the same time change nothing.
 
-No foreign key to accounts: a total of an account that is deleted at the very moment may leave a row behind. Nobody can
-ask for it (ids are never used again), and the retention removes it.
+No foreign key to accounts: what an account used outlives it, and its last bytes arrive after it is gone. The retention
+removes it, and then its name (`deleted_accounts`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Integer, bindparam, case, delete, exists, func, or_, select, update
+from sqlalchemy import BigInteger, Integer, bindparam, case, delete, exists, func, null, or_, select, update
 
-from gateway.model import DayTotal, DayUsage
+from gateway.model import AccountUsage, DayTotal, DayUsage
 from gateway.store import nodes
-from gateway.store.tables import accounts, cursors, epochs, usage
+from gateway.store.tables import accounts, cursors, deleted_accounts, epochs, servers, usage
 from gateway.store.transaction import Transaction
 
 
@@ -55,7 +55,8 @@ async def fold(tx: Transaction, node_name: str, epoch: str, cursor: int, totals:
 
 def _upsert(tx: Transaction) -> Any:
     columns = ["account_id", "day", "epoch_id", "download", "upload"]
-    known = exists().where(accounts.c.id == bindparam("of_account", type_=BigInteger))
+    of_account = bindparam("of_account", type_=BigInteger)
+    known = or_(exists().where(accounts.c.id == of_account), exists().where(deleted_accounts.c.id == of_account))
     values = select(
         bindparam("of_account", type_=BigInteger),
         bindparam("on_day", type_=Integer),
@@ -116,4 +117,44 @@ async def month(tx: Transaction, account_id: int, year: int, month_number: int) 
 
 async def prune(tx: Transaction, before: date) -> int:
     """Returns how many rows went."""
-    return await tx.run(delete(usage).where(usage.c.day < _number(before)))
+    count = await tx.run(delete(usage).where(usage.c.day < _number(before)))
+    midnight = int(datetime(before.year, before.month, before.day, tzinfo=UTC).timestamp())
+    used = exists().where(usage.c.account_id == deleted_accounts.c.id)
+    await tx.run(delete(deleted_accounts).where(deleted_accounts.c.deleted < midnight, ~used))
+    return count
+
+
+async def newest_day(tx: Transaction, until: date) -> date | None:
+    """The newest day of any usage, of those up to `until`."""
+    row = await tx.one(select(func.max(usage.c.day)).where(usage.c.day <= _number(until)))
+    return _date(row[0]) if row is not None and row[0] is not None else None
+
+
+async def of_month(tx: Transaction, year: int, month_number: int, name: str | None) -> list[AccountUsage]:
+    """What each account used, deleted ones too, by name; those that used nothing only if they are still there."""
+    first = year * 10_000 + month_number * 100
+    sums = (
+        select(
+            usage.c.account_id, func.sum(usage.c.download).label("download"), func.sum(usage.c.upload).label("upload")
+        )
+        .where(usage.c.day > first, usage.c.day < first + 100)
+        .group_by(usage.c.account_id)
+        .subquery()
+    )
+    there = select(
+        accounts.c.name, servers.c.name.label("server"), null().label("deleted"), sums.c.download, sums.c.upload
+    ).select_from(
+        accounts.join(servers, servers.c.id == accounts.c.server_id).outerjoin(sums, sums.c.account_id == accounts.c.id)
+    )
+    gone = select(
+        deleted_accounts.c.name,
+        deleted_accounts.c.server,
+        deleted_accounts.c.deleted,
+        sums.c.download,
+        sums.c.upload,
+    ).select_from(deleted_accounts.join(sums, sums.c.account_id == deleted_accounts.c.id))
+    if name is not None:
+        there, gone = there.where(accounts.c.name == name), gone.where(deleted_accounts.c.name == name)
+    rows = [*await tx.all(there), *await tx.all(gone)]
+    found = [AccountUsage(r.name, r.server, int(r.download or 0), int(r.upload or 0), r.deleted) for r in rows]
+    return sorted(found, key=lambda one: (one.name, one.deleted is None, one.deleted or 0))

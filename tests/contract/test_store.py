@@ -31,7 +31,7 @@ from gateway.store import accounts as account_rows
 from gateway.store import nodes as node_rows
 from gateway.store import servers as server_rows
 from gateway.store.engine import Engine, parsed_url
-from gateway.store.tables import accounts, metadata, servers, settings, tombstones, usage
+from gateway.store.tables import accounts, deleted_accounts, metadata, servers, settings, tombstones, usage
 from tests.fakes.agents import FakeAgents
 from tests.fakes.cluster import Cluster
 from tests.fakes.product import KEY
@@ -511,7 +511,7 @@ async def test_totals_of_unknown_accounts_are_ignored(store: Store) -> None:
     assert await store.month_usage(account.id, 2024, 2) == [DayUsage(DAY, 1, 2)]
 
 
-async def test_usage_goes_with_its_account_and_a_new_one_of_that_name_starts_at_zero(store: Store) -> None:
+async def test_usage_outlives_its_account_and_a_new_one_of_that_name_starts_at_zero(store: Store) -> None:
     use, account = await one_account(store)
     await store.fold(NODE, "e", 1, [DayTotal(account.id, DAY, 500, 500)])
     await use.delete(account.name)
@@ -524,7 +524,23 @@ async def test_usage_goes_with_its_account_and_a_new_one_of_that_name_starts_at_
     async def rows(tx: Any) -> int:
         return len(await tx.all(sa.select(usage)))
 
-    assert await store.read(rows) == 0
+    assert await store.read(rows) == 1
+    gone, there = await store.month_of_all(2024, 2, account.name)
+    assert (gone.name, gone.server, gone.download, gone.upload) == (account.name, account.server, 600, 600), (
+        "last bytes"
+    )
+    assert gone.deleted is not None and (there.deleted, there.download) == (None, 0)
+    assert await store.month_of_all(2024, 3, account.name) == [there]
+    await use.delete(again.name)
+    assert [one.name for one in await store.month_of_all(2024, 2)] == [account.name], "who used nothing is not missed"
+    await store.prune_usage(date(2024, 3, 1))
+    assert await store.read(rows) == 0 and await store.month_of_all(2024, 2) == []
+    await store.prune_usage(date(2124, 3, 1))
+
+    async def names(tx: Any) -> int:
+        return len(await tx.all(sa.select(deleted_accounts)))
+
+    assert await store.read(names) == 0
 
 
 async def test_old_days_are_pruned(store: Store) -> None:

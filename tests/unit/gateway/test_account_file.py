@@ -14,7 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.account_file import COLUMNS, MAX_LINE, Line, Lines, format_of, header, open_private, written
+from gateway.account_file import (
+    COLUMNS,
+    MAX_LINE,
+    Line,
+    Lines,
+    format_of,
+    guarded,
+    header,
+    open_private,
+    unguarded,
+    written,
+)
 from gateway.errors import ConfigError
 from gateway.fields import new_account
 from gateway.model import Account, Secret
@@ -76,15 +87,39 @@ def test_a_broken_line_spoils_nothing_after_it() -> None:
 
 def test_a_json_line_is_a_form() -> None:
     text = '{"name":"bob","wg_name":"s","b_download":20,"password":null,"ipv6":false,"mangle":"1"}\n[1]\n{"a":{}}\n{'
-    lines = Lines(io.BytesIO(text.encode()), "jsonl")
     wrong = "Malformed line (only a JSON object of texts and numbers, in UTF-8)"
-    assert shown(list(lines)) == [
+    assert shown(read(text.encode(), "jsonl")) == [
         (1, {"name": "bob", "wg_name": "s", "b_download": "20", "ipv6": "false", "mangle": "1"}),
         (2, wrong),
         (3, wrong),
         (4, wrong),
     ]
-    assert list(lines.ignored) == ["mangle"]
+
+
+@pytest.mark.parametrize(
+    "unknown", ["enabled", "preshared_key", "Statuses", "b_downlaod", "password2", "private-key", "allowed_ips6"]
+)
+def test_what_is_not_understood_is_an_error_and_never_dropped(unknown: str) -> None:
+    with pytest.raises(ConfigError, match=f"columns that are not understood: '{unknown}'"):
+        read(f"name,wg_name,{unknown}\nbob,s,false\n".encode())
+    lines = shown(
+        read(f'{{"name":"a","wg_name":"s","{unknown}":false}}\n{{"name":"b","wg_name":"s"}}\n'.encode(), "jsonl")
+    )
+    assert str(lines[0][1]).startswith(f"Unknown field '{unknown}' (only name, ") and "status" in str(lines[0][1])
+    assert lines[1] == (2, {"name": "b", "wg_name": "s"})
+
+
+@pytest.mark.parametrize(
+    "cell", ["=1+1", "+1", "-1", "@x", "\tx", "'=x", "''x", "'x", "'", "", "x=1", "'+", "'\t'", "-", "''"]
+)
+def test_a_cell_that_a_spreadsheet_would_run_is_guarded_and_comes_back_as_it_was(cell: str) -> None:
+    assert not guarded(cell).startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert unguarded(guarded(cell)) == cell
+
+
+def test_files_of_others_with_plain_quotes_are_read_as_they_are() -> None:
+    (line,) = read(b"name,wg_name,password\nbob,s,'secret\n")
+    assert line.form["password"] == "'secret"
 
 
 @pytest.mark.parametrize(

@@ -226,3 +226,26 @@ async def test_the_loop_collects_again_and_again(product: Product, agent: FakeAg
             await asyncio.sleep(0.02)
     task.cancel()
     await asyncio.wait({task})
+
+
+async def test_a_clock_that_jumps_deletes_nothing_and_prunes_again_when_it_is_right(
+    product: Product, account: Account, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = [datetime(2026, 11, 26, 12, tzinfo=UTC)]
+    collect = Collect(product.store, product.agents, usage_months=2, now=lambda zone: clock[0].astimezone(zone))
+    for day in (date(2026, 9, 30), date(2026, 10, 1), date(2026, 11, 26)):
+        product.agents[NODE].use(account.id, day, 5, 5)
+    await collect.collect()
+    clock[0] += timedelta(hours=24)
+    await collect.collect()
+    assert await used(product, account, date(2026, 9, 30)) == (0, 0), "two months are kept"
+    for year in (2031, 1970, 2099):
+        clock[0] = datetime(year, 3, 1, tzinfo=UTC)
+        product.agents[NODE].use(account.id, clock[0].date(), 1, 1)  # the node's clock is the same one
+        await collect.collect()
+        assert await used(product, account, date(2026, 10, 1)) == (5, 5), year
+    assert "clock-leapt" in caplog.text
+    clock[0] = datetime(2026, 12, 1, tzinfo=UTC)
+    await collect.collect()
+    assert await used(product, account, date(2026, 10, 1)) == (0, 0)
+    assert await used(product, account, date(2026, 11, 26)) == (5, 5)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, timedelta
 
 import pytest
 
 from gateway.errors import NotFound
 from gateway.model import DayUsage, NewAccount, ServerValues
-from gateway.usage import full_month
+from gateway.usage import Calendar, full_month
 from tests.fakes.product import NODE, Product
 
 
@@ -49,3 +49,39 @@ async def test_a_month_is_fresh_to_the_byte_and_stays_when_the_agent_goes_away(p
     assert (await product.accounts.traffic(account.name, 2024, 2))[28] == DayUsage(date(2024, 2, 29), 8, 9)
     with pytest.raises(NotFound, match="Account not found"):
         await product.accounts.traffic("nobody", 2024, 2)
+
+
+DAY_ONE = date(2026, 11, 26)
+
+
+def lived(*days: date) -> Calendar:
+    calendar = Calendar(DAY_ONE)
+    for day in days:
+        calendar = calendar.on(day)
+    return calendar
+
+
+def days(first: date, count: int) -> list[date]:
+    return [first + timedelta(days=number) for number in range(count)]
+
+
+def test_the_retention_goes_by_days_that_follow_one_another() -> None:
+    assert lived(*days(DAY_ONE, 400)).believed == DAY_ONE + timedelta(days=399)
+    assert lived(DAY_ONE + timedelta(days=31)).believed == DAY_ONE + timedelta(days=31), (
+        "a gateway that was off a month"
+    )
+
+
+@pytest.mark.parametrize("jump", [date(2031, 3, 1), date(2099, 12, 31), date(2027, 2, 1)])
+def test_a_clock_that_jumps_ahead_is_not_believed_for_a_week(jump: date) -> None:
+    assert lived(*days(jump, 7)) == Calendar(DAY_ONE, jump)
+    assert lived(*days(jump, 3), DAY_ONE + timedelta(days=3)) == Calendar(DAY_ONE + timedelta(days=3)), (
+        "set right again"
+    )
+    assert lived(*days(jump, 8)).believed == jump + timedelta(days=7), "it really is that late"
+
+
+def test_a_clock_that_jumps_about_is_never_believed() -> None:
+    jumps = [date(2031, 1, 1), date(2060, 1, 1), date(2031, 1, 5), date(2061, 1, 1), date(2031, 1, 9)]
+    assert lived(*jumps).believed == DAY_ONE
+    assert lived(date(1970, 1, 1), date(2000, 1, 1)) == Calendar(DAY_ONE), "nor one that falls back"
