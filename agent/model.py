@@ -308,10 +308,11 @@ class PeerState:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Where to look: the links that are wanted or ours, and the uplink."""
+    """Where to look: the links that are wanted or ours, and the uplink. `keys`: of the wanted ones, by interface."""
 
     interfaces: frozenset[str]
     uplink: str
+    keys: Mapping[str, Secret] = field(default_factory=dict)
 
     @property
     def devices(self) -> tuple[str, ...]:

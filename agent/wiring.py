@@ -35,6 +35,7 @@ from agent.kernel.link import Links, choose_mode
 from agent.kernel.marks import IptablesMarks
 from agent.kernel.nft_forwarding import NftForwardings
 from agent.kernel.nft_marks import NftablesMarks
+from agent.kernel.ownership import Ownership
 from agent.kernel.peers import Peers
 from agent.kernel.shaper import Classes, Qdiscs, class_text
 from agent.kernel.watch import ANY, watch
@@ -75,16 +76,18 @@ class LinuxKernel:
     backend: str
     connections: int = 0  # that an account may have; 0 = no bound
     opened: tuple[Opening, ...] = ()
+    owned: Ownership = field(default_factory=Ownership)
     links: Links = field(init=False)
     qdiscs: Qdiscs = field(default_factory=Qdiscs)
     classes: Classes = field(default_factory=Classes)
     forwarding: Part[str, Forwarding] = field(init=False)
     marks: MarksPart = field(init=False)
-    peers: Peers = field(default_factory=Peers)
+    peers: Peers = field(init=False)
 
     def __post_init__(self) -> None:
         doors = backend_doors(self.opened)[self.backend]
-        object.__setattr__(self, "links", Links(self.mode))
+        object.__setattr__(self, "links", Links(self.mode, self.owned))
+        object.__setattr__(self, "peers", Peers(self.owned))
         object.__setattr__(self, "forwarding", Bounded(doors.forwarding, self.connections))
         object.__setattr__(self, "marks", doors.marks)
 
@@ -158,8 +161,11 @@ async def _serve(config: Config, store: Store) -> None:
         usage = Usage(store, time.time)
         move = Move(usage, backend_doors(config.opened))
         backend = await asyncio.get_running_loop().run_in_executor(writer_thread, move.to, chosen, desired)
+        owned = Ownership()
         reconciler = Reconciler(
-            Writer(LinuxKernel(mode, config.uplink, backend, config.connections_per_account, config.opened), usage),
+            Writer(
+                LinuxKernel(mode, config.uplink, backend, config.connections_per_account, config.opened, owned), usage
+            ),
             store,
             writer_thread,
             desired=desired,
@@ -167,7 +173,7 @@ async def _serve(config: Config, store: Store) -> None:
             clock=time.time,
             about=Status(store.epoch, wireguard=mode, marks=backend),
         )
-        live = LiveReads(LinuxKernel(mode, config.uplink, backend), usage)
+        live = LiveReads(LinuxKernel(mode, config.uplink, backend, owned=owned), usage)
         rpc = RpcServer(AgentServicer(reconciler, store, live, reader_thread, VERSION))
         bind(rpc.grpc, config.socket_path, config.socket_group)
         log.info(

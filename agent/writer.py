@@ -94,7 +94,7 @@ class Writer:
     def _cut_off(self, desired: Desired) -> None:
         """Without a way to the internet nothing can be built, but who must not be let in any more goes all the same."""
         want = wanted(desired, "")
-        scope = Scope(frozenset({*want.links, *self._kernel.links.read(Scope(frozenset(want.links), ""))}), "")
+        scope = Scope(frozenset({*want.links, *self._kernel.links.read(_scope(want, ""))}), "")
         unwanted = diff(want.peers, self._kernel.peers.read(scope)).remove
         if unwanted:
             self._kernel.peers.apply(Diff(remove=unwanted))
@@ -152,7 +152,7 @@ class Writer:
 
     def read(self, want: Wanted, uplink: str) -> Wanted:
         """Everything of ours that Linux holds."""
-        links = self._kernel.links.read(Scope(frozenset(want.links), uplink))
+        links = self._kernel.links.read(_scope(want, uplink))
         scope = Scope(frozenset({*want.links, *links}), uplink)
         parts = {part: getattr(self._kernel, part).read(scope) for part in PARTS if part != "links"}
         return Wanted(links=links, **parts)
@@ -167,6 +167,10 @@ class Writer:
     def sample(self, desired: Desired) -> None:
         """Takes the kernel's counters into the totals."""
         self._usage.observe(self._kernel.marks.counters(), desired.by_address, desired.time_zone)
+
+
+def _scope(want: Wanted, uplink: str) -> Scope:
+    return Scope(frozenset(want.links), uplink, {name: link.private_key for name, link in want.links.items()})
 
 
 class _Pass:
@@ -211,7 +215,7 @@ class _Pass:
             self._shape_and_mark(diffs)
             self._write("peers", self._allowed(diffs["peers"]))
         self._forget_connections(moving.values())
-        stuck = self._addresses_in_use()
+        stuck = self._addresses_in_use(marks.remove)
         stuck_minors = {minor(self.found.marks[a].mark) for a in stuck if a in self.found.marks}
         removed_marks = {a: mark for a, mark in marks.remove.items() if a not in stuck}
         if removed_marks:
@@ -228,8 +232,10 @@ class _Pass:
             self._write(part, Diff(remove=remove))
         return self._report
 
-    def _addresses_in_use(self) -> set[IPv4Address | None]:
+    def _addresses_in_use(self, going: Iterable[IPv4Address]) -> set[IPv4Address | None]:
         """Of peers that could not be removed, or stay as they are because something failed; and of rules that do.
+
+        `going`: addresses that are to lose their rules.
 
         None: of a peer without an address of ours.
         """
@@ -237,7 +243,11 @@ class _Pass:
         kept = [key for key in peers.remove if key in self.found.peers]
         kept += [key for key, peer in peers.change.items() if self._is_held_back(peer)]
         held_back = {address for address, mark in marks.change.items() if self._is_held_back(mark)}
-        return {self.found.peers[key].address for key in kept} | held_back
+        # What a link holds that could not be made right is not known: it may let in whom it should not.
+        dark = {server.name for device in self._failed_devices if (server := server_on(self._before, device))}
+        owned = {a: self._before.accounts.get(self._before.by_address.get(a, 0)) for a in going if dark}
+        unseen = {address for address, account in owned.items() if account and account.server in dark}
+        return {self.found.peers[key].address for key in kept} | held_back | unseen
 
     def _forget_connections(self, addresses: Iterable[IPv4Address | None]) -> None:
         """Of these, but for those that a peer of this pass still has."""

@@ -3,7 +3,8 @@
 Owns the links that carry our alias: their key, port, address, MTU and state. Changes what differs in place and never
 bounces a link that works. Never touches an interface that is not ours, whatever its name.
 
-A link is ours by its alias, `wirelane:` and its name. One without it is adopted only where nobody can miss it: a
+A link is ours by its alias, `wirelane:` and its name, or as `ownership` knows it under another one: what somebody wrote
+there stays, and costs no control. Another link without the alias is adopted only where nobody can miss it: a
 WireGuard link without key, peer and IPv4 address, as an agent leaves it that is killed between making and naming it.
 A link of ours that the other implementation made (the mode was changed since) is kept and used as it is, because to
 make it anew would drop every session on it; remove it by hand to have it made in the new mode.
@@ -31,6 +32,7 @@ from agent.kernel.interfaces import (
     remove_address,
     set_interface,
 )
+from agent.kernel.ownership import Ownership
 from agent.kernel.uapi import UserspaceWireGuard
 from agent.kernel.wireguard import Absent, Device, Mode, PortBusy, WireGuard
 from agent.model import Diff, Link, Scope, Secret
@@ -59,14 +61,30 @@ def choose_mode(configured: str) -> Mode:
 class Links:
     """`mode`: how links that do not exist are made."""
 
-    def __init__(self, mode: Mode) -> None:
+    def __init__(self, mode: Mode, owned: Ownership | None = None) -> None:
         self._kind = KINDS[mode]
+        self._owned = owned or Ownership()
         self._doors: dict[str, WireGuard] = {"wireguard": KernelWireGuard(), "tun": UserspaceWireGuard()}
 
     def read(self, scope: Scope) -> dict[str, Link]:
         """All links of ours, wanted or not, in whatever state: what is wrong reads as something nobody wants."""
         ports = udp_ports()
-        return {link.name: self._found(link, ports) for link in read_interfaces().values() if link.ours}
+        return {
+            link.name: self._found(link, ports) for link in read_interfaces().values() if self._is_ours(link, scope)
+        }
+
+    def _is_ours(self, interface: Interface, scope: Scope) -> bool:
+        """Also one that carries our server's key under another sign, as after a restart of the agent."""
+        if self._owned.owns(interface):
+            return True
+        key, door = scope.keys.get(interface.name), self._doors.get(interface.kind)
+        if key is None or door is None:
+            return False
+        with suppress(KernelError):
+            if door.read_device(interface.name).private_key == key:
+                self._owned.learn(interface)
+                return True
+        return False
 
     def apply(self, diff: Diff[str, Link]) -> Mapping[str, KernelError]:
         errors: dict[str, KernelError] = {}
@@ -99,8 +117,9 @@ class Links:
 
     def _remove(self, name: str) -> None:
         interface = read_interface(name)
-        if interface is not None and interface.ours:
+        if interface is not None and self._owned.owns(interface):
             self._doors[interface.kind].remove(name)
+            self._owned.forget(name)
 
     def _make(self, link: Link) -> None:
         """From whatever there is to the link, by the steps that are needed."""
@@ -117,7 +136,7 @@ class Links:
     def _take(self, name: str) -> Interface:
         """The interface of this name, ours and with a WireGuard that answers; made where there is none."""
         interface = read_interface(name)
-        if interface is not None and interface.ours:
+        if interface is not None and self._owned.owns(interface):
             try:
                 self._doors[interface.kind].read_device(name)
                 return interface
@@ -137,6 +156,7 @@ class Links:
                 retry=False,
             )
         set_interface(interface, ifalias=f"{OUR_ALIAS}{name}")
+        self._owned.learn(interface)
         return replace(interface, alias=f"{OUR_ALIAS}{name}")
 
     def _is_blank(self, interface: Interface) -> bool:
@@ -183,7 +203,7 @@ class Links:
         for name, link in change.items():
             with suppress(KernelError):  # the link's own turn comes, and with it the error
                 interface = read_interface(name)
-                if interface is None or not interface.ours:
+                if interface is None or not self._owned.owns(interface):
                     continue
                 door = self._doors[interface.kind]
                 held = door.read_device(name).listen_port

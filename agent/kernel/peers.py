@@ -1,6 +1,6 @@
 """The peers of our links: the part of the kernel that lets an account in.
 
-Owns which peers WireGuard holds on links that carry our alias. Never touches a peer of another link, an endpoint or a
+Owns which peers WireGuard holds on links of ours (`ownership`). Never touches a peer of another link, an endpoint or a
 session: a peer that is right is not written, and one that is wrong is mended in place. The keepalive is the client's
 business, a preshared key is not in use: a peer that has either is drift.
 """
@@ -12,13 +12,17 @@ from collections.abc import Mapping
 from agent.errors import KernelError
 from agent.kernel.genetlink_wireguard import KernelWireGuard
 from agent.kernel.interfaces import Interface, read_interfaces, read_link, set_threaded
+from agent.kernel.ownership import Ownership
 from agent.kernel.uapi import UserspaceWireGuard
 from agent.kernel.wireguard import Absent, HeldPeer, PeerChange, WireGuard
 from agent.model import Diff, Peer, PeerKey, PeerState, Scope
 
 
 class Peers:
-    def __init__(self) -> None:
+    """`owned`: shared with the links, which learn whose they are."""
+
+    def __init__(self, owned: Ownership | None = None) -> None:
+        self._owned = owned or Ownership()
         self._doors: dict[str, WireGuard] = {"wireguard": KernelWireGuard(), "tun": UserspaceWireGuard()}
 
     def read(self, scope: Scope) -> dict[PeerKey, Peer]:
@@ -26,7 +30,7 @@ class Peers:
         links = read_interfaces()
         found: dict[PeerKey, Peer] = {}
         for name in sorted(scope.interfaces & links.keys()):
-            if not links[name].ours:
+            if not self._owned.owns(links[name]):
                 continue
             try:
                 held = self._doors[links[name].kind].read_peers(name)
@@ -69,11 +73,12 @@ class Peers:
 
     def _link(self, name: str) -> Interface:
         interface = read_link(name)
-        if interface is None:
-            raise Absent(f"there is no link {name}")
-        if not interface.ours:
-            raise Absent(f"{name} is not a link of ours")
-        return interface
+        if interface is not None and self._owned.owns(interface):
+            return interface
+        if (now := self._owned.elsewhere(name)) and now != name:
+            # Absent would mean that its peers are gone, and what shapes and counts them may go too.
+            raise KernelError(f"link {name} was renamed to {now} by somebody: its peers live on there")
+        raise Absent(f"there is no link {name}" if interface is None else f"{name} is not a link of ours")
 
 
 def _peer(interface: str, held: HeldPeer) -> Peer:

@@ -619,3 +619,21 @@ def test_a_port_that_another_program_took_from_a_link_is_closed() -> None:
     box.kernel.refuses.clear()
     box.full()
     assert port_opened(box) == 51821 and box.is_right()
+
+
+def test_marks_and_classes_stay_while_a_link_that_could_not_be_made_right_may_still_let_in() -> None:
+    """Nobody knows what it holds: its peers were not even read."""
+    box = Box()
+    box.full()
+    box.change(account(2), account(3))
+    box.kernel.refuses["links", "change", "wg1"] = "it does not answer"
+    box.desired = box.desired.patched(box.ahead(account(2, enabled=False)))
+    box.kernel.links.held["wg1"] = replace(box.kernel.links.held["wg1"], mtu=1)  # and it differs
+    box.kernel.peers.sees = lambda key, scope: False  # type: ignore[method-assign]
+    box.full()
+    assert account(2).address in box.kernel.marks.held
+    assert ("wg1", minor(account(2).mark)) in box.kernel.classes.held
+    box.kernel.refuses.clear()
+    del box.kernel.peers.sees
+    box.full()
+    assert account(2).address not in box.kernel.marks.held and ("wg1", key(2)) not in box.kernel.peers.held
