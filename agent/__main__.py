@@ -85,7 +85,7 @@ def _table(answer: dict[str, object]) -> str:
     failures = answer["failures"]
     assert isinstance(failures, list)
     lines.append(f"{'failures':{width}}  {len(failures)}")
-    lines += [f"  {failure['subject'] or 'node'}: {failure['reason']}" for failure in failures]
+    lines += [f"  {failure['subject']}: {failure['reason']}" for failure in failures]
     warnings = answer["warnings"]
     assert isinstance(warnings, list)
     lines.append(f"{'warnings':{width}}  {len(warnings)}")

@@ -10,8 +10,8 @@ gateway's database promises it: two peers with one address would send one custom
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -94,6 +94,16 @@ class Desired:
             patch.put_accounts,
         )
 
+    def leaving(self, after: Desired, account_ids: Iterable[int]) -> frozenset[int]:
+        """Who of these gets in here, and afterwards no more, or by another key or server only."""
+        old = [account for i in account_ids if (account := self.accounts.get(i)) is not None and account.enabled]
+        return frozenset(account.id for account in old if _door(after.accounts.get(account.id)) != _door(account))
+
+    def without(self, account_ids: Collection[int]) -> Desired:
+        """The same with these accounts switched off."""
+        off = {i: replace(self.accounts[i], enabled=False) for i in account_ids if i in self.accounts}
+        return replace(self, accounts=self.accounts.update(off)) if off else self
+
     def _with(
         self,
         revision: int,
@@ -127,6 +137,10 @@ class Desired:
             if account.server not in servers:
                 raise InvalidValue(f"account {account.name}: server", f"there is no server {account.server!r} here")
         return desired
+
+
+def _door(account: Account | None) -> tuple[str, str] | None:
+    return (account.server, account.public_key) if account and account.enabled else None
 
 
 def _claim(index: MapMutation[K, int], key: K, account: Account, what: str) -> None:

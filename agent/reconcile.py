@@ -10,6 +10,8 @@ accepted has ended.
 
 Failure. A pass that could not read, or in which Linux refused something, is followed by a full one: after one second
 at first, then at doubling intervals up to the resync interval. What was refused is in the status until a pass succeeds.
+Who is switched off by a change that the disk does not take is cut off all the same: the gateway holds that change and
+sends it again. Nobody is let in before it is written; a restart meanwhile lets those back in until the gateway's call.
 While there is no desired state at all (a new or a broken file) the kernel is left exactly as it is until a snapshot
 arrives. A bug (any other exception) ends the process: it is started again, and the first pass repairs.
 
@@ -44,6 +46,7 @@ T = TypeVar("T")
 log = logging.getLogger("agent.reconcile")
 
 FIRST_RETRY_SECONDS = 1.0
+LATE_SECONDS = 1.0  # a disk that takes longer is not waited for with those who are switched off
 LOGGED_OBJECTS = 20  # more changes than this in one pass are only counted
 
 
@@ -85,6 +88,9 @@ class Reconciler:
         self._is_ahead = False  # was anything made for the patch that is being accepted
         self._touched: set[int] = set()  # accounts changed since the last pass began
         self._touched_servers = False
+        self._leaving: frozenset[int] = frozenset()  # whom the change that is being written switches off
+        self._cut: frozenset[int] = frozenset()  # switched off by a change that is not written yet
+        self._missed: dict[str, str] = {}  # what could not be written, and why
         self._full_due = True
         self._retry_seconds = 0.0
         self._failures: dict[tuple[int, str], Failure] = {}
@@ -107,6 +113,7 @@ class Reconciler:
             revision=desired.revision if desired else 0,
             needs_snapshot=desired is None,
             failures=tuple(self._failures.values()),
+            problem="; ".join(dict.fromkeys(filter(None, (self._status.problem, *self._missed.values())))),
             accounts=len(desired.accounts) if desired else 0,
             servers=len(desired.servers) if desired else 0,
             time_zone=desired.time_zone if desired else "",
@@ -125,7 +132,7 @@ class Reconciler:
             if self._desired is None:
                 raise StaleRevision("this agent holds no desired state yet")
             try:
-                desired = await asyncio.to_thread(self._read_patch, self._desired, patch, asyncio.get_running_loop())
+                desired = await self._saved(self._read_patch, self._desired, patch, asyncio.get_running_loop())
             except BaseException:
                 self._undo_ahead()
                 raise
@@ -137,6 +144,7 @@ class Reconciler:
         """On a thread of its own: the disk takes its time, and so may a patch of thousands."""
         desired = before.patched(patch)
         if desired is not before:
+            self._leaving = before.leaving(desired, patch.account_ids)
             loop.call_soon_threadsafe(self._shape_ahead, before, desired, patch)
             self._keeper.save_patch(desired, patch)
         return desired
@@ -161,18 +169,52 @@ class Reconciler:
 
     async def _take_snapshot(self, snapshot: Snapshot) -> tuple[int, Desired]:
         async with self._accepting:
-            desired, changed = await asyncio.to_thread(self._read_snapshot, snapshot)
+            desired, changed = await self._saved(self._read_snapshot, snapshot)
+            changed |= self._cut
             self._take(desired, changed, True)
             return self._generation, desired
 
     def _read_snapshot(self, snapshot: Snapshot) -> tuple[Desired, set[int]]:
         """On a thread of its own: ten thousand accounts take a fifth of a second, which no RPC is to wait for."""
         desired, before = Desired.taken(self._epoch, snapshot), self._desired
+        self._leaving = before.leaving(desired, before.accounts) if before else frozenset()
         self._keeper.save_snapshot(desired)
         if before is None:
             return desired, set(desired.accounts)
         ids = {*desired.accounts, *before.accounts}
         return desired, {i for i in ids if before.accounts.get(i) != desired.accounts.get(i)}
+
+    async def _saved(self, save: Callable[..., T], *arguments: object) -> T:
+        """Writes a change down, on a thread of its own. Who is switched off is cut off also where the disk fails."""
+        self._leaving = frozenset()
+        late = asyncio.get_running_loop().call_later(LATE_SECONDS, self._cut_off)
+        try:
+            saved = await asyncio.to_thread(save, *arguments)
+        except StoreError as error:
+            self._cut_off()
+            self._note("change", str(error))
+            raise
+        finally:
+            late.cancel()
+        self._note("change", "")
+        return saved
+
+    def _cut_off(self) -> None:
+        """Those who are leaving, before it is written."""
+        new = self._leaving - self._cut
+        if new:
+            log.warning("cut off before it is written accounts=%d", len(new))
+            self._cut |= new
+            self._touched |= new
+            self._wake.set()
+
+    def _note(self, what: str, problem: str) -> None:
+        """What could not be written: in the status until it can, and in the log once."""
+        if problem and problem != self._missed.get(what):
+            log.error("%s missed reason=%r", what, problem)
+        elif not problem and what in self._missed:
+            log.info("%s written again", what)
+        self._missed = {key: value for key, value in (self._missed | {what: problem}).items() if value}
 
     def request_resync(self) -> None:
         """A full pass as soon as possible."""
@@ -192,7 +234,12 @@ class Reconciler:
         async with self._sampling:
             self._next_sample = None
             if self._desired is not None:
-                await self._on_writer_thread(lambda: self._writer.sample(self._current()))
+                try:
+                    await self._on_writer_thread(lambda: self._writer.sample(self._current()))
+                except (KernelError, StoreError) as error:
+                    self._note("sample", str(error))
+                    raise
+                self._note("sample", "")
                 self._status = replace(self._status, last_sample_time=int(self._clock()))
 
     # -- the loop --
@@ -207,7 +254,7 @@ class Reconciler:
             self._wake.clear()
             if self._desired is not None:
                 self._passing = True
-                await self._pass(self._desired)
+                await self._pass(self._desired.without(self._cut))
                 self._passing = False
 
     async def first_pass(self, seconds: float) -> None:
@@ -292,7 +339,10 @@ class Reconciler:
         for failure in report.failures.values():
             if failure not in self._said:
                 log.error(
-                    "refused account=%d subject=%s reason=%r", failure.account_id, failure.subject, failure.reason
+                    "refused account=%d subject=%s reason=%r",
+                    failure.account_id,
+                    failure.subject or "node",
+                    failure.reason,
                 )
         self._said = self._said & set(self._failures.values()) | set(report.failures.values())
         if len(report.changes) <= LOGGED_OBJECTS:
@@ -307,6 +357,7 @@ class Reconciler:
 
     def _take(self, desired: Desired, touched: set[int], servers: bool) -> None:
         self._desired, self._is_ahead = desired, False
+        self._cut -= touched
         self._generation += 1
         self._touched |= touched
         self._touched_servers |= servers

@@ -32,4 +32,6 @@ class Report:
     undone: int = 0  # how many of the changes took back what was made ahead
 
     def fail(self, account_id: int, subject: str, error: KernelError) -> None:
+        if account_id and not subject:
+            subject = f"account {account_id}"  # gone from what was asked for, and its name with it
         self.failures.setdefault((account_id, subject), Failure(account_id, subject, str(error)))

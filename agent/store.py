@@ -29,6 +29,7 @@ from agent.usage import Baseline, DayTotal, Used
 SCHEMA_VERSION = 2
 KEPT_DAYS = 100  # of usage; a gateway that is away for longer than this loses the oldest days
 RECENT_ROWS = 50_000
+ROOM = 65_536  # bytes; with less SQLite cannot even begin: its shared memory alone takes half of it
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -79,8 +80,9 @@ WHERE day < (SELECT day FROM (SELECT DISTINCT day FROM usage) ORDER BY day DESC 
 class Store:
     """An open file. Make it with `open_store`."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._db = connection
+        self._path = path
         self._lock = threading.Lock()
         self._pruned_on = 0
         epoch = self._meta().get("epoch")
@@ -90,12 +92,12 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _translated(), self._db:
+        with self._lock, _translated(self._path), self._db:
             self._db.execute("BEGIN IMMEDIATE")
             yield self._db
 
     def _meta(self) -> dict[str, str]:
-        with self._lock, _translated():
+        with self._lock, _translated(self._path):
             return dict(self._db.execute("SELECT key, value FROM meta"))
 
     # -- desired --
@@ -105,7 +107,7 @@ class Store:
         meta = self._meta()
         if "revision" not in meta:
             return None
-        with self._lock, _translated():
+        with self._lock, _translated(self._path):
             servers = self._db.execute("SELECT * FROM servers").fetchall()
             accounts = self._db.execute("SELECT * FROM accounts").fetchall()
         try:
@@ -152,7 +154,7 @@ class Store:
     # -- usage: what agent/usage.py needs --
 
     def load_baselines(self) -> dict[IPv4Address, Baseline]:
-        with self._lock, _translated():
+        with self._lock, _translated(self._path):
             rows = self._db.execute("SELECT * FROM baselines").fetchall()
         try:
             return {IPv4Address(row[0]): Baseline(row[1], Counters(*row[2:])) for row in rows}
@@ -172,7 +174,7 @@ class Store:
 
     def load_recent(self) -> list[int]:
         """Accounts by their latest usage, the last first: by the index, hence a bound on rows and not on accounts."""
-        with self._lock, _translated():
+        with self._lock, _translated(self._path):
             rows = self._db.execute("SELECT account_id FROM usage ORDER BY seq DESC LIMIT ?", (RECENT_ROWS,)).fetchall()
         return list(dict.fromkeys(row[0] for row in rows))
 
@@ -209,7 +211,7 @@ class Store:
     def totals(self, after: int, account_ids: Iterable[int] = ()) -> tuple[int, list[DayTotal]]:
         """The rows that changed after a cursor, only these accounts' if any are named; and the new cursor."""
         ids = tuple(account_ids)
-        with self._lock, _translated(), self._db:
+        with self._lock, _translated(self._path), self._db:
             self._db.execute("BEGIN")
             cursor = _seq(self._db)
             query = "SELECT account_id, day, download, upload FROM usage WHERE seq > ?"
@@ -230,7 +232,7 @@ def open_store(path: Path) -> Store:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
-    with _translated():
+    with _translated(path):
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
         try:
             db.execute("PRAGMA journal_mode = WAL")
@@ -243,7 +245,7 @@ def open_store(path: Path) -> Store:
                 raise BrokenStore(f"{path}: it is not the file of an agent, or parts of it are missing")
             else:
                 _upgrade(db, version)
-            return Store(db)
+            return Store(db, path)
         except BaseException:
             db.close()
             raise
@@ -312,13 +314,28 @@ def _upgrade(db: sqlite3.Connection, version: int) -> None:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:  # locked, disk full, read-only: not the file's own fault
-        raise StoreError(f"the state file cannot be used: {error}") from error
+        if _is_full(error, path):
+            raise StoreError(
+                f"the disk of {path} is full: free space there; nothing new is taken until then"
+            ) from error
+        raise StoreError(f"the state file {path} cannot be used: {error}") from error
     except sqlite3.DatabaseError as error:
         raise BrokenStore(f"the state file is damaged: {error}") from error
+
+
+def _is_full(error: sqlite3.OperationalError, path: Path) -> bool:
+    """A full disk is "disk I/O error" or "unable to open" too, by which of its files does not grow."""
+    if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+        return False
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return error.sqlite_errorcode == sqlite3.SQLITE_FULL or disk.f_bfree * disk.f_frsize < ROOM
 
 
 def _seq(db: sqlite3.Connection) -> int:

@@ -228,8 +228,8 @@ async def _sample(reconciler: Reconciler) -> None:
         await reconciler.sample()
     except BrokenStore:
         raise
-    except AgentError as error:
-        log.error("sample failed reason=%r", str(error))
+    except AgentError:
+        pass  # it is in the status, and in the log once
 
 
 async def _schedule(config: Config, reconciler: Reconciler) -> None:

@@ -331,7 +331,9 @@ class _NodeLoop:
         The agent may hold more than we sent (from another gateway); the outcome is only about what we sent.
         """
         for failure in applied.failures:
-            log.warning("node=%s event=failed subject=%s reason=%r", self._name, failure.subject, failure.reason)
+            log.warning(
+                "node=%s event=failed subject=%s reason=%r", self._name, failure.subject or "node", failure.reason
+            )
         if applied.outcome != "pending":
             self._shown = sent.revision
         if self.status is not None:

@@ -74,7 +74,7 @@ def _standing(node: Node, status: AgentStatus | None) -> dict[str, str]:
         missing = f", {waiting} changes wait for it" if waiting else ""
         return {"name": node.name, "status": "away", "problem": f"the agent does not answer{missing}"}
     if status.failures or status.problem:
-        failures = [f"{failure.subject}: {failure.reason}" for failure in status.failures]
+        failures = [f"{failure.subject or 'node'}: {failure.reason}" for failure in status.failures]
         return {
             "name": node.name,
             "status": "failed",

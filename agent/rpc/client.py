@@ -39,7 +39,9 @@ def read_status(target: str) -> dict[str, Any]:
         "time_zone": reply.time_zone,
         "refused_connections": reply.refused_connections,
         "problem": reply.problem,
-        "failures": [{"account_id": f.account_id, "subject": f.subject, "reason": f.reason} for f in reply.failures],
+        "failures": [
+            {"account_id": f.account_id, "subject": f.subject or "node", "reason": f.reason} for f in reply.failures
+        ],
         "warnings": list(reply.warnings),
     }
 

@@ -18,6 +18,7 @@ from agent.desired import Desired, Patch, Snapshot
 from agent.errors import InvalidValue, KernelError, StaleRevision, StoreError
 from agent.model import Diff
 from agent.reconcile import Reconciler
+from agent.report import Report
 from agent.status import Outcome, Status
 from agent.store import Store, open_store
 from agent.usage import Usage
@@ -342,3 +343,11 @@ def test_a_problem_that_others_make_is_the_node_s_until_it_is_gone_and_hinders_n
             assert (status.problem, status.drift_count) == ("", 0)
 
     asyncio.run(story())
+
+
+def test_a_failure_always_has_a_name() -> None:
+    report = Report()
+    report.fail(7, "", KernelError("no room"))
+    report.fail(8, "a8", KernelError("no room"))
+    report.fail(0, "", KernelError("no uplink"))  # of the node: whoever shows it says so
+    assert [f.subject for f in report.failures.values()] == ["account 7", "a8", ""]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gateway.model import NewAccount, ServerValues
+from gateway.model import AgentStatus, Failure, NewAccount, Node, ServerValues
+from gateway.system import _standing
 from tests.fakes.product import NODE, Product, running_product
 
 pytestmark = pytest.mark.anyio
@@ -66,6 +67,11 @@ async def test_what_the_kernel_refused_is_told(product: Product) -> None:
     status = await eventually(product, lambda it: it["nodes"][0]["status"] == "failed")
     assert status["status"] == "Nodes: local (failed)"
     assert status["nodes"][0]["problem"] == "peer_1: no room for its class"
+
+
+def test_a_refusal_of_the_node_as_a_whole_has_a_name() -> None:
+    failed = AgentStatus("e", 1, 1, False, failures=(Failure(0, "", "no qdisc on eth0"),))
+    assert _standing(Node(1, NODE, "unix:/agent", 1, "e", 1), failed)["problem"] == "node: no qdisc on eth0"
 
 
 async def test_an_agent_whose_kernel_is_slow_is_pending(database: str) -> None:
