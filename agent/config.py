@@ -75,6 +75,10 @@ class Config:
     resync_seconds: int = field(
         default=60, metadata=_says("How often everything is read back and repaired, in seconds, 1-3600.")
     )
+    public_networks: bool = field(
+        default=False,
+        metadata=_says("true: a server may have a network of public addresses, which are yours to route."),
+    )
     connections_per_account: int = field(
         default=4000,
         metadata=_says("How many connections an account may have open at a time, 0-1000000; 0: no bound."),
@@ -143,9 +147,11 @@ def parse_config(table: dict[str, Any]) -> Config:
         kind = type(known[name].default) if name in known else None
         if kind is None:
             problems.append(f"{name}: there is no such key; there are {', '.join(known)}")
+        elif kind is bool and not isinstance(value, bool):
+            problems.append(f"{name}: must be true or false")
         elif kind is int and (not isinstance(value, int) or isinstance(value, bool)):
             problems.append(f"{name}: must be a whole number")
-        elif kind is not int and not isinstance(value, str):
+        elif kind not in (int, bool) and not isinstance(value, str):
             problems.append(f"{name}: must be a text in quotes")
         else:
             values[known[name].name] = value if kind is not type(DEFAULT_PATH) else Path(value)
@@ -177,5 +183,6 @@ def shown(config: Config) -> str:
     for f in fields(Config):
         value = getattr(config, f.name)
         lines.append(f"# {f.metadata['sentence']}")
-        lines.append(f"{_key(f)} = {value}" if isinstance(value, int) else f'{_key(f)} = "{value}"')
+        plain = str(value).lower() if isinstance(value, bool) else str(value)
+        lines.append(f"{_key(f)} = {plain}" if isinstance(value, int) else f'{_key(f)} = "{value}"')
     return "\n".join(lines)

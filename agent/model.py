@@ -307,6 +307,14 @@ class PeerState:
 
 
 @dataclass(frozen=True, slots=True)
+class HostNetwork:
+    """A network that the host itself has: an address of its own, or a route."""
+
+    network: IPv4Network
+    interface: str
+
+
+@dataclass(frozen=True, slots=True)
 class Scope:
     """Where to look: the links that are wanted or ours, and the uplink. `keys`: of the wanted ones, by interface."""
 

@@ -23,7 +23,7 @@ from agent.plan import Plan, plan
 from agent.report import Report
 from agent.store import Store, only_agent, open_store
 from agent.usage import Usage
-from agent.wiring import LinuxKernel, backend_doors
+from agent.wiring import LinuxKernel, backend_doors, linux
 from agent.writer import Writer
 
 
@@ -57,7 +57,7 @@ def clear(config: Config) -> Report:
 
 def _kernel(config: Config, backend: str) -> LinuxKernel:
     mode = choose_mode(config.wireguard)
-    return LinuxKernel(mode, config.uplink, backend, config.connections_per_account, config.opened)
+    return linux(config, mode, backend)
 
 
 @contextmanager

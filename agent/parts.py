@@ -12,7 +12,21 @@ from ipaddress import IPv4Address
 from typing import Protocol, TypeVar
 
 from agent.errors import KernelError
-from agent.model import Class, ClassKey, Counters, Diff, Forwarding, Link, Mark, Peer, PeerKey, PeerState, Qdisc, Scope
+from agent.model import (
+    Class,
+    ClassKey,
+    Counters,
+    Diff,
+    Forwarding,
+    HostNetwork,
+    Link,
+    Mark,
+    Peer,
+    PeerKey,
+    PeerState,
+    Qdisc,
+    Scope,
+)
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -72,6 +86,9 @@ class Kernel(Protocol):
 
     def problem(self, scope: Scope) -> str:
         """What others do on this host that makes the node as a whole useless, with the cure; "" = nothing."""
+
+    def host_networks(self) -> tuple[HostNetwork, ...]:
+        """The host's own networks, which no server can have."""
 
 
 class LiveKernel(Protocol):

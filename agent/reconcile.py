@@ -333,7 +333,9 @@ class Reconciler:
                     log.warning("beside ours: %s", warning)
             self._status = replace(self._status, warnings=report.warnings)
         if report.warnings is not None:
-            self._status = replace(self._status, refused_connections=report.refused_connections)
+            self._status = replace(
+                self._status, refused_connections=report.refused_connections, networks=report.networks
+            )
 
     def _log(self, report: Report) -> None:
         for failure in report.failures.values():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.errors import KernelError
+from agent.model import HostNetwork
 from agent.status import Failure
 
 
@@ -27,6 +28,7 @@ class Report:
     changes: list[Change] = field(default_factory=list)
     failures: dict[tuple[int, str], Failure] = field(default_factory=dict)
     warnings: tuple[str, ...] | None = None  # of a full pass; None = nobody looked
+    networks: tuple[HostNetwork, ...] = ()  # the host's own, as a full pass finds them
     refused_connections: int = 0  # as a full pass finds it
     problem: str | None = None  # of the node as a whole, which others have made; "" = none; None = nobody looked
     undone: int = 0  # how many of the changes took back what was made ahead

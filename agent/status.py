@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from agent.model import HostNetwork
+
 
 class Outcome(Enum):
     """How far a change has come. It is durable in every case."""
@@ -53,6 +55,7 @@ class Status:
     problem: str = ""
     warnings: tuple[str, ...] = ()  # what stands beside ours and does harm: a sentence each, with the cure
     time_zone: str = ""
+    networks: tuple[HostNetwork, ...] = ()  # the host's own, which no server can have
     refused_connections: int = 0  # beyond the bound of an account, since the bound was set up
 
 

@@ -41,7 +41,7 @@ from agent.kernel.shaper import Classes, Qdiscs, class_text
 from agent.kernel.watch import ANY, watch
 from agent.kernel.wireguard import Mode
 from agent.live import LiveReads
-from agent.model import Forwarding, Opening, PeerState, Scope
+from agent.model import Forwarding, HostNetwork, Opening, PeerState, Scope
 from agent.move import Doors, Move
 from agent.notify import tell_systemd, watchdog_seconds
 from agent.parts import MarksPart, Part
@@ -77,6 +77,7 @@ class LinuxKernel:
     connections: int = 0  # that an account may have; 0 = no bound
     opened: tuple[Opening, ...] = ()
     owned: Ownership = field(default_factory=Ownership)
+    allow_public: bool = False
     links: Links = field(init=False)
     qdiscs: Qdiscs = field(default_factory=Qdiscs)
     classes: Classes = field(default_factory=Classes)
@@ -86,7 +87,7 @@ class LinuxKernel:
 
     def __post_init__(self) -> None:
         doors = backend_doors(self.opened)[self.backend]
-        object.__setattr__(self, "links", Links(self.mode, self.owned))
+        object.__setattr__(self, "links", Links(self.mode, self.owned, self.allow_public))
         object.__setattr__(self, "peers", Peers(self.owned))
         object.__setattr__(self, "forwarding", Bounded(doors.forwarding, self.connections))
         object.__setattr__(self, "marks", doors.marks)
@@ -114,11 +115,27 @@ class LinuxKernel:
     def _servers(self, scope: Scope) -> tuple[Forwarding, ...]:
         return tuple(one for name, one in self.forwarding.read(scope).items() if name)
 
+    def host_networks(self) -> tuple[HostNetwork, ...]:
+        return self.links.host_networks()
+
     def peer_states(self, interface: str) -> dict[str, PeerState]:
         return self.peers.peer_states(interface)
 
     def class_text(self, device: str, minor: int) -> str | None:
         return class_text(device, minor)
+
+
+def linux(config: Config, mode: Mode, backend: str, owned: Ownership | None = None) -> LinuxKernel:
+    """`owned`: shared by the doors of all threads, so that each knows whose a link is."""
+    return LinuxKernel(
+        mode,
+        config.uplink,
+        backend,
+        config.connections_per_account,
+        config.opened,
+        owned or Ownership(),
+        config.public_networks,
+    )
 
 
 def backend_doors(opened: tuple[Opening, ...] = ()) -> dict[str, Doors]:
@@ -163,9 +180,7 @@ async def _serve(config: Config, store: Store) -> None:
         backend = await asyncio.get_running_loop().run_in_executor(writer_thread, move.to, chosen, desired)
         owned = Ownership()
         reconciler = Reconciler(
-            Writer(
-                LinuxKernel(mode, config.uplink, backend, config.connections_per_account, config.opened, owned), usage
-            ),
+            Writer(linux(config, mode, backend, owned), usage),
             store,
             writer_thread,
             desired=desired,
@@ -173,7 +188,7 @@ async def _serve(config: Config, store: Store) -> None:
             clock=time.time,
             about=Status(store.epoch, wireguard=mode, marks=backend),
         )
-        live = LiveReads(LinuxKernel(mode, config.uplink, backend, owned=owned), usage)
+        live = LiveReads(linux(config, mode, backend, owned), usage)
         rpc = RpcServer(AgentServicer(reconciler, store, live, reader_thread, VERSION))
         bind(rpc.grpc, config.socket_path, config.socket_group)
         log.info(

@@ -84,6 +84,7 @@ class Writer:
         scope = Scope(frozenset(want.links), uplink)
         report.warnings, report.problem = self._kernel.warnings(scope), self._kernel.problem(scope)
         report.refused_connections = self._kernel.refused_connections()
+        report.networks = self._kernel.host_networks()
         report.undone = sum(
             (change.part, change.verb) == ("classes", "remove") and change.key in undone for change in report.changes
         )

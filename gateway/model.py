@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date, datetime
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Generic, TypeVar
 
 
@@ -243,6 +243,7 @@ class AgentStatus:
     uplink: str = ""
     problem: str = ""
     warnings: tuple[str, ...] = ()  # what stands beside ours on the node and does harm
+    networks: tuple[tuple[IPv4Network, str], ...] = ()  # the node's own, with their interfaces: no server can have them
     marks: str = ""
     time_zone: str = ""
     refused_connections: int = 0  # beyond the bound of an account

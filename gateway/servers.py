@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gateway.sync import Sync
 
 T = TypeVar("T")
+Networks = Sequence[tuple[IPv4Network, str]]
 log = logging.getLogger(__name__)
 
 DNS_1, DNS_2 = IPv4Address("8.8.8.8"), IPv4Address("1.1.1.1")
@@ -158,12 +159,18 @@ class Servers:
             raise InvalidValue(NO_ENDPOINT)
         return endpoint
 
+    def _networks_of(self, node: str) -> Networks:
+        """The node's own, as its agent last told; none while it is away: it refuses by itself what cannot be."""
+        status = self._sync.statuses().get(node)
+        return status.networks if status else ()
+
     async def _create(self, tx: Transaction, values: ServerValues, pair: KeyPair) -> KeptServer:
         await tx.lock(INSTALLATION)
         node = await _node_for(tx, values.node)
         await node_rows.lock(tx, node.id)
         others = [kept.server for kept in await rows.listed(tx)]
-        number = _numbered(values, node, others)
+        foreign = self._networks_of(node.name)
+        number = _numbered(values, node, others, foreign)
         first = Server(
             id=new_id(),
             node=node.name,
@@ -177,7 +184,7 @@ class Servers:
             dns_2=DNS_2,
         )
         server = _with_values(first, values)
-        _refuse_taken(server, others)
+        _refuse_taken(server, others, foreign)
         _check_address(server.address)
         self._endpoint(server, node)
         kept = KeptServer(server, node.id, await node_rows.next_revision(tx, node.id))
@@ -194,7 +201,8 @@ class Servers:
         new = _with_keys(_with_values(old, values), values)
         if new == old:
             return kept
-        _refuse_taken(new, [other.server for other in await rows.listed(tx) if other.server.id != old.id])
+        others = [other.server for other in await rows.listed(tx) if other.server.id != old.id]
+        _refuse_taken(new, others, self._networks_of(old.node) if new.address != old.address else ())
         if (new.endpoint, new.external_ip) != (old.endpoint, old.external_ip):
             self._endpoint(new, await node_rows.found(tx, old.node))
         if new.address != old.address:
@@ -288,13 +296,13 @@ def _with_values(server: Server, values: ServerValues) -> Server:
     return replace(server, **named)
 
 
-def _numbered(values: ServerValues, node: Node, others: Sequence[Server]) -> NumberedServer:
+def _numbered(values: ServerValues, node: Node, others: Sequence[Server], foreign: Networks) -> NumberedServer:
     """The generated values with the lowest number for which all those that are needed are free."""
     on_node = [other for other in others if other.node == node.name]
     names = {other.name for other in others}
     interfaces = {other.interface for other in on_node}
     ports = {other.listen_port for other in on_node}
-    networks = [other.address.network for other in others]
+    networks = [*(other.address.network for other in others), *(network for network, _ in foreign)]
 
     def is_free(number: NumberedServer) -> bool:
         return (
@@ -310,7 +318,7 @@ def _numbered(values: ServerValues, node: Node, others: Sequence[Server]) -> Num
     return found
 
 
-def _refuse_taken(server: Server, others: Sequence[Server]) -> None:
+def _refuse_taken(server: Server, others: Sequence[Server], foreign: Networks) -> None:
     """In the order of the v1 documentation."""
     on_node = [other for other in others if other.node == server.node]
     if any(other.name == server.name for other in others):
@@ -321,6 +329,10 @@ def _refuse_taken(server: Server, others: Sequence[Server]) -> None:
         raise Conflict("Port already in use")
     if overlaps(server.address.network, [other.address.network for other in others]):
         raise Conflict("IP address or subnet already in use")
+    for network, interface in foreign:
+        if server.address.network.overlaps(network):
+            where = f"{interface} of node {server.node} has {network}"
+            raise Conflict(f"IP address or subnet already in use ({where})")
 
 
 def _check_address(address: IPv4Interface) -> None:

@@ -24,6 +24,7 @@ from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
 from agent.errors import KernelError
 from agent.kernel.netlink import HEADER_BYTES, Netlink, Refusal, attribute, attributes, message
+from agent.model import HostNetwork
 
 OUR_ALIAS = "wirelane:"  # what the alias of every interface of ours begins with
 WIREGUARD_KINDS = ("wireguard", "tun")  # IFLA_INFO_KIND: in the kernel; of a userspace implementation
@@ -227,6 +228,23 @@ def address_of(device: str) -> IPv4Address | None:
     """The first IPv4 address of an interface; None = it has none or does not exist."""
     interface = read_interface(device)
     return interface.addresses[0].local if interface and interface.addresses else None
+
+
+def read_networks() -> list[HostNetwork]:
+    """The networks of all addresses and routes of this host, but for the default route."""
+
+    def read(route: Any) -> list[HostNetwork]:
+        names = {link["index"]: str(link.get_attr("IFLA_IFNAME")) for link in route.get_links()}
+        found: dict[tuple[str, str], None] = {}
+        for address in route.get_addr(family=AF_INET):
+            local = address.get_attr("IFA_LOCAL") or address.get_attr("IFA_ADDRESS")
+            found[f"{local}/{address['prefixlen']}", names.get(address["index"], "")] = None
+        for one in route.get_routes(family=AF_INET, table=MAIN_TABLE):
+            if one["dst_len"] and (target := one.get_attr("RTA_DST")):
+                found[f"{target}/{one['dst_len']}", names.get(_out_interface(one) or 0, "a route")] = None
+        return [HostNetwork(IPv4Interface(text).network, name) for text, name in found]
+
+    return _dumped("cannot read the host's networks", read)
 
 
 def _dumped(what: str, read: Callable[[Any], T]) -> T:

@@ -23,19 +23,21 @@ from pathlib import Path
 
 from agent.errors import KernelError
 from agent.kernel.genetlink_wireguard import KernelWireGuard
+from agent.kernel.host_networks import refusal
 from agent.kernel.interfaces import (
     OUR_ALIAS,
     Interface,
     add_address,
     read_interface,
     read_interfaces,
+    read_networks,
     remove_address,
     set_interface,
 )
 from agent.kernel.ownership import Ownership
 from agent.kernel.uapi import UserspaceWireGuard
 from agent.kernel.wireguard import Absent, Device, Mode, PortBusy, WireGuard
-from agent.model import Diff, Link, Scope, Secret
+from agent.model import Diff, HostNetwork, Link, Scope, Secret
 
 NO_ADDRESS = IPv4Interface("0.0.0.0/0")  # found: none, or others than one
 NO_DEVICE = Device(Secret(""), 0, has_peers=False)  # found: no WireGuard answers
@@ -59,11 +61,12 @@ def choose_mode(configured: str) -> Mode:
 
 
 class Links:
-    """`mode`: how links that do not exist are made."""
+    """`mode`: how links that do not exist are made. `allow_public`: may a server have a network of the internet's."""
 
-    def __init__(self, mode: Mode, owned: Ownership | None = None) -> None:
+    def __init__(self, mode: Mode, owned: Ownership | None = None, allow_public: bool = False) -> None:
         self._kind = KINDS[mode]
         self._owned = owned or Ownership()
+        self._allow_public = allow_public
         self._doors: dict[str, WireGuard] = {"wireguard": KernelWireGuard(), "tun": UserspaceWireGuard()}
 
     def read(self, scope: Scope) -> dict[str, Link]:
@@ -123,6 +126,7 @@ class Links:
 
     def _make(self, link: Link) -> None:
         """From whatever there is to the link, by the steps that are needed."""
+        self._check_network(link)
         interface = self._take(link.interface)
         door = self._doors[interface.kind]
         device = door.read_device(link.interface)
@@ -132,6 +136,19 @@ class Links:
             set_interface(interface, mtu=link.mtu)
         _set_address(interface, link.address)
         self._listen(interface, device, link.listen_port)
+
+    def host_networks(self) -> tuple[HostNetwork, ...]:
+        """The host's networks that are not of our links."""
+        ours = {one.name for one in read_interfaces().values() if self._owned.owns(one)}
+        return tuple(one for one in read_networks() if one.interface not in ours)
+
+    def _check_network(self, link: Link) -> None:
+        """A link that has its address keeps it, whatever network came to the host since: its customers are there."""
+        standing = read_interface(link.interface)
+        if standing is not None and self._owned.owns(standing) and _address(standing) == link.address:
+            return
+        if reason := refusal(link.address.network, self.host_networks(), self._allow_public):
+            raise KernelError(reason)
 
     def _take(self, name: str) -> Interface:
         """The interface of this name, ours and with a WireGuard that answers; made where there is none."""

@@ -118,6 +118,7 @@ def status_out(status: Status, version: str) -> pb.StatusReply:
         servers=status.servers,
         problem=status.problem,
         warnings=status.warnings,
+        networks=(pb.HostNetwork(network=str(one.network), interface=one.interface) for one in status.networks),
         marks=status.marks,
         time_zone=status.time_zone,
         refused_connections=status.refused_connections,

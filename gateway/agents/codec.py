@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import date
+from ipaddress import IPv4Network
 
 from gateway.model import (
     Account,
@@ -107,6 +108,7 @@ def agent_status(reply: pb.StatusReply) -> AgentStatus:
         uplink=reply.uplink,
         problem=reply.problem,
         warnings=tuple(reply.warnings),
+        networks=tuple((IPv4Network(one.network), one.interface) for one in reply.networks),
         marks=reply.marks,
         time_zone=reply.time_zone,
         refused_connections=reply.refused_connections,

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterable
 from datetime import date
+from ipaddress import IPv4Network
 from typing import TypeVar
 
 from gateway.agents import AgentLacks, AgentRefused, Agents, StaleAgent
@@ -42,6 +43,7 @@ class FakeAgent:
         self.lose_next_answer = False  # one call works, but its answer is lost
         self.slow = 0.0  # seconds that the kernel takes for each change
         self.refuse: dict[int, str] = {}  # account id -> why the kernel refuses it
+        self.networks: tuple[tuple[IPv4Network, str], ...] = ()  # the node's own, with their interfaces
         self.calls: list[str] = []  # names of the calls that came, failed ones included
         self.patches: list[Patch] = []
         self.snapshots: list[Snapshot] = []
@@ -87,6 +89,7 @@ class FakeAgent:
                 uplink=UPLINK,
                 marks="iptables",
                 time_zone=self.time_zone,
+                networks=self.networks,
             )
         )
 

@@ -12,7 +12,7 @@ from threading import RLock
 from typing import Any
 
 from agent.errors import KernelError
-from agent.model import Class, Counters, Diff, Mark, PeerState, Qdisc, Scope
+from agent.model import Class, Counters, Diff, HostNetwork, Mark, PeerState, Qdisc, Scope
 
 
 class FakePart:
@@ -90,6 +90,7 @@ class FakeKernel:
         self.refused = 0
         self.trouble = ""  # of the node as a whole
         self.beside: tuple[str, ...] = ()  # what it warns of
+        self.networks: tuple[HostNetwork, ...] = ()  # the host's own
         self.leaked = 0  # bytes that passed without being counted
         self.links = FakePart(self, "links", lambda k, v: "")
         self.qdiscs = FakePart(self, "qdiscs", self._no_device)
@@ -115,6 +116,9 @@ class FakeKernel:
 
     def problem(self, scope: Scope) -> str:
         return self.trouble
+
+    def host_networks(self) -> tuple[HostNetwork, ...]:
+        return self.networks
 
     def peer_states(self, interface: str) -> dict[str, PeerState]:
         return {

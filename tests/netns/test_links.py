@@ -467,3 +467,24 @@ def test_watch_tells_what_changes_and_is_silent_otherwise(routed: str) -> None:
     assert default == address == ["near"]
     assert "near" in down
     assert "far" in gone
+
+
+# -- networks of the host ------------------------------------------------------------------------------------------
+
+
+def test_a_network_of_the_host_is_refused_and_a_link_that_stands_is_not_torn_down(server: Server) -> None:
+    within(server.namespace, "ip", "link", "add", "lan0", "type", "veth", "peer", "name", "lan1")
+    within(server.namespace, "ip", "link", "set", "lan0", "up")
+    within(server.namespace, "ip", "address", "add", "10.99.0.5/24", "dev", "lan0")
+    within(server.namespace, "ip", "route", "add", "blackhole", "10.98.0.0/16")
+    for address, where in (("10.99.0.1/24", "lan0"), ("10.0.0.1/8", "lan0"), ("10.98.7.1/24", "a route")):
+        wrong = server.link(address=IPv4Interface(address))
+        (error,) = applied(server, wrong).values()
+        assert f"which the host has on {where}" in str(error)
+        assert wrong.interface not in found(server), "nothing was made"
+    link = made(server, address=IPv4Interface("10.97.0.1/24"))
+    within(server.namespace, "ip", "address", "add", "10.97.0.9/24", "dev", "lan0")
+    assert applied(server, replace(link, mtu=1380)) == {}
+    assert found(server)[link.interface].mtu == 1380
+    (error,) = applied(server, replace(link, address=IPv4Interface("10.99.0.1/24"))).values()
+    assert "lan0" in str(error) and found(server)[link.interface].address == link.address

@@ -174,6 +174,7 @@ class StatusReply(_message.Message):
     TIME_ZONE_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     REFUSED_CONNECTIONS_FIELD_NUMBER: _builtins.int
+    NETWORKS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     """identity of the agent's state file; a new file has a new one"""
     revision: _builtins.int
@@ -206,6 +207,10 @@ class StatusReply(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """what stands beside ours on the host and does harm; plain English, with the cure"""
 
+    @_builtins.property
+    def networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostNetwork]:
+        """the host's own, which no server can have"""
+
     def __init__(
         self,
         *,
@@ -228,14 +233,40 @@ class StatusReply(_message.Message):
         time_zone: _builtins.str = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         refused_connections: _builtins.int = ...,
+        networks: _abc.Iterable[Global___HostNetwork] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "problem", b"problem", "refused_connections", b"refused_connections", "revision", b"revision", "servers", b"servers", "time_zone", b"time_zone", "uplink", b"uplink", "version", b"version", "warnings", b"warnings", "wireguard", b"wireguard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "networks", b"networks", "problem", b"problem", "refused_connections", b"refused_connections", "revision", b"revision", "servers", b"servers", "time_zone", b"time_zone", "uplink", b"uplink", "version", b"version", "warnings", b"warnings", "wireguard", b"wireguard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
+
+@_typing.final
+class HostNetwork(_message.Message):
+    """A network of the host itself: of an address that it has, or of a route."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_FIELD_NUMBER: _builtins.int
+    INTERFACE_FIELD_NUMBER: _builtins.int
+    network: _builtins.str
+    """"192.168.1.0/24" """
+    interface: _builtins.str
+    def __init__(
+        self,
+        *,
+        network: _builtins.str = ...,
+        interface: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interface", b"interface", "network", b"network"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostNetwork: _TypeAlias = HostNetwork  # noqa: Y015
 
 @_typing.final
 class Failure(_message.Message):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
-from gateway.errors import ApiError, NotFound
+from gateway.errors import ApiError, Conflict, NotFound
 from gateway.keypair import new_pair
 from gateway.model import Account, NewAccount, Secret, ServerValues
 from gateway.servers import Servers
@@ -261,3 +262,21 @@ async def test_online_shows_recent_handshakes_of_every_node_that_answers(
         await product.servers.online()
     lines = [record.getMessage() for record in caplog.records if record.name == "gateway.servers"]
     assert len(lines) == 1 and "node=second" in lines[0]
+
+
+async def test_networks_of_the_node_itself_are_gone_around_and_refused_with_the_interface(product: Product) -> None:
+    agent = product.agents[NODE]
+    agent.networks = ((IPv4Network("10.0.0.0/23"), "eth1"), (IPv4Network("10.9.0.0/16"), "docker0"))
+    async with asyncio.timeout(10):
+        while not ((status := product.sync.statuses().get(NODE)) and status.networks):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    made = (await product.servers.create(ServerValues())).value
+    assert str(made.address) == "10.0.2.1/24"
+    wrong = ServerValues(address=IPv4Interface("10.9.3.1/24"))
+    with pytest.raises(Conflict, match=r"already in use \(docker0 of node local has 10\.9\.0\.0/16\)"):
+        await product.servers.create(wrong)
+    with pytest.raises(Conflict, match="docker0"):
+        await product.servers.edit(made.name, wrong)
+    agent.networks = ((IPv4Network("10.0.2.0/24"), "eth7"),)
+    await asyncio.sleep(0.5)
+    assert (await product.servers.edit(made.name, ServerValues(mtu=1400))).value.mtu == 1400, "what stands stays"
