@@ -8,6 +8,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Interface, NetmaskValu
 from agent.desired import Patch, Snapshot
 from agent.errors import InvalidValue
 from agent.model import Account, Counters, PeerState, Reach, Secret, Server
+from agent.rpc import bounds
 from agent.status import Failure, Outcome, Settled, Status
 from agent.usage import DayTotal
 from protos.agent.v1 import agent_pb2 as pb
@@ -21,6 +22,9 @@ OUTCOMES = {
 
 def server_in(message: pb.Server) -> Server:
     """Raises InvalidValue."""
+    for field in ("name", "interface", "private_key", "address", "external_ip"):
+        bounds.text(f"server.{field}", getattr(message, field))
+    bounds.text("server.reach", message.reach, bounds.LONGEST_REACH)
     try:
         address = IPv4Interface(message.address)
     except (AddressValueError, NetmaskValueError, ValueError):
@@ -41,6 +45,8 @@ def server_in(message: pb.Server) -> Server:
 
 def account_in(message: pb.Account) -> Account:
     """Raises InvalidValue."""
+    for field in ("name", "server", "address", "public_key"):
+        bounds.text(f"account.{field}", getattr(message, field))
     return Account(
         message.id,
         message.name,
@@ -63,16 +69,36 @@ def _address(field: str, text: str) -> IPv4Address:
 
 def patch_in(message: pb.PatchRequest) -> Patch:
     """Raises InvalidValue."""
+    for field, most in (
+        ("put_servers", bounds.MOST_SERVERS),
+        ("remove_servers", bounds.MOST_SERVERS),
+        ("put_accounts", bounds.MOST_ACCOUNTS),
+        ("remove_accounts", bounds.MOST_ACCOUNTS),
+    ):
+        bounds.count(field, getattr(message, field), most)
+    for account_id in message.remove_accounts:
+        bounds.number("remove_accounts", account_id)
+    for name in message.remove_servers:
+        bounds.text("remove_servers", name)
     return Patch(
-        message.epoch,
-        message.base_revision,
-        message.revision,
+        bounds.text("epoch", message.epoch),
+        bounds.number("base_revision", message.base_revision),
+        bounds.number("revision", message.revision),
         tuple(map(server_in, message.put_servers)),
         tuple(message.remove_servers),
         tuple(map(account_in, message.put_accounts)),
         tuple(message.remove_accounts),
-        message.time_zone,
+        bounds.text("time_zone", message.time_zone),
     )
+
+
+def header_in(header: pb.SnapshotHeader) -> pb.SnapshotHeader:
+    """The header itself, when what it announces can be. Raises InvalidValue."""
+    bounds.number("revision", header.revision)
+    bounds.count("server_count", header.server_count, bounds.MOST_SERVERS)
+    bounds.count("account_count", header.account_count, bounds.MOST_ACCOUNTS)
+    bounds.text("time_zone", header.time_zone)
+    return header
 
 
 def snapshot_in(header: pb.SnapshotHeader, servers: Iterable[Server], accounts: Iterable[Account]) -> Snapshot:

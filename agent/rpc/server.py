@@ -20,7 +20,7 @@ from agent.errors import AgentError, InvalidValue, KernelError, NotFound, StaleR
 from agent.live import LiveAccount, LiveReads
 from agent.model import Account, Server
 from agent.reconcile import Reconciler
-from agent.rpc import codec
+from agent.rpc import bounds, codec
 from agent.usage import DayTotal
 from protos.agent.v1 import agent_pb2 as pb
 from protos.agent.v1 import agent_pb2_grpc
@@ -76,9 +76,13 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
             header: pb.SnapshotHeader | None = None
             servers: list[Server] = []
             accounts: list[Account] = []
-            async for chunk in requests:
-                if chunk.HasField("header"):
-                    header = chunk.header
+            async for chunk in _in_time(requests):
+                if header is None:
+                    if not chunk.HasField("header"):
+                        raise InvalidValue("header", "the first chunk of a snapshot must have it")
+                    header = codec.header_in(chunk.header)
+                bounds.count("servers", len(servers) + len(chunk.servers), header.server_count)
+                bounds.count("accounts", len(accounts) + len(chunk.accounts), header.account_count)
                 servers.extend(map(codec.server_in, chunk.servers))
                 accounts.extend(map(codec.account_in, chunk.accounts))
                 await asyncio.sleep(0)  # decoding a chunk takes milliseconds; others have their turn in between
@@ -94,6 +98,10 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
             if request.fresh:
                 async with asyncio.timeout(SAMPLE_SECONDS):
                     await self._reconciler.sample()
+            bounds.number("after", request.after)
+            bounds.count("account_ids", request.account_ids, bounds.MOST_ASKED_FOR)
+            for account_id in request.account_ids:
+                bounds.number("account_ids", account_id)
             after = request.after if request.epoch == self._store.epoch else 0
             return await asyncio.to_thread(self._store.totals, after, tuple(request.account_ids))
 
@@ -117,6 +125,19 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     async def _read(self, call: Callable[[], T]) -> T:
         async with asyncio.timeout(READ_SECONDS):
             return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+async def _in_time(requests: AsyncIterator[pb.SnapshotChunk]) -> AsyncIterator[pb.SnapshotChunk]:
+    """Whoever begins a snapshot and sends no more must not be waited for. Raises InvalidValue."""
+    while True:
+        try:
+            async with asyncio.timeout(bounds.CHUNK_SECONDS):
+                chunk = await anext(requests)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise InvalidValue("snapshot", f"its next part did not come within {bounds.CHUNK_SECONDS:g} s") from None
+        yield chunk
 
 
 def _settle(milliseconds: int) -> float:
@@ -158,7 +179,10 @@ class RpcServer:
     """The gRPC server with the agent's service and the standard health service."""
 
     def __init__(self, servicer: AgentServicer) -> None:
-        self.grpc = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self.grpc = grpc.aio.server(
+            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", bounds.MESSAGE_BYTES)],
+            maximum_concurrent_rpcs=bounds.CALLS_AT_ONCE,
+        )
         self._health = HealthServicer()
         agent_pb2_grpc.add_AgentServicer_to_server(servicer, self.grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
