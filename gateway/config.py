@@ -23,6 +23,7 @@ from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 from zoneinfo import ZoneInfo
 
+from gateway import endpoint
 from gateway.errors import ConfigError
 from gateway.fields import network
 
@@ -30,7 +31,6 @@ DEFAULT_PATH = Path("/etc/wirelane/gateway.toml")
 CREDENTIAL = "wirelane-gateway.key"  # the systemd credential that takes the place of key_file
 CREDENTIALS = Path("/run/credentials")  # systemd guards what is in here by more than modes
 KEY_BYTES = 32
-HOST_PATTERN = re.compile(r"(?=.{1,253}\Z)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9-]{1,63}")
 
 Check = Callable[[Any], str]  # of a value: what is wrong with it, "" = nothing
 
@@ -105,13 +105,7 @@ def _networks(values: tuple[str, ...]) -> str:
 
 
 def _host(value: str) -> str:
-    if not value or (HOST_PATTERN.fullmatch(value) and not re.fullmatch(r"[0-9.]+", value)):
-        return ""
-    try:
-        ip_address(value)
-    except ValueError:
-        return f"{value!r} must be a host name or an IP address, without a port"
-    return ""
+    return "" if not value or endpoint.is_right(value) else f"{value!r} must be {endpoint.RIGHT}"
 
 
 def _zone(value: str) -> str:

@@ -27,7 +27,7 @@ from ipaddress import (
     ip_network,
 )
 
-from gateway import reach
+from gateway import endpoint, reach
 from gateway.errors import InvalidValue
 from gateway.model import AccountEdit, NewAccount, Secret, ServerValues
 
@@ -334,9 +334,10 @@ def _endpoint(form: Mapping[str, str]) -> str | None:
     text = _text(form, "endpoint")
     if text is None:
         return ""
-    if DOMAIN.fullmatch(text):
-        return text.lower()
-    return str(_address(text, "Wrong endpoint (only an IP address or a domain)", "endpoint"))
+    try:
+        return endpoint.parsed(text)
+    except ValueError:
+        raise InvalidValue("Wrong endpoint (only an IP address or a domain)", "endpoint") from None
 
 
 def _allowed_ips(form: Mapping[str, str]) -> str | None:

@@ -14,6 +14,7 @@ from itertools import chain
 
 import segno
 
+from gateway.endpoint import with_port
 from gateway.model import Account, Server
 
 KEPT_KEY = "# PrivateKey = (yours)"  # a comment: the text stays valid for wg-quick
@@ -36,7 +37,7 @@ def config_text(account: Account, server: Server, endpoint: str, tabs: bool = Fa
     peer = [f"PersistentKeepalive = {server.keep_alive}"] if server.keep_alive else []
     peer += [
         f"AllowedIPs = {server.allowed_ips or ALL_TRAFFIC}",
-        f"Endpoint = {endpoint}:{server.listen_port}",
+        f"Endpoint = {with_port(endpoint, server.listen_port)}",
         f"PublicKey = {server.public_key}",
     ]
     indent = "\t" if tabs else ""

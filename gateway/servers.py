@@ -19,6 +19,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.allocate import NumberedServer, assignable, free_server, is_assignable, new_id, overlaps
+from gateway.endpoint import RIGHT, is_right
 from gateway.errors import AgentUnreachable, Conflict, InvalidValue, NotFound
 from gateway.keypair import WRONG_KEYS, KeyPair, checked_pair
 from gateway.model import Account, Node, PeerState, Server, ServerValues, Settled
@@ -157,6 +158,8 @@ class Servers:
         endpoint = server.endpoint or external_ip or node.endpoint or self._default_endpoint
         if not endpoint:
             raise InvalidValue(NO_ENDPOINT)
+        if not is_right(endpoint):  # written by an older version, or by hand: it must not end in customers' files
+            raise InvalidValue(f"Wrong endpoint of server {server.name} or node {node.name} (only {RIGHT})")
         return endpoint
 
     def _networks_of(self, node: str) -> Networks:

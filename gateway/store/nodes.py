@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Row, bindparam, delete, func, select, update
 
+from gateway import endpoint
 from gateway.allocate import MARKS
 from gateway.errors import Conflict, InvalidValue, NotFound
 from gateway.model import Node
@@ -74,11 +75,11 @@ async def locked(tx: Transaction, name: str) -> Node:
     return await found(tx, name)
 
 
-async def add(tx: Transaction, name: str, target: str, endpoint: str) -> Node:
+async def add(tx: Transaction, name: str, target: str, reached_at: str) -> Node:
     statement = (
         tx.insert(nodes)
         # Revision 1 and nothing acknowledged: it waits for its first snapshot, and says so.
-        .values(name=name, target=target, endpoint=endpoint, revision=1, epoch="", acknowledged=0, horizon=0)
+        .values(name=name, target=target, endpoint=reached_at, revision=1, epoch="", acknowledged=0, horizon=0)
         .on_conflict_do_nothing()
         .returning(nodes.c.id)
     )
@@ -90,9 +91,9 @@ async def add(tx: Transaction, name: str, target: str, endpoint: str) -> Node:
     return await found(tx, name)
 
 
-async def edit(tx: Transaction, name: str, target: str | None, endpoint: str | None) -> Node:
+async def edit(tx: Transaction, name: str, target: str | None, reached_at: str | None) -> Node:
     node = await locked(tx, name)
-    changed = {"target": target, "endpoint": endpoint}
+    changed = {"target": target, "endpoint": reached_at}
     values = {key: value for key, value in changed.items() if value is not None}
     if values:
         await tx.run(update(nodes).where(nodes.c.id == node.id).values(**values))
@@ -127,3 +128,11 @@ def checked_target(name: str, target: str) -> None:
         raise InvalidValue("Wrong node name (only letters, numbers and '_', '-', '.')")
     if not target or any(char.isspace() for char in target):
         raise InvalidValue("Wrong node target (unix:/path/to/socket or host:port)")
+
+
+def checked_endpoint(text: str) -> str:
+    """ "" clears. Raises InvalidValue."""
+    try:
+        return endpoint.parsed(text) if text else ""
+    except ValueError:
+        raise InvalidValue(f"Wrong endpoint of the node (only {endpoint.RIGHT})") from None

@@ -153,13 +153,15 @@ class Store:
 
     async def add_node(self, name: str, target: str, endpoint: str = "") -> Node:
         nodes.checked_target(name, target)
-        return await self.change(lambda tx: nodes.add(tx, name, target, endpoint))
+        reached_at = nodes.checked_endpoint(endpoint)
+        return await self.change(lambda tx: nodes.add(tx, name, target, reached_at))
 
     async def edit_node(self, name: str, target: str | None = None, endpoint: str | None = None) -> Node:
         """None = unchanged."""
         if target is not None:
             nodes.checked_target(name, target)
-        return await self.change(lambda tx: nodes.edit(tx, name, target, endpoint))
+        reached_at = None if endpoint is None else nodes.checked_endpoint(endpoint)
+        return await self.change(lambda tx: nodes.edit(tx, name, target, reached_at))
 
     async def remove_node(self, name: str) -> None:
         """Raises Conflict while it has servers."""

@@ -9,11 +9,14 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
+import sqlalchemy as sa
 
 from gateway.errors import ApiError, Conflict, NotFound
 from gateway.keypair import new_pair
 from gateway.model import Account, NewAccount, Secret, ServerValues
 from gateway.servers import Servers
+from gateway.store.tables import nodes
+from gateway.store.transaction import Transaction
 from tests.fakes.product import NODE, Product
 
 pytestmark = pytest.mark.anyio
@@ -280,3 +283,14 @@ async def test_networks_of_the_node_itself_are_gone_around_and_refused_with_the_
     agent.networks = ((IPv4Network("10.0.2.0/24"), "eth7"),)
     await asyncio.sleep(0.5)
     assert (await product.servers.edit(made.name, ServerValues(mtu=1400))).value.mtu == 1400, "what stands stays"
+
+
+async def test_a_wrong_endpoint_from_elsewhere_never_ends_in_a_customer_s_file(product: Product) -> None:
+    server = (await product.servers.create(ServerValues())).value
+
+    async def spoil(tx: Transaction) -> None:
+        await tx.run(sa.update(nodes).values(endpoint="vpn.example.com\nPostUp = reboot"))
+
+    await product.store.change(spoil)
+    with pytest.raises(ApiError, match="Wrong endpoint of server Default_1 or node local"):
+        await product.servers.endpoint(server)
