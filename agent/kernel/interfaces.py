@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from socket import AF_INET
 from typing import Any, TypeVar
@@ -228,6 +228,41 @@ def address_of(device: str) -> IPv4Address | None:
     """The first IPv4 address of an interface; None = it has none or does not exist."""
     interface = read_interface(device)
     return interface.addresses[0].local if interface and interface.addresses else None
+
+
+def read_device_routes() -> frozenset[tuple[IPv4Network, str]]:
+    """The networks of the main table that lead straight out of an interface, with its name."""
+
+    def read(route: Any) -> frozenset[tuple[IPv4Network, str]]:
+        names = {link["index"]: str(link.get_attr("IFLA_IFNAME")) for link in route.get_links()}
+        return frozenset(
+            (IPv4Network(f"{target}/{one['dst_len']}"), names.get(_out_interface(one) or 0, ""))
+            for one in route.get_routes(family=AF_INET, table=MAIN_TABLE)
+            if (target := one.get_attr("RTA_DST")) and not one.get_attr("RTA_GATEWAY")
+        )
+
+    return _dumped("cannot read the IPv4 routes", read)
+
+
+def add_device_route(interface: Interface, address: IPv4Interface) -> None:
+    """The route to the network of an address, as Linux makes it when the interface comes up."""
+    with explained(f"cannot add the route to {address.network} by {interface.name}"), IPRoute() as route:
+        try:
+            route.route(
+                "add",
+                dst=str(address.network),
+                oif=interface.index,
+                prefsrc=str(address.ip),
+                scope=253,  # RT_SCOPE_LINK
+                proto=2,  # RTPROT_KERNEL
+            )
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+            raise KernelError(
+                f"the route to {address.network} leads somewhere else than to {interface.name}: remove that one "
+                f"(`ip route show {address.network}`)"
+            ) from error
 
 
 def read_networks() -> list[HostNetwork]:

@@ -1,7 +1,7 @@
 """WireGuard links: the part of the kernel that a server is.
 
-Owns the links that carry our alias: their key, port, address, MTU and state. Changes what differs in place and never
-bounces a link that works. Never touches an interface that is not ours, whatever its name.
+Owns the links that are ours: their key, port, address, the route to their network, MTU and state. Changes what differs
+in place and never bounces a link that works. Never touches an interface that is not ours, whatever its name.
 
 A link is ours by its alias, `wirelane:` and its name, or as `ownership` knows it under another one: what somebody wrote
 there stays, and costs no control. Another link without the alias is adopted only where nobody can miss it: a
@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 
 from agent.errors import KernelError
@@ -28,6 +28,8 @@ from agent.kernel.interfaces import (
     OUR_ALIAS,
     Interface,
     add_address,
+    add_device_route,
+    read_device_routes,
     read_interface,
     read_interfaces,
     read_networks,
@@ -42,6 +44,7 @@ from agent.model import Diff, HostNetwork, Link, Scope, Secret
 NO_ADDRESS = IPv4Interface("0.0.0.0/0")  # found: none, or others than one
 NO_DEVICE = Device(Secret(""), 0, has_peers=False)  # found: no WireGuard answers
 KINDS: dict[Mode, str] = {"kernel": "wireguard", "userspace": "tun"}
+Routes = frozenset[tuple[IPv4Network, str]]
 LISTEN_SECONDS = 5.0  # userspace hears of "up" a moment later
 POLL_SECONDS = 0.01
 
@@ -71,10 +74,9 @@ class Links:
 
     def read(self, scope: Scope) -> dict[str, Link]:
         """All links of ours, wanted or not, in whatever state: what is wrong reads as something nobody wants."""
-        ports = udp_ports()
-        return {
-            link.name: self._found(link, ports) for link in read_interfaces().values() if self._is_ours(link, scope)
-        }
+        ports, routes = udp_ports(), read_device_routes()
+        ours = (link for link in read_interfaces().values() if self._is_ours(link, scope))
+        return {link.name: self._found(link, ports, routes) for link in ours}
 
     def _is_ours(self, interface: Interface, scope: Scope) -> bool:
         """Also one that carries our server's key under another sign, as after a restart of the agent."""
@@ -104,17 +106,20 @@ class Links:
                 errors[name] = error
         return errors
 
-    def _found(self, interface: Interface, ports: frozenset[int]) -> Link:
+    def _found(self, interface: Interface, ports: frozenset[int], routes: Routes) -> Link:
         try:
             device = self._doors[interface.kind].read_device(interface.name)
         except Absent:
             device = NO_DEVICE
         listens = interface.up and device.listen_port in ports
+        address = _address(interface)
+        # An address without the route to its network is worth nothing: everything for its customers goes elsewhere.
+        routed = not interface.up or (address.network, interface.name) in routes
         return Link(
             interface.name,
             device.private_key,
             device.listen_port if listens else 0,
-            _address(interface),
+            address if routed else NO_ADDRESS,
             interface.mtu,
         )
 
@@ -136,6 +141,8 @@ class Links:
             set_interface(interface, mtu=link.mtu)
         _set_address(interface, link.address)
         self._listen(interface, device, link.listen_port)
+        if (link.address.network, link.interface) not in read_device_routes():
+            add_device_route(interface, link.address)
 
     def host_networks(self) -> tuple[HostNetwork, ...]:
         """The host's networks that are not of our links."""

@@ -1,4 +1,4 @@
-"""Tells at once when somebody else changes interfaces, IPv4 addresses or the default route.
+"""Tells at once when somebody else changes interfaces, IPv4 addresses, the default route or one by a link of ours.
 
 Owns a route netlink socket in the network namespace of the thread that runs it. Reads only; decides nothing: `wiring`
 starts it and wakes the one writer, who reads what is there. Without it such a change is found by the next resync.
@@ -25,6 +25,7 @@ RTM_NEWROUTE, RTM_DELROUTE = 24, 25
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
 IFLA_IFNAME, IFLA_MTU, IFLA_IFALIAS, RTA_OIF = 3, 4, 20, 4
 IFF_UP = 0x1
+LINKS = "wg"  # what the names of our links begin with
 
 ANY = ""  # told when the kernel dropped events: anything may have changed
 
@@ -74,7 +75,7 @@ class News:
             elif kind in (RTM_NEWADDR, RTM_DELADDR):
                 device = self._name(_ADDRESS.unpack_from(body)[4])
             elif kind in (RTM_NEWROUTE, RTM_DELROUTE):
-                device = self._default_route(body)
+                device = self._route(body)
             if device is not None:
                 yield device
             offset += max((length + 3) & ~3, _MESSAGE.size)
@@ -94,12 +95,15 @@ class News:
         self._names[index] = name
         return name
 
-    def _default_route(self, body: bytes) -> str | None:
-        """The only one of interest: it makes the uplink. A router's table may change thousands of times a minute."""
-        if _ROUTE.unpack_from(body)[1] != 0:
-            return None
+    def _route(self, body: bytes) -> str | None:
+        """A default route makes the uplink, and a link of ours needs the one to its network. A router's table may
+        change thousands of times a minute: nothing else is of interest."""
+        is_default = _ROUTE.unpack_from(body)[1] == 0
         index = attributes(body, _ROUTE.size).get(RTA_OIF)
-        return self._name(struct.unpack("=i", index)[0]) if index else ANY
+        if index is None:
+            return ANY if is_default else None
+        device = self._name(struct.unpack("=i", index)[0])
+        return device if is_default or (device or "").startswith(LINKS) else None
 
     def _name(self, index: int) -> str | None:
         if index not in self._names:

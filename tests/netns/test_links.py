@@ -488,3 +488,29 @@ def test_a_network_of_the_host_is_refused_and_a_link_that_stands_is_not_torn_dow
     assert found(server)[link.interface].mtu == 1380
     (error,) = applied(server, replace(link, address=IPv4Interface("10.99.0.1/24"))).values()
     assert "lan0" in str(error) and found(server)[link.interface].address == link.address
+
+
+# -- the route to the accounts -------------------------------------------------------------------------------------
+
+
+def test_a_link_without_the_route_to_its_network_is_mended_in_place(server: Server) -> None:
+    link = made(server)
+    network = str(link.address.network)
+    handshakes = shown(server.namespace, link.interface)
+    within(server.namespace, "ip", "route", "del", network, "dev", link.interface)
+    assert found(server)[link.interface] != link
+    assert applied(server, link) == {}
+    assert found(server) == {link.interface: link}
+    assert shown(server.namespace, link.interface)["ifindex"] == handshakes["ifindex"]
+    routes = within(server.namespace, "ip", "route", "show", network)
+    assert f"dev {link.interface} proto kernel scope link src {link.address.ip}" in routes
+
+
+def test_a_route_that_leads_to_another_device_is_named(server: Server) -> None:
+    link = made(server)
+    network = str(link.address.network)
+    within(server.namespace, "ip", "route", "replace", network, "dev", "lo")
+    (error,) = applied(server, link).values()
+    assert f"the route to {network} leads somewhere else" in str(error)
+    within(server.namespace, "ip", "route", "del", network, "dev", "lo")
+    assert applied(server, link) == {} and found(server) == {link.interface: link}

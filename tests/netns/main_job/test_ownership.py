@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from ipaddress import ip_interface
 
 import pytest
 
@@ -82,3 +83,15 @@ def test_a_stranger_s_link_of_our_name_is_left_alone(lab: Lab, make_account: Mak
     assert "veth" in lab.exec(NODE, "ip", "-details", "link", "show", interface).stdout
     ip(lab, "delete", interface)
     wait_until(lambda: found(lab) == wanted(lab), "ours is made when the stranger is gone", RIGHT_SECONDS)
+
+
+def test_a_route_that_somebody_removes_is_back_at_once(lab: Lab, make_account: MakeAccount) -> None:
+    account = make_account(b_download=20)
+    server = lab.rest.get(f"wireguard/{account['wg_name']}")
+    lab.connect("c1", account["name"])
+    network = str(ip_interface(server["address"]).network)
+    for _ in range(3):
+        lab.exec(NODE, "ip", "route", "del", network, "dev", server["interface_name"])
+        wait_until(lambda: network in lab.exec(NODE, "ip", "route").stdout, "told, not found by a resync", 2.0)
+        assert fetch(lab, "c1", "/ip", seconds=3.0) is not None
+    assert found(lab) == wanted(lab)
