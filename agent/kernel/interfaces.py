@@ -201,11 +201,26 @@ def uplink(configured: str) -> str:
     Raises KernelError: no such interface, no default route. A route may well come later (DHCP), so a retry helps.
     """
     if configured != "auto":
-        if read_interface(configured) is None:
+        interface = read_interface(configured)
+        if interface is None:
+            now = _default_device()
             raise KernelError(
                 f"uplink {configured} does not exist: set `uplink` in agent.toml to an interface that does"
+                + (f" (the default route goes by {now})" if now else "")
             )
-        return configured
+        if interface.ours or interface.name == "lo":
+            raise KernelError(
+                f"uplink {configured} is {'lo' if interface.name == 'lo' else 'a link of ours'}: it leads nowhere"
+            )
+        return interface.name  # of several names the one that the rules see
+    name = _default_device()
+    if name is None:
+        raise KernelError("no IPv4 default route, so no uplink: add one, or name the interface as `uplink`")
+    return name
+
+
+def _default_device() -> str | None:
+    """The interface of the IPv4 default route with the lowest metric; None = there is none."""
 
     def read(route: Any) -> str | None:
         defaults = [
@@ -218,10 +233,7 @@ def uplink(configured: str) -> str:
         (link,) = route.get_links(min(defaults)[1])
         return str(link.get_attr("IFLA_IFNAME"))
 
-    name = _dumped("cannot read the IPv4 routes", read)
-    if name is None:
-        raise KernelError("no IPv4 default route, so no uplink: add one, or name the interface as `uplink`")
-    return name
+    return _dumped("cannot read the IPv4 routes", read)
 
 
 def address_of(device: str) -> IPv4Address | None:

@@ -38,7 +38,7 @@ class Qdiscs:
             return {
                 device: Qdisc(device)
                 for device, ifindex in _present(scope.devices).items()
-                if tc.is_htb_like_ours(_root(netlink, ifindex)) and _is_right(_filters(netlink, ifindex))
+                if _is_right_root(_root(netlink, ifindex)) and _is_right(_filters(netlink, ifindex))
             }
 
     def apply(self, diff: Diff[str, Qdisc]) -> Mapping[str, KernelError]:
@@ -64,7 +64,8 @@ class Classes:
             ours = {
                 device: ifindex
                 for device, ifindex in _present(scope.devices).items()
-                if _is_ours(netlink, ifindex, _root(netlink, ifindex))
+                # A root that is going to be made anew takes its classes along.
+                if _is_ours(netlink, ifindex, root := _root(netlink, ifindex)) and _is_right_root(root)
             }
             leaves = _leaves(netlink, frozenset(ours.values())) if ours else {}
             for device, ifindex in ours.items():
@@ -141,6 +142,10 @@ def _filters(netlink: Netlink, ifindex: int) -> list[tc.Found]:
     return [tc.parse(data) for data in netlink.dump(tc.list_filters(ifindex))]
 
 
+def _is_right_root(root: tc.Found | None) -> bool:
+    return root is not None and tc.is_htb_like_ours(root) and tc.lets_unclassified_through(root)
+
+
 def _is_right(filters: list[tc.Found]) -> bool:
     """Exactly one, and it is our classifier. (The head of a priority's list comes as a filter with handle 0.)"""
     rest = [item for item in filters if not (tc.is_in_our_place(item) and item.handle == 0)]
@@ -189,6 +194,9 @@ def _put_qdisc(netlink: Netlink, device: str) -> None:
             f"alone: remove it with `tc qdisc del dev {device} root`, or give the agent another uplink",
             retry=False,
         )
+    elif not tc.lets_unclassified_through(root):
+        for refusal in netlink.send([tc.delete_root(ifindex), tc.add_root(ifindex)]):
+            raise _error(refusal, f"root qdisc htb 1: on {device}, made anew")
     _put_filter(netlink, device, ifindex)
 
 

@@ -28,7 +28,8 @@ RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
 RTM_NEWTCLASS, RTM_DELTCLASS, RTM_GETTCLASS = 40, 41, 42
 RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
 TCA_KIND, TCA_OPTIONS, TCA_CHAIN = 1, 2, 11
-TCA_HTB_PARMS, TCA_HTB_INIT = 1, 2
+TCA_HTB_PARMS, TCA_HTB_INIT, TCA_HTB_DIRECT_QLEN = 1, 2, 5
+DIRECT_PACKETS = 1000  # that may wait for the interface without a class; the usual txqueuelen
 TCA_BPF_OPS_LEN, TCA_BPF_OPS, TCA_BPF_FLAGS_GEN = 4, 5, 9
 TCA_FQ_CODEL_TARGET, TCA_FQ_CODEL_LIMIT, TCA_FQ_CODEL_FLOWS, TCA_FQ_CODEL_MEMORY_LIMIT = 1, 2, 5, 9
 
@@ -121,7 +122,10 @@ def list_qdiscs() -> bytes:
 def add_root(ifindex: int) -> bytes:
     """Refused (EEXIST) by the kernel where anything but its own default is there."""
     glob = struct.pack("=5I", 3, SIGN, 0, 0, 0)  # tc_htb_glob: version, rate2quantum, default class, debug, out
-    options = attribute(TCA_KIND, b"htb\0") + attribute(TCA_OPTIONS, attribute(TCA_HTB_INIT, glob))
+    # Else it would be the interface's txqueuelen: with 0, as some drivers have it, everything that has no class is
+    # dropped, the administrator's own connection first.
+    queue = attribute(TCA_HTB_DIRECT_QLEN, struct.pack("=I", DIRECT_PACKETS))
+    options = attribute(TCA_KIND, b"htb\0") + attribute(TCA_OPTIONS, attribute(TCA_HTB_INIT, glob) + queue)
     return message(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, _body(ifindex, HANDLE, ROOT) + options)
 
 
@@ -136,6 +140,12 @@ def is_htb_like_ours(root: Found | None) -> bool:
 
 def is_signed(root: Found | None) -> bool:
     return root is not None and is_htb_like_ours(root) and _glob(root)[0] == SIGN
+
+
+def lets_unclassified_through(root: Found) -> bool:
+    """A queue of no length drops all of it; Linux cannot change it in a root that stands."""
+    queue = attributes(root.options).get(TCA_HTB_DIRECT_QLEN, b"")
+    return len(queue) != 4 or bool(struct.unpack("=I", queue)[0])
 
 
 def _glob(root: Found) -> tuple[int, int]:

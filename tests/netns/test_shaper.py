@@ -271,3 +271,39 @@ def test_a_trial_leaves_no_trace(box: Box) -> None:
 def test_a_trial_that_hangs_ends_with_an_error() -> None:
     with pytest.raises(KernelError, match="longer than"):
         in_scratch_namespace(lambda: time.sleep(1), 0.2)
+
+
+# -- what has no class ---------------------------------------------------------------------------------------------
+
+
+def test_what_has_no_class_passes_whatever_the_length_of_the_interface_s_own_queue(box: Box) -> None:
+    box.command("ip", "link", "set", DEVICE, "txqueuelen", "0")
+    box.add_root()
+    assert "direct_qlen 1000" in box.tc(f"qdisc show dev {DEVICE}")
+
+
+def test_a_root_that_drops_what_has_no_class_is_made_anew_with_its_classes(box: Box) -> None:
+    box.add_root()
+    wanted = box.put({0x109: 20})
+    sign = box.root()["options"]["r2q"]
+    box.tc(f"qdisc del dev {DEVICE} root")
+    box.tc(f"qdisc add dev {DEVICE} root handle 1: htb default 0 r2q {sign} direct_qlen 0")
+    assert box.run(box.qdiscs.read, SCOPE) == {} and box.read() == {}, "all of it is to be made"
+    box.add_root()
+    assert "direct_qlen 1000" in box.tc(f"qdisc show dev {DEVICE}")
+    assert box.put({0x109: 20}) == wanted and box.read() == wanted
+
+
+@pytest.mark.parametrize("name", ["lo", "wan0", "absent0"])
+def test_the_uplink_is_a_real_interface_under_its_own_name(box: Box, name: str) -> None:
+    from agent.kernel.interfaces import uplink
+
+    box.command("ip", "link", "property", "add", "dev", DEVICE, "altname", "wan0")
+    box.command("ip", "route", "add", "default", "dev", DEVICE)
+    if name == "wan0":
+        assert box.run(uplink, name) == DEVICE
+    else:
+        with pytest.raises(
+            KernelError, match="leads nowhere" if name == "lo" else f"the default route goes by {DEVICE}"
+        ):
+            box.run(uplink, name)

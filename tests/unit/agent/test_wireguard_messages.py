@@ -311,10 +311,13 @@ def test_link_events_are_told_once_for_each_change() -> None:
     assert told == [["wg1"], [], ["wg1"], ["wg1"], ["wg1"], ["wg1"]]
 
 
-def test_of_routes_only_the_default_one_is_told() -> None:
+def test_of_routes_only_the_default_one_and_those_of_our_links_are_told() -> None:
     news = News()
-    list(news.devices(link_event(16)))
-    out = attribute(4, struct.pack("=i", 7))
-    default, other = (struct.pack("=BBBBBBBBI", 2, length, 0, 0, 254, 0, 0, 0, 0) for length in (0, 24))
-    assert list(news.devices(event(25, other + out) + event(25, default + out))) == ["wg1"]
+    list(news.devices(link_event(16)))  # index 7 is wg1
+    ours, other = (attribute(4, struct.pack("=i", index)) for index in (7, 1))  # 1 is lo, everywhere
+    default, longer = (struct.pack("=BBBBBBBBI", 2, length, 0, 0, 254, 0, 0, 0, 0) for length in (0, 24))
+    for kind in (24, 25):
+        assert list(news.devices(event(kind, longer + other) + event(kind, longer))) == []
+        assert list(news.devices(event(kind, longer + ours))) == ["wg1"]
+        assert list(news.devices(event(kind, default + other))) == ["lo"]
     assert list(news.devices(event(24, default))) == [ANY]  # several paths: no single device
