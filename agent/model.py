@@ -241,7 +241,7 @@ class Forwarding:
 
     interface: str
     address: IPv4Interface  # the server's own, with the network its accounts live in
-    uplink: str
+    uplink: str  # "" = there is none, and nothing passes but what stays on the link; never read back
     listen_port: int  # 0 = the link does not listen, and no port is opened for it
     internal_traffic: bool
     external_ip: IPv4Address | None

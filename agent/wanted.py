@@ -9,8 +9,8 @@ on sending to it is not counted. Its numbers are kept: rules that come back star
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -20,7 +20,6 @@ from agent.model import (
     Account,
     Class,
     ClassKey,
-    Diff,
     Forwarding,
     Link,
     Mark,
@@ -113,20 +112,3 @@ def owner_of(desired: Desired, part: str, key: Any) -> int:
 
 def server_on(desired: Desired, interface: str) -> Server | None:
     return next((server for server in desired.servers.values() if server.interface == interface), None)
-
-
-def as_they_listen(
-    difference: Diff[str, Forwarding], found: Wanted, failed_links: Collection[str]
-) -> Diff[str, Forwarding]:
-    """A port is open only while its link listens: one that could not take its port opens the one that it has, or none.
-
-    Adds and changes only. `failed_links`: they are `found` as they stand.
-    """
-    change = dict(difference.change)
-    for link in found.forwarding.keys() & set(failed_links):
-        stands = found.forwarding[link]
-        port = found.links[link].listen_port if link in found.links else 0
-        real = replace(change.pop(link, stands), listen_port=port)
-        if real != stands:
-            change[link] = real
-    return Diff(difference.add, change)

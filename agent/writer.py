@@ -41,7 +41,8 @@ from agent.parts import ACCOUNT_PARTS, PARTS, Kernel
 from agent.report import Change, Report
 from agent.shaping import Errors, Shaping, apply, shape
 from agent.usage import Usage
-from agent.wanted import Wanted, as_they_listen, owner_of, server_on, wanted, wanted_accounts
+from agent.wanted import Wanted, owner_of, server_on, wanted, wanted_accounts
+from agent.ways import as_they_listen, closed, opened_last, without
 
 SLICE = 1_000  # accounts
 # From so many classes on, one more takes Linux long enough to be worth a second thread; see decision 0009.
@@ -99,6 +100,8 @@ class Writer:
         unwanted = diff(want.peers, self._kernel.peers.read(scope)).remove
         if unwanted:
             self._kernel.peers.apply(Diff(remove=unwanted))
+        # An uplink that comes back under its name must not find the way open before its classes are there.
+        self._kernel.forwarding.apply(closed(want.forwarding, self._kernel.forwarding.read(scope)))
 
     def _observed(self, desired: Desired, found: Wanted) -> StoreError | None:
         """Counts what was read. A full disk must not keep customers of a rebooted node out: it is told afterwards."""
@@ -210,11 +213,13 @@ class _Pass:
         self._start_new_owners()
         for part in ("links", "qdiscs"):
             self._write(part, self._allowed(self._diffs[part]))
-        forwarding = self._allowed(self._diffs["forwarding"])
-        self._write("forwarding", as_they_listen(forwarding, self.found, self._failed_devices))
+        forwarding = as_they_listen(self._allowed(self._diffs["forwarding"]), self.found, self._failed_devices)
+        at_once, at_last = opened_last(forwarding, self.found, self._diffs["classes"].add)
+        self._write("forwarding", at_once)
         for diffs in self._slices():
             self._shape_and_mark(diffs)
             self._write("peers", self._allowed(diffs["peers"]))
+        self._write("forwarding", without(at_last, self._failed_devices))
         self._forget_connections(moving.values())
         stuck = self._addresses_in_use(marks.remove)
         stuck_minors = {minor(self.found.marks[a].mark) for a in stuck if a in self.found.marks}
@@ -230,6 +235,9 @@ class _Pass:
             remove = self._diffs[part].remove
             if part == "classes":  # a peer that stands as it was stays shaped as it was
                 remove = {key: value for key, value in remove.items() if key[1] not in stuck_minors}
+            if part == "qdiscs":  # nor does a former uplink lose its classes while the way still leads there
+                used = {one.uplink for one in self.found.forwarding.values()}
+                remove = {key: value for key, value in remove.items() if key not in used}
             self._write(part, Diff(remove=remove))
         return self._report
 

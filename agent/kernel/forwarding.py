@@ -69,7 +69,7 @@ def wanted_rules(forwarding: Forwarding, stateful: bool, opened: tuple[Opening, 
     external = forwarding.external_ip
     source = entries.masquerade() if external is None else entries.snat(external)
     return {
-        NAT.chain: (entry(source, source=network, goes_out=uplink),),
+        NAT.chain: (entry(source, source=network, goes_out=uplink),) if uplink else (),
         FORWARD.chain: _forward_rules(forwarding, stateful),
         INPUT.chain: _input_rules(forwarding, stateful, opened),
         MSS.chain: (
@@ -88,9 +88,9 @@ def _forward_rules(one: Forwarding, stateful: bool) -> tuple[bytes, ...]:
     ]
     if one.reach.internet:
         rules.append(entry(jump(REACH), source=network, came_in=link, goes_out=uplink, goto=True))
+    rules.append(entry(jump("ACCEPT"), destination=network, came_in=uplink, goes_out=link, match=known))
     return (
-        *rules,
-        entry(jump("ACCEPT"), destination=network, came_in=uplink, goes_out=link, match=known),
+        *(rules if uplink else ()),
         entry(jump("ACCEPT" if one.internal_traffic else "DROP"), came_in=link, goes_out=link),
         entry(jump("DROP"), came_in=link),
         entry(jump("DROP"), goes_out=link),
@@ -236,8 +236,8 @@ class Forwardings:
         # What is wanted and not right is in `add`; what is not right and not there belongs to nobody.
         stay = {key: one for key, one in sound(rules, stateful, self._opened).items() if key not in diff.remove}
         final = stay | {**diff.add, **diff.change}
-        uplinks = {one.uplink for one in final.values()}
         last = last_rules(rules)
+        uplinks = ip_forward.uplinks(final.values(), last)
         wanted = (
             all_rules(final.values(), stateful, self._opened, ip_forward.endings(uplinks, final, last)) if final else {}
         )

@@ -20,6 +20,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from agent.errors import KernelError
+from agent.model import Forwarding
 
 CONF = Path("/proc/sys/net/ipv4/conf")  # /proc/sys/net shows the namespace of the thread that opens it
 
@@ -57,6 +58,12 @@ def is_router() -> bool:
 def is_off(device: str) -> bool:
     """Is it there, and does not pass on?"""
     return _read(device) == "0"
+
+
+def uplinks(wanted: Collection[Forwarding], found: Mapping[str, str]) -> set[str]:
+    """Those that are ours to switch. While none is to be had, the former ones stay as they are and are remembered."""
+    named = {one.uplink for one in wanted} - {""}
+    return named or (set(found) if wanted else set())
 
 
 def endings(uplinks: Collection[str], links: Collection[str], found: Mapping[str, str]) -> dict[str, str]:

@@ -120,12 +120,16 @@ def wanted_rules(forwarding: Forwarding, opened: tuple[Opening, ...] = ()) -> Ru
     reached += [THE_INTERNET] if forwarding.reach.internet else []
     own = _address("daddr", IPv4Network(forwarding.address.ip))
     doors = (ECHO, *(_port(one.port, one.protocol) for one in opened))
+    outside = (
+        *((*out, there, ACCEPT) for there in reached),
+        (from_uplink, to_link, _address("daddr", network), ESTABLISHED, ACCEPT),
+    )
+    nat = (_address("saddr", network), to_uplink, MASQUERADE if external is None else _snat(external))
     return {
-        NAT: ((_address("saddr", network), to_uplink, MASQUERADE if external is None else _snat(external)),),
+        NAT: (nat,) if forwarding.uplink else (),
         MSS: ((from_link, SYN, CLAMP), (to_link, SYN, CLAMP)),
         FORWARD: (
-            *((*out, there, ACCEPT) for there in reached),
-            (from_uplink, to_link, _address("daddr", network), ESTABLISHED, ACCEPT),
+            *(outside if forwarding.uplink else ()),
             (from_link, to_link, ACCEPT if forwarding.internal_traffic else DROP),
             (from_link, DROP),
             (to_link, DROP),
@@ -288,7 +292,8 @@ class NftForwardings:
         # What is wanted and not right is in `add`; what is not right and not there belongs to nobody.
         stay = {key: one for key, one in sound(rules, self._opened).items() if key not in diff.remove}
         final = stay | {**diff.add, **diff.change}
-        uplinks, last = {one.uplink for one in final.values()}, last_rules(rules)
+        last = last_rules(rules)
+        uplinks = ip_forward.uplinks(final.values(), last)
         endings = ip_forward.endings(uplinks, final, last)
         ip_forward.switch_back(last, uplinks)
         if final:
@@ -310,7 +315,7 @@ class NftForwardings:
 
 def _write_all(table: Table | None, final: Iterable[Forwarding], wanted: Rules) -> None:
     for one in final:
-        if not INTERFACE_PATTERN.fullmatch(one.uplink):  # nft(8) would take some for a pattern
+        if one.uplink and not INTERFACE_PATTERN.fullmatch(one.uplink):  # nft(8) would take some for a pattern
             raise KernelError(f"nftables: the uplink's name {one.uplink!r} cannot be used in a rule", retry=False)
     if table is not None and _is_framed(table):
         if all(table.has_rules(chain, wanted[chain]) for chain in CHAINS):

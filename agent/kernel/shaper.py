@@ -27,19 +27,29 @@ GONE = frozenset({errno.ENOENT, errno.ENODEV})  # what should be removed is remo
 WRONG = -1  # the rate of a class that is not as we make it: no class is ever wanted with it, so it gets repaired
 TRIAL_SECONDS = 5.0
 LOOPBACK = 1  # ifindex, in every namespace
+LINKS = "wg"  # what the names of our links begin with
 
 
 class Qdiscs:
     """Part: our root qdisc and its classifier, by device."""
 
     def read(self, scope: Scope) -> dict[str, Qdisc]:
-        """Devices where both are right."""
+        """Devices where both are right; and others with a root of ours, right or not, as on a former uplink."""
         with Netlink() as netlink:
-            return {
+            right = {
                 device: Qdisc(device)
                 for device, ifindex in _present(scope.devices).items()
                 if _is_right_root(_root(netlink, ifindex)) and _is_right(_filters(netlink, ifindex))
             }
+            left = {
+                device: Qdisc(device)
+                for ifindex, device in socket.if_nameindex()
+                # A link that `links` does not take for ours may still let customers in: it stays shaped.
+                if device not in scope.devices
+                and not device.startswith(LINKS)
+                and _is_ours(netlink, ifindex, _root(netlink, ifindex))
+            }
+        return right | left
 
     def apply(self, diff: Diff[str, Qdisc]) -> Mapping[str, KernelError]:
         errors: dict[str, KernelError] = {}

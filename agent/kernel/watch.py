@@ -1,4 +1,5 @@
-"""Tells at once when somebody else changes interfaces, IPv4 addresses, the default route or one by a link of ours.
+"""Tells at once when somebody else changes interfaces, their root qdisc, IPv4 addresses, a default route, or a route
+by a link of ours.
 
 Owns a route netlink socket in the network namespace of the thread that runs it. Reads only; decides nothing: `wiring`
 starts it and wakes the one writer, who reads what is there. Without it such a change is found by the next resync.
@@ -11,6 +12,7 @@ that changes nothing of interest (statistics, neighbours, another interface's qu
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import socket
 import struct
@@ -22,17 +24,39 @@ from agent.kernel.netlink import attributes
 RTM_NEWLINK, RTM_DELLINK = 16, 17
 RTM_NEWADDR, RTM_DELADDR = 20, 21
 RTM_NEWROUTE, RTM_DELROUTE = 24, 25
-RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
+RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTCLASS, RTM_DELTCLASS, RTM_NEWTFILTER, RTM_DELTFILTER = 36, 37, 40, 41, 44, 45
+RTMGRP_LINK, RTMGRP_TC, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x8, 0x10, 0x40
 IFLA_IFNAME, IFLA_MTU, IFLA_IFALIAS, RTA_OIF = 3, 4, 20, 4
 IFF_UP = 0x1
 LINKS = "wg"  # what the names of our links begin with
 
-ANY = ""  # told when the kernel dropped events: anything may have changed
+ANY = ""  # told of a default route, which may make another device the uplink, and when the kernel dropped events
 
 _MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _LINK = struct.Struct("=BBHiII")  # ifinfomsg: family, pad, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBi")  # ifaddrmsg: family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg: family, destination length, ...
+_QDISC = struct.Struct("=BxxxiII")  # tcmsg: family, ifindex, handle, parent, ...
+ROOT = 0xFFFFFFFF  # linux/pkt_sched.h, TC_H_ROOT
+
+# Classes, filters and leaves come by the ten thousand when we write; the kernel itself leaves them out for us.
+SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+_LDH, _LDW, _JEQ, _RET = 0x28, 0x20, 0x15, 0x06  # linux/filter.h
+_TYPE_AT, _PARENT_AT = 4, 28  # in nlmsghdr; of tcmsg behind it
+_INSTRUCTION = struct.Struct("=HBBI")  # sock_filter: code, steps if true, steps if false, value
+_PROGRAM = (
+    (_LDH, 0, 0, _TYPE_AT),  # loaded as big-endian, whatever this machine is
+    (_JEQ, 5, 0, socket.htons(RTM_NEWQDISC)),
+    (_JEQ, 4, 0, socket.htons(RTM_DELQDISC)),
+    (_JEQ, 6, 0, socket.htons(RTM_NEWTCLASS)),
+    (_JEQ, 5, 0, socket.htons(RTM_DELTCLASS)),
+    (_JEQ, 4, 0, socket.htons(RTM_NEWTFILTER)),
+    (_JEQ, 3, 2, socket.htons(RTM_DELTFILTER)),
+    (_LDW, 0, 0, _PARENT_AT),
+    (_JEQ, 0, 1, ROOT),
+    (_RET, 0, 0, 0xFFFFFFFF),  # take it whole
+    (_RET, 0, 0, 0),
+)
 
 Told = Callable[[str], None]
 
@@ -43,7 +67,8 @@ async def watch(told: Told) -> None:
     news = News()
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
         netlink.setblocking(False)
-        netlink.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE))
+        _leave_out_what_is_below_a_root(netlink)
+        netlink.bind((0, RTMGRP_LINK | RTMGRP_TC | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE))
         while True:
             try:
                 data = await loop.sock_recv(netlink, 1 << 16)
@@ -54,6 +79,12 @@ async def watch(told: Told) -> None:
                 continue
             for device in dict.fromkeys(news.devices(data)):
                 told(device)
+
+
+def _leave_out_what_is_below_a_root(netlink: socket.socket) -> None:
+    code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*one) for one in _PROGRAM))
+    program = struct.pack("@HP", len(_PROGRAM), ctypes.addressof(code))  # sock_fprog
+    netlink.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 class News:
@@ -76,6 +107,9 @@ class News:
                 device = self._name(_ADDRESS.unpack_from(body)[4])
             elif kind in (RTM_NEWROUTE, RTM_DELROUTE):
                 device = self._route(body)
+            elif kind in (RTM_NEWQDISC, RTM_DELQDISC):
+                _, index, _, parent = _QDISC.unpack_from(body)
+                device = self._name(index) if parent == ROOT else None
             if device is not None:
                 yield device
             offset += max((length + 3) & ~3, _MESSAGE.size)
@@ -98,12 +132,11 @@ class News:
     def _route(self, body: bytes) -> str | None:
         """A default route makes the uplink, and a link of ours needs the one to its network. A router's table may
         change thousands of times a minute: nothing else is of interest."""
-        is_default = _ROUTE.unpack_from(body)[1] == 0
+        if _ROUTE.unpack_from(body)[1] == 0:
+            return ANY
         index = attributes(body, _ROUTE.size).get(RTA_OIF)
-        if index is None:
-            return ANY if is_default else None
-        device = self._name(struct.unpack("=i", index)[0])
-        return device if is_default or (device or "").startswith(LINKS) else None
+        device = self._name(struct.unpack("=i", index)[0]) if index else None
+        return device if (device or "").startswith(LINKS) else None
 
     def _name(self, index: int) -> str | None:
         if index not in self._names:

@@ -29,7 +29,7 @@ class FakePart:
 
     def sees(self, key: Any, scope: Scope) -> bool:
         device = key[0] if isinstance(key, tuple) else key
-        return not isinstance(device, str) or self.name == "links" or device in scope.devices
+        return not isinstance(device, str) or self.name in ("links", "qdiscs") or device in scope.devices
 
     def apply(self, diff: Diff[Any, Any]) -> Mapping[Any, KernelError]:
         with self.kernel.lock:

@@ -24,7 +24,7 @@ from agent.errors import KernelError
 from agent.kernel import interfaces, uapi
 from agent.kernel.link import Links, choose_mode, udp_ports
 from agent.kernel.peers import Peers
-from agent.kernel.watch import watch
+from agent.kernel.watch import ANY, watch
 from agent.kernel.wireguard import PortBusy
 from agent.model import Diff, Link, Secret
 from tests.netns import tunnels
@@ -456,15 +456,22 @@ def test_watch_tells_what_changes_and_is_silent_otherwise(routed: str) -> None:
                     "ip route add 203.0.113.0/24 dev near",
                     "ip route del default dev near",
                     "ip address add 198.51.9.1/24 dev near",
+                    "ip route add default via 198.51.0.1 dev far metric 5",
+                    "tc qdisc replace dev near root handle 9: htb",
+                    "tc class add dev near parent 9: classid 9:1 htb rate 1mbit",
+                    "tc qdisc add dev near parent 9:1 handle 99: pfifo",
+                    "tc qdisc del dev near root",
                     "ip link set near down",
                     "ip link del far",
                 )
             )
         )
-    mtu, nothing, route, default, address, down, gone = heard
+    mtu, nothing, route, default, address, better, replaced, class_, leaf, deleted, down, gone = heard
+    assert class_ == leaf == []
     assert mtu == ["far"]
     assert nothing == route == []
-    assert default == address == ["near"]
+    assert default == better == [ANY]
+    assert address == replaced == deleted == ["near"]
     assert "near" in down
     assert "far" in gone
 

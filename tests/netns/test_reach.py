@@ -17,6 +17,7 @@ from agent.diff import diff
 from agent.kernel.forwarding import BROKEN, Forwardings
 from agent.kernel.nft_forwarding import NftForwardings
 from agent.model import Diff, Forwarding, Opening, Reach, Scope
+from agent.ways import closed
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, ip, sysctl
 
@@ -289,6 +290,20 @@ def test_an_uplink_that_is_one_no_more_is_switched_back(box: Box) -> None:
     box.make(WANTED)
     box.make({name: replace(one, uplink="side0") for name, one in WANTED.items()})
     assert (box.switch("up0"), box.switch("side0")) == ("0", "1")
+
+
+def test_without_an_uplink_no_way_out_stands_open_and_the_links_are_no_way_through(box: Box) -> None:
+    box.make(WANTED)
+    before = box.switches()
+    door = DOORS[box.backend]()
+    box.call(door.apply, closed({}, box.read()))
+    assert not box.crossing.passes(ALICE, INTERNET)
+    assert not box.crossing.passes(ALICE, SIDE_HOST)
+    assert not any(box.read())  # never taken for right
+    assert box.switches() == before
+    box.make(WANTED)
+    assert box.crossing.passes(ALICE, INTERNET)
+    assert box.switches() == before
 
 
 def test_lost_rules_do_not_make_the_box_a_router(box: Box) -> None:

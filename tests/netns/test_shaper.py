@@ -12,7 +12,7 @@ import pytest
 from agent.errors import KernelError
 from agent.kernel import shaper
 from agent.kernel.scratch import NoNamespace, in_scratch_namespace
-from agent.model import Class, Diff, Qdisc, minor
+from agent.model import Class, Diff, Qdisc, Scope, minor
 from tests.netns.shaped_box import DEVICE, SCOPE, Box, classes, make_box
 
 
@@ -49,6 +49,23 @@ def test_applying_again_touches_nothing(box: Box) -> None:
     after = box.tc(f"-s -d class show dev {DEVICE}"), box.tc(f"filter show dev {DEVICE}"), box.root()
     assert after == before
     assert box.read() == wanted
+
+
+def test_a_root_of_ours_is_found_on_a_former_uplink_right_or_not_and_no_strangers(box: Box) -> None:
+    box.add_root()
+    box.put({0x109: 20})
+    elsewhere = Scope(frozenset(), "absent0")
+    for name, root in (("other0", "handle 1: htb default 0"), ("other1", "handle 8: pfifo limit 77")):
+        box.command(*f"ip link add {name} type dummy".split())
+        box.command(*f"ip link set {name} up".split())
+        box.tc(f"qdisc add dev {name} root {root}")
+    assert box.run(box.qdiscs.read, elsewhere) == {DEVICE: Qdisc(DEVICE)}
+    box.tc(f"filter del dev {DEVICE}")
+    found = box.run(box.qdiscs.read, elsewhere)
+    assert found == {DEVICE: Qdisc(DEVICE)}
+    assert box.run(box.qdiscs.apply, Diff(remove=found)) == {}
+    assert box.root()["handle"] != "1:"
+    assert box.run(box.qdiscs.read, elsewhere) == {}
 
 
 @pytest.mark.parametrize(

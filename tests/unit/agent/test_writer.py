@@ -465,6 +465,57 @@ def test_without_a_way_out_who_is_disabled_is_cut_off_all_the_same(box: Box) -> 
     assert box.is_right()
 
 
+def test_an_uplink_that_moves_is_opened_when_its_classes_are_there_and_the_former_one_is_cleaned(box: Box) -> None:
+    box.change(account(2), account(3))
+    box.kernel.uplink_name = "ppp0"
+    written = box.full()
+    opened = written.index("change forwarding wg1")
+    assert {"add qdiscs ppp0", "add classes ppp0 100", "add classes ppp0 101"} <= set(written[:opened])
+    assert written[opened + 1 :] == ["remove qdiscs eth0"]
+    assert box.report.uplink == "ppp0"
+    assert box.full() == []
+
+
+def test_an_uplink_that_refuses_our_root_is_not_opened_and_the_former_one_stays_shaped(box: Box) -> None:
+    box.change(account(2))
+    box.kernel.uplink_name = "ppp0"
+    box.kernel.refuses["qdiscs", "add", "ppp0"] = "somebody's root"
+    box.full()
+    assert box.kernel.forwarding.held["wg1"].uplink == "eth0"
+    assert "eth0" in box.kernel.qdiscs.held
+    box.kernel.refuses.clear()
+    box.full()
+    assert box.kernel.forwarding.held["wg1"].uplink == "ppp0"
+    assert set(box.kernel.qdiscs.held) == {"wg1", "ppp0"}
+
+
+def test_a_former_uplink_is_cleaned_also_where_the_last_server_has_gone_and_by_an_agent_that_never_knew_it(
+    box: Box,
+) -> None:
+    box.kernel.uplink_name = "ppp0"
+    box.desired = Desired.taken(EPOCH, Snapshot(2, (), ()))
+    box.restart()
+    box.full()
+    assert box.kernel.qdiscs.held == box.kernel.forwarding.held == {}
+
+
+def test_an_uplink_that_is_gone_comes_back_closed_until_its_classes_are_there(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.change(account(2))
+    with monkeypatch.context() as away:
+        away.setattr(box.kernel, "uplink", lambda: box.kernel.called("uplink", "read"))
+        box.kernel.fail_at = 0
+        with pytest.raises(KernelError):
+            box.full()
+    assert box.kernel.forwarding.held["wg1"].uplink == ""
+    box.kernel.gone("qdiscs", "eth0")
+    box.kernel.qdiscs.held.pop("eth0")
+    written = box.full()
+    assert written.index("add classes eth0 100") < written.index("change forwarding wg1")
+    assert box.is_right()
+
+
 def test_a_full_disk_is_told_after_customers_are_back(box: Box) -> None:
     box.change(account(2))
     box.kernel.reboot()

@@ -1,0 +1,69 @@
+"""The way to the internet moves: it is followed with classes and NAT, and the former uplink is left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.lab import Lab
+from tests.lab.processes import wait_until
+from tests.lab.readings import fetch
+from tests.lab.topology import INTERNET, UPLINK
+from tests.netns.main_job.conftest import MakeAccount
+from tests.netns.main_job.picture import NODE
+
+OTHER = "eth1"
+NEAR, FAR = "192.0.2.2", "192.0.2.1"
+FOLLOW_SECONDS = 2.0  # issue 7
+
+
+@pytest.fixture
+def second_way(lab: Lab) -> Iterator[None]:
+    """Another cable to the internet; the default route stays where it is, and comes back there."""
+    before = lab.exec(NODE, "ip", "route", "show", "default").stdout.split()
+    internet = lab.plan.internet.namespace
+    lab.exec(NODE, "ip", "link", "add", OTHER, "type", "veth", "peer", "name", "to-n1-b", "netns", internet)
+    try:
+        lab.exec(NODE, "ip", "address", "add", f"{NEAR}/30", "dev", OTHER)
+        lab.exec(NODE, "ip", "link", "set", OTHER, "up")
+        lab.exec(INTERNET, "ip", "address", "add", f"{FAR}/30", "dev", "to-n1-b")
+        lab.exec(INTERNET, "ip", "link", "set", "to-n1-b", "up")
+        yield
+    finally:
+        lab.exec(NODE, "ip", "link", "del", OTHER)
+        lab.exec(NODE, "ip", "route", "replace", *before)
+
+
+def shaped(lab: Lab, device: str) -> bool:
+    return "qdisc htb 1: root" in lab.exec(NODE, "tc", "qdisc", "show", "dev", device).stdout
+
+
+def moved(lab: Lab) -> bool:
+    rules = lab.exec(NODE, "iptables-legacy-save").stdout
+    return shaped(lab, OTHER) and not shaped(lab, UPLINK) and f"-o {OTHER} -j MASQUERADE" in rules
+
+
+@pytest.mark.parametrize("how", ["replace", "better"])
+def test_a_default_route_that_moves_is_followed_and_the_former_uplink_is_cleaned(
+    lab: Lab, make_account: MakeAccount, second_way: None, how: str
+) -> None:
+    lab.connect("c1", make_account(b_download=20, b_upload=20)["name"])
+    assert fetch(lab, "c1", "/ip")
+    words = ["replace", "default"] if how == "replace" else ["add", "default", "metric", "5"]
+    if how == "better":  # beside the old one, which is made worse first
+        old = lab.exec(NODE, "ip", "route", "show", "default").stdout.split()
+        lab.exec(NODE, "ip", "route", "add", *old, "metric", "900")
+        lab.exec(NODE, "ip", "route", "del", *old)
+    lab.exec(NODE, "ip", "route", *words, "via", FAR, "dev", OTHER)
+    wait_until(lambda: moved(lab), "the uplink", FOLLOW_SECONDS)
+    assert fetch(lab, "c1", "/ip")
+    classes = lab.exec(NODE, "tc", "class", "show", "dev", OTHER).stdout
+    assert "rate 20Mbit" in classes
+    assert lab.exec(NODE, "tc", "class", "show", "dev", UPLINK).stdout == ""
+
+
+def test_a_root_qdisc_that_somebody_replaces_is_put_right_at_once(lab: Lab, make_account: MakeAccount) -> None:
+    make_account(b_download=20, b_upload=20)
+    lab.exec(NODE, "tc", "qdisc", "del", "dev", UPLINK, "root")
+    wait_until(lambda: shaped(lab, UPLINK), "the root qdisc", FOLLOW_SECONDS)
