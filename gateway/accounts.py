@@ -112,9 +112,12 @@ class Accounts:
 
     # -- changing -------------------------------------------------------------------------------------------------
 
-    async def create(self, new: NewAccount) -> Settled[Account]:
-        """What `new` does not name is generated: the lowest free number, name and address."""
-        kept = await self._creation.one(Newcomer(new, checked_pair(new.private_key, new.public_key)))
+    async def create(self, new: NewAccount, is_gone: Callable[[], bool] = lambda: False) -> Settled[Account]:
+        """What `new` does not name is generated: the lowest free number, name and address.
+
+        `is_gone`: has the caller hung up? Then nothing is created any more.
+        """
+        kept = await self._creation.one(Newcomer(new, checked_pair(new.private_key, new.public_key), is_gone))
         return await self._settled(kept.account, kept)
 
     async def create_many(self, batch: Sequence[NewAccount]) -> Sequence[Account | ApiError]:

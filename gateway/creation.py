@@ -36,6 +36,7 @@ ATTEMPTS = 50
 FEW_TOGETHER = 8
 MOST_TOGETHER = 500
 
+GONE = "The caller hung up before it was his turn: nothing was created"
 OUT_OF_RANGE = "The IP address is not within the range of the wireguard server"
 # In the order in which a caller is told.
 _TAKEN: Mapping[str, tuple[type[ApiError], str, str]] = {
@@ -49,10 +50,11 @@ _GENERATED = ("name", "username", "address")  # unless the caller named it; mark
 
 @dataclass(frozen=True, slots=True)
 class Newcomer:
-    """Who asks, with keys that are checked or new."""
+    """Who asks, with keys that are checked or new. `is_gone`: has the caller hung up?"""
 
     new: NewAccount
     pair: KeyPair
+    is_gone: Callable[[], bool] = lambda: False
 
 
 Outcome = KeptAccount | ApiError
@@ -129,6 +131,11 @@ class Creation:
 async def _create(tx: Transaction, newcomers: Sequence[Newcomer], limit: int, rested: int) -> list[Outcome]:
     places = await server_rows.find_all_locked(tx, {each.new.server for each in newcomers})
     await tx.lock(NUMBERS)
+    # Waiting is over. Who was not waited with would never hear of the account, nor of its keys.
+    if any(each.is_gone() for each in newcomers):
+        there = [each for each in newcomers if not each.is_gone()]
+        made = iter(await _create(tx, there, limit, rested) if there else ())
+        return [next(made) if each in there else Conflict(GONE) for each in newcomers]
     room = limit - await rows.count(tx) if limit else len(newcomers)
     free = await _loaded(tx, newcomers, places, rested)
     batch = _Batch(places, free, await _taken(tx, newcomers, places), room)

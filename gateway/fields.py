@@ -179,7 +179,7 @@ def server_values(form: Mapping[str, str]) -> ServerValues:
         public_key=_key(form, "public_key"),
         listen_port=_number(form, "listen_port", MIN_PORT, MAX_PORT, "Wrong Port format"),
         address=_server_address(form),
-        external_ip=_address_or_empty(form, "external_ip", "Wrong external IP format"),
+        external_ip=_external_ip(form),
         endpoint=_endpoint(form),
         dns_1=_address_or_empty(form, "dns_1", "Wrong DNS1 IP format"),
         dns_2=_address_or_empty(form, "dns_2", "Wrong DNS2 IP format"),
@@ -303,6 +303,14 @@ def _address_or_empty(form: Mapping[str, str], key: str, problem: str) -> IPv4Ad
         return None
     text = _text(form, key)
     return "" if text is None else _address(text, problem, key)
+
+
+def _external_ip(form: Mapping[str, str]) -> IPv4Address | str | None:
+    """An address that a host can have on the internet; gateway/servers.py knows the tunnels' own."""
+    address = _address_or_empty(form, "external_ip", "Wrong external IP format")
+    if isinstance(address, IPv4Address) and (not _can_be_a_host(address) or address.is_link_local):
+        raise InvalidValue("Wrong external IP format", "external_ip")
+    return address
 
 
 def _server_address(form: Mapping[str, str]) -> IPv4Interface | None:

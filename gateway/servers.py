@@ -19,6 +19,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.allocate import NumberedServer, assignable, free_server, is_assignable, new_id, overlaps
+from gateway.creation import GONE
 from gateway.endpoint import RIGHT, is_right
 from gateway.errors import AgentUnreachable, Conflict, InvalidValue, NotFound
 from gateway.keypair import WRONG_KEYS, KeyPair, checked_pair
@@ -126,11 +127,14 @@ class Servers:
 
     # -- changing -------------------------------------------------------------------------------------------------
 
-    async def create(self, values: ServerValues) -> Settled[Server]:
-        """What `values` does not name is generated, all with the lowest number for which it is free."""
+    async def create(self, values: ServerValues, is_gone: Callable[[], bool] = lambda: False) -> Settled[Server]:
+        """What `values` does not name is generated, all with the lowest number for which it is free.
+
+        `is_gone`: has the caller hung up? Then nothing is created any more.
+        """
         _refuse_ikev2(values)
         pair = _pair(values)
-        kept = await self._store.change(lambda tx: self._create(tx, values, pair))
+        kept = await self._store.change(lambda tx: self._create(tx, values, pair, is_gone))
         return await self._settled(kept.server, kept)
 
     async def edit(self, name: str, values: ServerValues) -> Settled[Server]:
@@ -167,8 +171,12 @@ class Servers:
         status = self._sync.statuses().get(node)
         return status.networks if status else ()
 
-    async def _create(self, tx: Transaction, values: ServerValues, pair: KeyPair) -> KeptServer:
+    async def _create(
+        self, tx: Transaction, values: ServerValues, pair: KeyPair, is_gone: Callable[[], bool]
+    ) -> KeptServer:
         await tx.lock(INSTALLATION)
+        if is_gone():  # as in gateway/creation.py
+            raise Conflict(GONE)
         node = await _node_for(tx, values.node)
         await node_rows.lock(tx, node.id)
         others = [kept.server for kept in await rows.listed(tx)]
@@ -332,6 +340,10 @@ def _refuse_taken(server: Server, others: Sequence[Server], foreign: Networks) -
         raise Conflict("Port already in use")
     if overlaps(server.address.network, [other.address.network for other in others]):
         raise Conflict("IP address or subnet already in use")
+    if server.external_ip and overlaps(
+        IPv4Network(server.external_ip), [one.address.network for one in (server, *others)]
+    ):
+        raise InvalidValue("Wrong external IP format")  # inside a tunnel: nobody on the internet could answer
     for network, interface in foreign:
         if server.address.network.overlaps(network):
             where = f"{interface} of node {server.node} has {network}"

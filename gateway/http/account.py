@@ -53,7 +53,7 @@ async def _detail(asked: Asked) -> dict[str, str]:
 
 
 async def _add(asked: Asked) -> Settled[dict[str, str]]:
-    return _shown(await asked.services.accounts.create(fields.new_account(asked.form)))
+    return _shown(await asked.services.accounts.create(fields.new_account(asked.form), asked.is_gone))
 
 
 async def _edit(asked: Asked) -> Settled[dict[str, str]]:

@@ -6,7 +6,9 @@ not know are told in a header, unless what they ask for is what stands. Called b
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.requests import Request
@@ -42,7 +44,8 @@ def answer_of(call: Call, services: Services, settings: HttpSettings) -> Answer:
             form, unknown = understood(merged(*pairs, known), known)
             if "name" in form:
                 note.subject = _subject(call, form["name"].strip())
-            result = await call.answer(Asked(services, settings, request.path_params, form, is_head))
+            with _watched(request, call.method == "POST") as is_gone:
+                result = await call.answer(Asked(services, settings, request.path_params, form, is_head, is_gone))
         except ApiError as error:
             note.outcome = error.text
             raise
@@ -55,6 +58,24 @@ def answer_of(call: Call, services: Services, settings: HttpSettings) -> Answer:
         return envelope.success(result, _untold(unknown, [*pairs[1], *pairs[0]], value))
 
     return answer
+
+
+@contextmanager
+def _watched(request: Request, is_create: bool) -> Iterator[Callable[[], bool]]:
+    """Whether the caller has hung up. An edit or a delete is meant, also by who does not wait for its answer."""
+    if not is_create:
+        yield lambda: False
+        return
+
+    async def hang_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    watching = asyncio.ensure_future(hang_up())
+    try:
+        yield watching.done
+    finally:
+        watching.cancel()
 
 
 def _subject(call: Call, name: str) -> str:

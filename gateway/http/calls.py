@@ -31,6 +31,7 @@ class Asked:
     path: Mapping[str, str]
     form: Mapping[str, str]
     is_head: bool = False  # a GET of which only the head is asked for
+    is_gone: Callable[[], bool] = lambda: False  # has the caller hung up
 
     def name(self, missing: str) -> str:
         """The name in the path. What cannot be a name is not there: `missing` without asking the store."""

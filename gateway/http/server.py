@@ -34,7 +34,7 @@ async def _detail(asked: Asked) -> ServerObject:
 async def _add(asked: Asked) -> Settled[ServerObject]:
     # Forms post their empty fields too: on create they are absent, on edit they clear.
     form = {key: text for key, text in asked.form.items() if text.strip()}
-    return _shown(await asked.services.servers.create(fields.server_values(form)))
+    return _shown(await asked.services.servers.create(fields.server_values(form), asked.is_gone))
 
 
 async def _edit(asked: Asked) -> Settled[ServerObject]:

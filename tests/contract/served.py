@@ -27,6 +27,7 @@ class Served:
     access_hash: str
     product: Product
     loop: asyncio.AbstractEventLoop
+    database: str  # its URL
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a use case where the product lives."""
@@ -47,7 +48,7 @@ def served(database: str, **settings: Any) -> Iterator[Served]:
                 product.accounts, product.servers, product.links, product.keys, product.system, product.store.ping
             )
             access_hash = await product.keys.add("tests", ["127.0.0.1"])
-            found.append(Served(url, access_hash.reveal(), product, asyncio.get_running_loop()))
+            found.append(Served(url, access_hash.reveal(), product, asyncio.get_running_loop(), database))
             app = build_app(services, HttpSettings(url, **settings))
             listener = Listener(app, None, on_ready=ready.set)
             serving = asyncio.create_task(listener.serve([listening]))

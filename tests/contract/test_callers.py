@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import sqlite3
 import struct
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -100,3 +102,19 @@ def test_account_is_off_whatever_way_it_was_said(gateway: Served, arguments: tup
     curl(gateway, "-X", "PUT", "-d", "status=enable", account)
     assert json.loads(curl(gateway, *options, "-X", "PUT", account + query))["msg"]["status"] == "disable"
     assert json.loads(curl(gateway, account))["msg"]["status"] == "disable"
+
+
+@needs_curl
+@pytest.mark.parametrize("what", ["account", "wireguard"])
+def test_nothing_is_created_for_who_hung_up_while_the_database_was_held(gateway: Served, what: str) -> None:
+    url = f"{gateway.url}/api/v1/{what}"
+    fields = ("-d", "name=too_late", *(("-d", "wg_name=Default_1") if what == "account" else ()))
+    with closing(sqlite3.connect(gateway.database.removeprefix("sqlite:///"), isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(subprocess.CalledProcessError):
+            curl(gateway, "--max-time", "1", "-X", "POST", *fields, url)
+        holder.execute("ROLLBACK")
+    time.sleep(0.5)  # by now it would be there
+    assert json.loads(curl(gateway, f"{url}/too_late"))["status"] == "error"
+    if what == "account":  # the same name is still to be had, by who waits
+        assert json.loads(curl(gateway, "-X", "POST", *fields, url))["status"] == "success"

@@ -192,3 +192,13 @@ async def test_the_servers_own_key_is_refused_in_a_batch(product: Product) -> No
     use = Creation(product.store)
     (refusal,) = await use.many([replace(newcomer(), pair=KeyPair(Secret(), server.public_key))])
     assert isinstance(refusal, InvalidValue) and refusal.field == "public_key"
+
+
+async def test_who_hung_up_gets_nothing_and_costs_the_others_nothing(product: Product) -> None:
+    await with_server(product)
+    gone = Newcomer(NewAccount("s", name="gone"), new_pair(), lambda: True)
+    first, last = (Newcomer(NewAccount("s"), new_pair()) for _ in range(2))
+    outcomes = await product.store.change(lambda tx: creation._create(tx, [first, gone, last], 0, 0))
+    assert [isinstance(outcome, Conflict) for outcome in outcomes] == [False, True, False]
+    assert next(outcome.text for outcome in outcomes if isinstance(outcome, Conflict)) == creation.GONE
+    assert [account.name for account in await product.accounts.list()] == ["peer_1", "peer_2"]

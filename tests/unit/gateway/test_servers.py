@@ -294,3 +294,13 @@ async def test_a_wrong_endpoint_from_elsewhere_never_ends_in_a_customer_s_file(p
     await product.store.change(spoil)
     with pytest.raises(ApiError, match="Wrong endpoint of server Default_1 or node local"):
         await product.servers.endpoint(server)
+
+
+@pytest.mark.parametrize("inside", ["10.0.0.1", "10.0.0.77", "10.0.1.1"])
+async def test_an_external_address_is_never_one_of_a_tunnel(product: Product, inside: str) -> None:
+    await product.servers.create(ServerValues())
+    values = ServerValues(address=IPv4Interface("10.0.1.1/24"), external_ip=IPv4Address(inside))
+    with pytest.raises(ApiError, match="Wrong external IP format"):
+        await product.servers.create(values)
+    with pytest.raises(ApiError, match="Wrong external IP format"):
+        await product.servers.edit("Default_1", ServerValues(external_ip=IPv4Address("10.0.0.77")))
