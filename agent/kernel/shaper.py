@@ -45,7 +45,8 @@ class Qdiscs:
                 device: Qdisc(device)
                 for ifindex, device in socket.if_nameindex()
                 # A link that `links` does not take for ours may still let customers in: it stays shaped.
-                if device not in scope.devices
+                if ifindex != LOOPBACK
+                and device not in scope.devices
                 and not device.startswith(LINKS)
                 and _is_ours(netlink, ifindex, _root(netlink, ifindex))
             }

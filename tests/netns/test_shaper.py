@@ -56,7 +56,7 @@ def test_a_root_of_ours_is_found_on_a_former_uplink_right_or_not_and_no_stranger
     box.put({0x109: 20})
     elsewhere = Scope(frozenset(), "absent0")
     for name, root in (("other0", "handle 1: htb default 0"), ("other1", "handle 8: pfifo limit 77")):
-        box.command(*f"ip link add {name} type dummy".split())
+        box.command(*f"ip link add {name} type bridge".split())
         box.command(*f"ip link set {name} up".split())
         box.tc(f"qdisc add dev {name} root {root}")
     assert box.run(box.qdiscs.read, elsewhere) == {DEVICE: Qdisc(DEVICE)}
