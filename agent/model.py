@@ -23,7 +23,8 @@ MAX_RATE = 10_000  # Mbit/s; the v1 API's own bound
 MIN_PORT = 1024  # the ports below belong to the services of the box
 DEFAULT_MTU = 1420  # WireGuard's own: 1500 - 80 (IPv6 outer header and WireGuard's own 40)
 INTERFACE_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # IFNAMSIZ is 16 with the final zero
-LINK_PATTERN = re.compile(r"wg[0-9]{1,10}")  # the rules that mark and count know our links by these two letters
+LINKS = "wg"  # what the names of our links begin with
+LINK_PATTERN = re.compile(rf"{LINKS}[0-9]{{1,10}}")  # the rules that mark and count know our links by these two letters
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 

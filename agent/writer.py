@@ -12,7 +12,8 @@ The order of a pass, and what each step is for:
 2. a sample, where rules are about to be replaced or removed: the last byte is counted;
 3. rules whose address has a new owner start from zero;
 4. add and change, PARTS from left to right: whatever shapes and counts an account stands before its peer. A boot with
-   thousands of accounts goes slice by slice, those first who were last seen: they wait a second, not for all others;
+   thousands of accounts goes slice by slice, those first who were last seen: they wait a second, not for all others.
+   Where peers stand already, forwarding to another uplink waits for the classes that are to be made there (ways.py);
 5. another sample if rules go, because a peer may have moved away from their address only in step 4;
 6. remove the rest, PARTS from right to left.
 

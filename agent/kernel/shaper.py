@@ -21,13 +21,12 @@ from agent.errors import KernelError
 from agent.kernel import tc, tc_text
 from agent.kernel.netlink import Netlink, Refusal
 from agent.kernel.scratch import NoNamespace, in_scratch_namespace
-from agent.model import Class, ClassKey, Diff, Qdisc, Scope
+from agent.model import LINKS, Class, ClassKey, Diff, Qdisc, Scope
 
 GONE = frozenset({errno.ENOENT, errno.ENODEV})  # what should be removed is removed already
 WRONG = -1  # the rate of a class that is not as we make it: no class is ever wanted with it, so it gets repaired
 TRIAL_SECONDS = 5.0
 LOOPBACK = 1  # ifindex, in every namespace
-LINKS = "wg"  # what the names of our links begin with
 
 
 class Qdiscs:

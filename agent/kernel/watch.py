@@ -19,6 +19,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from agent.kernel.netlink import attributes
+from agent.model import LINKS
 
 # linux/rtnetlink.h
 RTM_NEWLINK, RTM_DELLINK = 16, 17
@@ -28,7 +29,6 @@ RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTCLASS, RTM_DELTCLASS, RTM_NEWTFILTER, RTM_DE
 RTMGRP_LINK, RTMGRP_TC, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x8, 0x10, 0x40
 IFLA_IFNAME, IFLA_MTU, IFLA_IFALIAS, RTA_OIF = 3, 4, 20, 4
 IFF_UP = 0x1
-LINKS = "wg"  # what the names of our links begin with
 
 ANY = ""  # told of a default route, which may make another device the uplink, and when the kernel dropped events
 
@@ -39,15 +39,17 @@ _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg: family, destination length, ...
 _QDISC = struct.Struct("=BxxxiII")  # tcmsg: family, ifindex, handle, parent, ...
 ROOT = 0xFFFFFFFF  # linux/pkt_sched.h, TC_H_ROOT
 
-# Classes, filters and leaves come by the ten thousand when we write; the kernel itself leaves them out for us.
+# Classes, filters and leaves come by the ten thousand when we write. A new qdisc is told of to everybody each time that
+# somebody only reads it, we for instance; what takes its place has first removed it. The kernel itself leaves all of
+# these out for us.
 SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 _LDH, _LDW, _JEQ, _RET = 0x28, 0x20, 0x15, 0x06  # linux/filter.h
 _TYPE_AT, _PARENT_AT = 4, 28  # in nlmsghdr; of tcmsg behind it
 _INSTRUCTION = struct.Struct("=HBBI")  # sock_filter: code, steps if true, steps if false, value
 _PROGRAM = (
     (_LDH, 0, 0, _TYPE_AT),  # loaded as big-endian, whatever this machine is
-    (_JEQ, 5, 0, socket.htons(RTM_NEWQDISC)),
-    (_JEQ, 4, 0, socket.htons(RTM_DELQDISC)),
+    (_JEQ, 5, 0, socket.htons(RTM_DELQDISC)),
+    (_JEQ, 7, 0, socket.htons(RTM_NEWQDISC)),
     (_JEQ, 6, 0, socket.htons(RTM_NEWTCLASS)),
     (_JEQ, 5, 0, socket.htons(RTM_DELTCLASS)),
     (_JEQ, 4, 0, socket.htons(RTM_NEWTFILTER)),
@@ -67,7 +69,7 @@ async def watch(told: Told) -> None:
     news = News()
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
         netlink.setblocking(False)
-        _leave_out_what_is_below_a_root(netlink)
+        _leave_out_all_qdiscs_but_removed_roots(netlink)
         netlink.bind((0, RTMGRP_LINK | RTMGRP_TC | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE))
         while True:
             try:
@@ -81,7 +83,7 @@ async def watch(told: Told) -> None:
                 told(device)
 
 
-def _leave_out_what_is_below_a_root(netlink: socket.socket) -> None:
+def _leave_out_all_qdiscs_but_removed_roots(netlink: socket.socket) -> None:
     code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*one) for one in _PROGRAM))
     program = struct.pack("@HP", len(_PROGRAM), ctypes.addressof(code))  # sock_fprog
     netlink.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
@@ -107,7 +109,7 @@ class News:
                 device = self._name(_ADDRESS.unpack_from(body)[4])
             elif kind in (RTM_NEWROUTE, RTM_DELROUTE):
                 device = self._route(body)
-            elif kind in (RTM_NEWQDISC, RTM_DELQDISC):
+            elif kind == RTM_DELQDISC:
                 _, index, _, parent = _QDISC.unpack_from(body)
                 device = self._name(index) if parent == ROOT else None
             if device is not None:

@@ -24,9 +24,10 @@ from agent.errors import KernelError
 from agent.kernel import interfaces, uapi
 from agent.kernel.link import Links, choose_mode, udp_ports
 from agent.kernel.peers import Peers
+from agent.kernel.shaper import Qdiscs
 from agent.kernel.watch import ANY, watch
 from agent.kernel.wireguard import PortBusy
-from agent.model import Diff, Link, Secret
+from agent.model import Diff, Link, Qdisc, Scope, Secret
 from tests.netns import tunnels
 from tests.netns.conftest import enter
 from tests.netns.tunnels import STDIN, Client, Server, handshake, scope, shown, some_key, unique_name, within
@@ -474,6 +475,28 @@ def test_watch_tells_what_changes_and_is_silent_otherwise(routed: str) -> None:
     assert address == replaced == deleted == ["near"]
     assert "near" in down
     assert "far" in gone
+
+
+def test_watch_does_not_hear_that_somebody_reads_a_root_qdisc(routed: str) -> None:
+    """Linux tells everybody of it as of a new one; the pass that reads would wake the next one, for ever."""
+    scope = Scope(frozenset({"far"}), "near")
+
+    async def heard() -> list[str]:
+        told: list[str] = []
+        task = asyncio.create_task(watch(told.append))
+        await asyncio.sleep(0.1)
+        assert Qdiscs().apply(Diff(add={device: Qdisc(device) for device in scope.devices})) == {}
+        await asyncio.sleep(0.5)
+        told.clear()
+        assert set(Qdiscs().read(scope)) == set(scope.devices)
+        within(routed, "tc", "qdisc", "show", "dev", "near")
+        await asyncio.sleep(0.5)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return told
+
+    with enter(routed) as run:
+        assert run(lambda: asyncio.run(heard())) == []
 
 
 # -- networks of the host ------------------------------------------------------------------------------------------

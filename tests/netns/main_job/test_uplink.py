@@ -67,7 +67,7 @@ def test_a_default_route_that_moves_is_followed_and_the_former_uplink_is_cleaned
     assert lab.exec(NODE, "tc", "class", "show", "dev", UPLINK).stdout == ""
 
 
-def test_a_root_qdisc_that_somebody_replaces_is_put_right_at_once(lab: Lab, make_account: MakeAccount) -> None:
+def test_a_root_qdisc_that_somebody_deletes_is_put_right_at_once(lab: Lab, make_account: MakeAccount) -> None:
     make_account(b_download=20, b_upload=20)
     lab.exec(NODE, "tc", "qdisc", "del", "dev", UPLINK, "root")
     wait_until(lambda: shaped(lab, UPLINK), "the root qdisc", FOLLOW_SECONDS)

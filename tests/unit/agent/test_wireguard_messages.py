@@ -319,7 +319,6 @@ def test_of_routes_only_the_default_one_and_those_of_our_links_are_told() -> Non
     for kind in (24, 25):
         assert list(news.devices(event(kind, longer + other) + event(kind, longer))) == []
         assert list(news.devices(event(kind, longer + ours))) == ["wg1"]
-        assert list(news.devices(event(kind, default + other))) == [
-            ANY
-        ]  # whose it is now matters, not the device's name
+        # Whose it is now matters, not the device's name.
+        assert list(news.devices(event(kind, default + other))) == [ANY]
     assert list(news.devices(event(24, default))) == [ANY]  # several paths: no single device
