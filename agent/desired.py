@@ -20,6 +20,7 @@ from immutables import Map, MapMutation
 
 from agent.errors import InvalidValue, StaleRevision
 from agent.model import Account, Server
+from agent.origin import NO_WORD, NOBODY, Origin, Version
 
 K = TypeVar("K")
 
@@ -36,6 +37,8 @@ class Patch:
     put_accounts: tuple[Account, ...] = ()
     remove_accounts: tuple[int, ...] = ()
     time_zone: str = ""
+    origin: Origin = NOBODY
+    base_mark: int = 0
 
     @property
     def account_ids(self) -> frozenset[int]:
@@ -54,6 +57,8 @@ class Snapshot:
     servers: tuple[Server, ...] = ()
     accounts: tuple[Account, ...] = ()
     time_zone: str = ""
+    origin: Origin = NOBODY
+    replaces: Version = NO_WORD  # what an operator said that it may take the place of
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +73,22 @@ class Desired:
     by_address: Map[IPv4Address, int] = field(default_factory=Map)
     by_mark: Map[int, int] = field(default_factory=Map)
     by_key: Map[tuple[str, str], int] = field(default_factory=Map)
+    origin: Origin = NOBODY
 
     @classmethod
     def taken(cls, epoch: str, snapshot: Snapshot) -> Desired:
         """The state that a snapshot describes. Raises InvalidValue."""
-        return cls(epoch)._with(snapshot.revision, snapshot.time_zone, (), snapshot.servers, (), snapshot.accounts)
+        taken = cls(epoch)._with(snapshot.revision, snapshot.time_zone, (), snapshot.servers, (), snapshot.accounts)
+        return replace(taken, origin=snapshot.origin)
+
+    @property
+    def version(self) -> Version:
+        return Version(self.revision, self.origin)
+
+    def check_replaced(self, snapshot: Snapshot) -> None:
+        """Raises StaleRevision where the snapshot must not take the place of this; see origin.py."""
+        if self.accounts or self.servers:
+            self.version.check_replaced(Version(snapshot.revision, snapshot.origin), snapshot.replaces)
 
     def patched(self, patch: Patch) -> Desired:
         """The state after a patch; itself when the patch brings nothing new.
@@ -83,9 +99,13 @@ class Desired:
             raise StaleRevision(f"this agent's epoch is {self.epoch}, the patch is for {patch.epoch}")
         if patch.base > self.revision:
             raise StaleRevision(f"this agent holds revision {self.revision}, the patch starts at {patch.base}")
+        self.origin.check_follows(patch.origin)
+        self.version.check_same(Version(patch.base, replace(patch.origin, mark=patch.base_mark)))
+        self.version.check_same(Version(patch.revision, patch.origin))
         if patch.revision <= self.revision:
-            return self
-        return self._with(
+            known = self.origin.identity or patch.revision < self.revision or not patch.origin.identity
+            return self if known else replace(self, origin=patch.origin)
+        patched = self._with(
             patch.revision,
             patch.time_zone,
             patch.remove_servers,
@@ -93,6 +113,7 @@ class Desired:
             patch.remove_accounts,
             patch.put_accounts,
         )
+        return replace(patched, origin=patch.origin)
 
     def leaving(self, after: Desired, account_ids: Iterable[int]) -> frozenset[int]:
         """Who of these gets in here, and afterwards no more, or by another key or server only."""

@@ -37,6 +37,7 @@ from typing import Protocol, TypeVar
 from agent import collector
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import BrokenStore, KernelError, StaleRevision, StoreError
+from agent.origin import NOBODY
 from agent.report import Report
 from agent.status import Failure, Outcome, Settled, Status, of_accounts
 from agent.writer import Writer
@@ -117,6 +118,7 @@ class Reconciler:
             accounts=len(desired.accounts) if desired else 0,
             servers=len(desired.servers) if desired else 0,
             time_zone=desired.time_zone if desired else "",
+            origin=desired.origin if desired else NOBODY,
         )
 
     async def accept_patch(self, patch: Patch, settle_seconds: float) -> Settled:
@@ -176,7 +178,10 @@ class Reconciler:
 
     def _read_snapshot(self, snapshot: Snapshot) -> tuple[Desired, set[int]]:
         """On a thread of its own: ten thousand accounts take a fifth of a second, which no RPC is to wait for."""
-        desired, before = Desired.taken(self._epoch, snapshot), self._desired
+        before = self._desired
+        if before is not None:
+            before.check_replaced(snapshot)
+        desired = Desired.taken(self._epoch, snapshot)
         self._leaving = before.leaving(desired, before.accounts) if before else frozenset()
         self._keeper.save_snapshot(desired)
         if before is None:
@@ -373,10 +378,14 @@ class Reconciler:
                 async with asyncio.timeout(seconds):
                     await self._passed.wait_for(lambda: self._applied_generation >= generation)
             except TimeoutError:
-                return Settled(Outcome.PENDING, self._epoch, self._current().revision)
+                return self._answer(Outcome.PENDING)
         failures = of_accounts(self._failures.values(), account_ids, names)
         outcome = Outcome.FAILED if failures else Outcome.APPLIED
-        return Settled(outcome, self._epoch, self._current().revision, failures)
+        return self._answer(outcome, failures)
+
+    def _answer(self, outcome: Outcome, failures: tuple[Failure, ...] = ()) -> Settled:
+        held = self._current()
+        return Settled(outcome, self._epoch, held.revision, failures, held.origin)
 
     def _current(self) -> Desired:
         assert self._desired is not None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from agent.model import HostNetwork
+from agent.origin import NOBODY, Origin
 
 
 class Outcome(Enum):
@@ -34,6 +35,7 @@ class Settled:
     epoch: str
     revision: int
     failures: tuple[Failure, ...] = ()
+    origin: Origin = NOBODY  # of the revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Status:
     warnings: tuple[str, ...] = ()  # what stands beside ours and does harm: a sentence each, with the cure
     time_zone: str = ""
     networks: tuple[HostNetwork, ...] = ()  # the host's own, which no server can have
+    origin: Origin = NOBODY  # of the revision
     refused_connections: int = 0  # beyond the bound of an account, since the bound was set up
 
 

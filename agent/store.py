@@ -24,6 +24,7 @@ from pathlib import Path
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import BrokenStore, InvalidValue, StoreError
 from agent.model import Account, Counters, Reach, Secret, Server
+from agent.origin import Origin
 from agent.usage import Baseline, DayTotal, Used
 
 SCHEMA_VERSION = 2
@@ -118,6 +119,7 @@ class Store:
                     Account(r[0], r[1], r[2], IPv4Address(r[3]), r[4], r[5], r[6], r[7], bool(r[8])) for r in accounts
                 ),
                 meta["time_zone"],
+                Origin(meta.get("identity", ""), int(meta.get("revision_mark", 0)), meta.get("node", "")),
             )
             return Desired.taken(self.epoch, snapshot)
         except (InvalidValue, ValueError, KeyError) as error:
@@ -149,7 +151,10 @@ class Store:
         )
         # Whose bytes the rules will count must be known even if the account is gone again before the first sample.
         db.executemany(EXPECT_BASELINE, ((int(a.address), a.id) for a in accounts))
-        db.executemany(PUT_META, (("revision", str(desired.revision)), ("time_zone", desired.time_zone)))
+        origin = desired.origin
+        said = {"identity": origin.identity, "revision_mark": str(origin.mark), "node": origin.node}
+        said |= {"revision": str(desired.revision), "time_zone": desired.time_zone}
+        db.executemany(PUT_META, said.items())
 
     # -- usage: what agent/usage.py needs --
 

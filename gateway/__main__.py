@@ -17,11 +17,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from gateway import bulk_commands, usage_commands
-from gateway.agents import checked_target
+from gateway import bulk_commands, node_commands, usage_commands
 from gateway.config import DEFAULT_PATH, Config, advice, load_config, shown
 from gateway.errors import ConfigError, GatewayError, OutputLost
 from gateway.keys import Keys
+from gateway.progress import printed_table
 from gateway.store import Store
 
 Options = argparse.Namespace
@@ -73,7 +73,7 @@ async def key_add(store: Store, options: Options) -> None:
 
 async def key_list(store: Store, options: Options) -> None:
     keys = await Keys(store).list()
-    _print_table(
+    printed_table(
         ("NAME", "NETWORKS", "CREATED"),
         [(key.name, ",".join(key.networks), f"{key.created:%Y-%m-%d %H:%M}") for key in keys],
     )
@@ -84,55 +84,22 @@ async def key_revoke(store: Store, options: Options) -> None:
     _explain(f"key {options.name} is revoked; running gateways refuse it within seconds")
 
 
-async def node_add(store: Store, options: Options) -> None:
-    node = await store.add_node(options.name, checked_target(options.target), options.endpoint)
-    _explain(f"node {node.name} is added; running gateways call it within seconds")
-
-
-async def node_edit(store: Store, options: Options) -> None:
-    target = None if options.target is None else checked_target(options.target)
-    await store.edit_node(options.name, target, options.endpoint)
-
-
-async def node_list(store: Store, options: Options) -> None:
-    rows = [
-        (n.name, n.target, str(n.revision), str(n.acknowledged), n.epoch or "-", n.endpoint or "-")
-        for n in await store.nodes()
-    ]
-    _print_table(("NAME", "TARGET", "REVISION", "ACKNOWLEDGED", "EPOCH", "ENDPOINT"), rows)
-
-
-async def node_remove(store: Store, options: Options) -> None:
-    await store.remove_node(options.name)
-    _explain(f"node {options.name} is forgotten here; its agent keeps what it holds")
-
-
-async def node_resync(store: Store, options: Options) -> None:
-    await store.resync_node(options.name)
-    _explain(f"node {options.name} gets everything anew within seconds, without a drop on sessions that are right")
-
-
 # -- the command line -------------------------------------------------------------------------------------------------
 
 
-def _on_store(work: Callable[[Store, Options], Awaitable[None]]) -> Callable[[Config, Options], int]:
-    async def run(config: Config, options: Options) -> None:
+def _on_store(work: Callable[[Store, Options], Awaitable[int | None]]) -> Callable[[Config, Options], int]:
+    """`work` answers the exit status; None = 0."""
+
+    async def run(config: Config, options: Options) -> int:
         from gateway.wiring import opened_store
 
         async with opened_store(config) as store:
-            await work(store, options)
+            return await work(store, options) or 0
 
     def call(config: Config, options: Options) -> int:
-        asyncio.run(run(config, options))
-        return 0
+        return asyncio.run(run(config, options))
 
     return call
-
-
-def _print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(line[column]) for line in (titles, *rows)) for column in range(len(titles))]
-    for line in (titles, *rows):
-        print("  ".join(f"{text:{width}}" for text, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _explain(text: str) -> None:
@@ -168,21 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--ip", action="append", required=True, metavar="CIDR", help="from where; may be repeated")
     add(keys, "list", _on_store(key_list), "List the access keys.")
     add(keys, "revoke", _on_store(key_revoke), "Revoke an access key.").add_argument("name", metavar="NAME")
-    nodes = commands.add_parser("node", help="The hosts with an agent.").add_subparsers(required=True, metavar="ACTION")
-    command = add(nodes, "add", _on_store(node_add), "Add a node.")
-    command.add_argument("name", metavar="NAME")
-    command.add_argument("target", metavar="TARGET", help="where its agent listens: unix:/path/to/agent.sock")
-    command.add_argument("--endpoint", default="", metavar="ADDRESS", help="where clients reach it")
-    command = add(nodes, "edit", _on_store(node_edit), "Change where a node is reached.")
-    command.add_argument("name", metavar="NAME")
-    command.add_argument("--target", metavar="TARGET", help="where its agent listens: unix:/path/to/agent.sock")
-    command.add_argument("--endpoint", metavar="ADDRESS", help='where clients reach it; "" clears')
-    add(nodes, "list", _on_store(node_list), "List the nodes, and how far each has come.")
-    for name, work, sentence in (
-        ("remove", node_remove, "Forget a node that has no servers."),
-        ("resync", node_resync, "Send a node everything anew."),
-    ):
-        add(nodes, name, _on_store(work), sentence).add_argument("name", metavar="NAME")
+    node_commands.add_parsers(commands, add, _on_store)
     usage_commands.add_usage(commands).set_defaults(call=_on_store(usage_commands.show_usage))
     accounts = commands.add_parser("account", help="Accounts by the thousand.")
     bulk_commands.add_commands(accounts.add_subparsers(required=True, metavar="ACTION"))

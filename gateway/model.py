@@ -5,6 +5,7 @@ Rates are Mbit/s, 0 = unlimited. Text from outside is parsed into these by gatew
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -40,6 +41,44 @@ class Node:
     epoch: str = ""  # "" = unknown: a snapshot is due
     acknowledged: int = 0
     endpoint: str = ""  # where clients reach it, IP or domain; the default for its servers
+    replaces: str = ""  # what an operator said that it may take the place of: see gateway/origin.py
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whose state an agent holds. `mark`: random, of the revision that goes with it. Empty = nobody said."""
+
+    identity: str = ""  # of the database
+    mark: int = 0
+    node: str = ""
+
+
+NOBODY = Origin()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What an agent says that it holds. Nothing at all: ("", -1), which is equal to nothing."""
+
+    epoch: str
+    revision: int
+    origin: Origin = NOBODY
+    accounts: int = 0
+    servers: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.accounts or self.servers)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldObject:
+    """A server or an account as a node holds it, or should: every field as text, but no private key."""
+
+    kind: str  # "server" | "account"
+    key: str  # a server's name, an account's id
+    name: str
+    fields: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +286,15 @@ class AgentStatus:
     marks: str = ""
     time_zone: str = ""
     refused_connections: int = 0  # beyond the bound of an account
+    origin: Origin = NOBODY  # of the revision
+    accounts: int = 0
+    servers: int = 0
+
+    @property
+    def held(self) -> Held:
+        if self.needs_snapshot:
+            return Held("", -1)
+        return Held(self.epoch, self.revision, self.origin, self.accounts, self.servers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +305,7 @@ class Applied:
     epoch: str
     revision: int
     failures: tuple[Failure, ...] = ()
+    origin: Origin = NOBODY  # of the revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +320,8 @@ class Patch:
     put_accounts: tuple[Account, ...] = ()
     remove_accounts: tuple[int, ...] = ()
     time_zone: str = ""
+    origin: Origin = NOBODY  # of `revision`
+    base_mark: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +332,21 @@ class Snapshot:
     servers: tuple[Server, ...] = ()
     accounts: tuple[Account, ...] = ()
     time_zone: str = ""
+    origin: Origin = NOBODY
+    replaces: Held | None = None  # what it takes the place of, by an operator's word
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A node's row beside what its agent holds. `patch`: what it lacks; None = it needs a snapshot.
+
+    `contested`: why nothing may be sent, "" = it may. `is_said`: it may by an operator's word only.
+    """
+
+    node: Node
+    patch: Patch | None
+    contested: str = ""
+    is_said: bool = False
 
 
 @dataclass(frozen=True, slots=True)

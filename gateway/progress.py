@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 REDRAW_SECONDS = 0.1
@@ -71,3 +71,9 @@ def _bar(part: float | None) -> str:
         return ""
     full = round(BAR_WIDTH * min(part, 1.0))
     return f"[{'#' * full}{'.' * (BAR_WIDTH - full)}]"
+
+
+def printed_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(line[column]) for line in (titles, *rows)) for column in range(len(titles))]
+    for line in (titles, *rows):
+        print("  ".join(f"{text:{width}}" for text, width in zip(line, widths, strict=True)).rstrip())

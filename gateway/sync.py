@@ -7,9 +7,10 @@ that is all. There is no queue of changes: what to send is read from the databas
 no thought: the next comparison shows what is left.
 
 What is sent. The agent's epoch is the one we know and its revision is ours: nothing (it is acknowledged). Behind: a
-patch. Unknown epoch, an agent that holds nothing, an agent ahead of us (our database was restored from a backup), or
-a revision so old that its tombstones are gone: a snapshot. What the agent said last is remembered, so that a change
-costs one call; every few seconds, and after anything odd, its status is read anew.
+patch. Unknown epoch, an agent that holds nothing, or a revision so old that its tombstones are gone: a snapshot. What
+this database never gave to this node (gateway/origin.py): nothing at all, loudly, until an operator says which side is
+right. What the agent said last is remembered, so that a change costs one call; every few seconds, and after anything
+odd, its status is read anew.
 
 Order. An agent's status is read before the node's row, never after: everything an agent can hold was committed first,
 so "ahead of us" cannot be another gateway's fresh commit. One call with changes is in flight per node. Callers that
@@ -17,9 +18,8 @@ commit meanwhile wait for the next one, which carries all of them (group commit)
 patches. The next call leaves before those are told whom the last one answered, so the agent does not wait for them.
 
 Several gateways may do this to one agent at once. A patch that brings nothing new is answered like the first time;
-one that starts where the agent is not is refused as stale, and its status is read again. A snapshot that was
-overtaken by a newer patch may take an agent back for a moment; the next comparison (ours or theirs) brings it forward
-again.
+one that starts where the agent is not is refused as stale, and its status is read again. So is a snapshot that was
+overtaken by a newer patch: it is older than what the agent holds.
 
 Failure. The commit was the decision; nothing here can undo it. A waiter gets "applied", "failed" (durable, but the
 kernel refused some of it; the agent tries again) or, at its deadline, "pending"; never an exception. An agent that is
@@ -42,8 +42,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gateway.agents import AgentRefused, StaleAgent
-from gateway.errors import AgentUnreachable, NotFound
-from gateway.model import AgentStatus, Applied, Failure, Node, Patch, Snapshot
+from gateway.errors import AgentUnreachable, Contested, NotFound
+from gateway.model import AgentStatus, Applied, Compared, Failure, Held, Node, Patch, Snapshot
 from gateway.outcome import outcome, size, standing
 
 if TYPE_CHECKING:
@@ -158,11 +158,11 @@ class _NodeLoop:
         self._waiters: dict[asyncio.Future[str], tuple[int, Collection[int | str]]] = {}
         self._wanted = 0  # the highest revision that we know was committed
         self._shown = 0  # the revision that the kernel of the node is known to show
-        self._holds: tuple[str, int] | None = None  # the agent's (epoch, revision); None = read its status first
+        self._holds: Held | None = None  # what the agent holds; None = read its status first
         self._status_due = 0.0  # time of the loop's clock
         self._snapshot_due = False  # a patch was refused as wrong: what it builds on may be
         self._trouble = ""  # what went wrong in the last pass, as it was logged
-        self._away = False  # it was logged that it is away, and not yet that it is back
+        self._away = False  # it was logged, and not yet that it is back
         self._pause = FIRST_PAUSE
         self._sent_at = 0.0  # when something was last sent; time of the loop's clock, as all times here
         self._breath = 0.0  # before the next call
@@ -234,6 +234,9 @@ class _NodeLoop:
             rest = await self._pass()
         except NotFound:
             return self._poll_seconds  # removed a moment ago: this task is about to be cancelled
+        except Contested as error:
+            self._contested(str(error))
+            return self._poll_seconds  # until somebody says which side is right
         except AgentRefused as error:
             self._refused(str(error))
         except AgentUnreachable as error:
@@ -258,18 +261,21 @@ class _NodeLoop:
             if self._holds is None or _now() >= self._status_due:
                 self._holds = None  # in case it does not answer
                 self._holds, shown = await self._read_status()
-            epoch, revision = self._holds
-            node, patch = await self._store.compared(self._name, epoch, revision)
+            compared = await self._store.compared(self._name, self._holds)
+            node, revision = compared.node, self._holds.revision
             self._wanted = max(node.revision, *(revision for revision, _ in self._waiters.values()), 0)
-            is_ours = epoch == node.epoch and 0 <= revision <= node.revision
+            is_ours = self._holds.epoch == node.epoch and 0 <= revision <= node.revision and not compared.contested
             if not is_ours:
                 self._release()  # whom an answer of before is due
             self._shown = shown if is_ours else 0  # whatever an agent shows that is not ours, it is nothing of ours
+            if compared.contested:
+                raise Contested(compared.contested)
             if is_ours and revision == node.revision:
                 self._release()
-                break
+                if self._holds.origin.identity:
+                    break  # if nobody told it yet whose state it holds: an empty patch does
             try:
-                self._holds = await self._send(node, patch)
+                self._holds = await self._send(compared)
                 break
             except StaleAgent as error:
                 log.info("node=%s event=stale reason=%r", self._name, str(error))
@@ -277,44 +283,42 @@ class _NodeLoop:
         else:
             return WAITED_PAUSE
         pause = self._poll_seconds
-        if self._holds != (node.epoch, node.acknowledged):
-            if self._may_wait(node):
+        if (self._holds.epoch, self._holds.revision) != (node.epoch, node.acknowledged):
+            if self._may_wait(node, self._holds):
                 pause = ACKNOWLEDGE_PAUSE
             else:
-                await self._store.acknowledge(self._name, *self._holds)
+                await self._store.acknowledge(self._name, self._holds.epoch, self._holds.revision)
         if self._waiters and self._shown < self._wanted:
             self._status_due = _now() + KERNEL_PAUSE
         return min(pause, self._status_due - _now())
 
-    def _may_wait(self, node: Node) -> bool:
+    def _may_wait(self, node: Node, held: Held) -> bool:
         """An acknowledgement only lets go of tombstones; written at once it would stand in the next change's way."""
-        epoch, revision = self._holds or ("", -1)
         fresh = _now() - self._sent_at < ACKNOWLEDGE_PAUSE
-        return epoch == node.epoch and revision - node.acknowledged < ACKNOWLEDGE_WITHIN and fresh
+        return held.epoch == node.epoch and held.revision - node.acknowledged < ACKNOWLEDGE_WITHIN and fresh
 
-    async def _read_status(self) -> tuple[tuple[str, int], int]:
-        """Asks the agent what it holds, and which revision its kernel shows. Whose revisions these are shows later.
-
-        An agent without any state holds ("", -1), which is equal to nothing.
-        """
+    async def _read_status(self) -> tuple[Held, int]:
+        """Asks the agent what it holds, and which revision its kernel shows. Whose revisions these are shows later."""
         node = await self._store.node(self._name)
         self.status = status = await self._agents.status(node)
         # Spread, so that nodes are not asked in step.
         self._status_due = _now() + self._poll_seconds * random.uniform(0.8, 1.0)
-        return ("", -1) if status.needs_snapshot else (status.epoch, status.revision), status.applied_revision
+        return status.held, status.applied_revision
 
-    async def _send(self, node: Node, patch: Patch | None) -> tuple[str, int]:
+    async def _send(self, compared: Compared) -> Held:
         """Sends a patch, or a snapshot where there is none or it will not do; answers what the agent holds then."""
         sent: Patch | Snapshot
+        node, patch = compared.node, compared.patch
         began = _now()
         # Those whom the last call answered: to tell thirty of them takes as long as the agent needs for one.
         asyncio.get_running_loop().call_soon(self._release)
         if patch is not None and size(patch) <= LARGEST_PATCH and not self._snapshot_due:
-            sent = patch
-            applied = await self._agents.patch(node, patch, self._settle_ms)
+            applied = await self._agents.patch(node, sent := patch, self._settle_ms)
             log.debug("node=%s sent=patch base=%d changes=%d", self._name, patch.base, size(patch))
         else:
             sent = await self._store.snapshot(self._name)
+            if compared.is_said:
+                sent = replace(sent, replaces=self._holds)
             applied = await self._agents.snapshot(node, sent, self._settle_ms)
             counts = len(sent.servers), len(sent.accounts)
             log.info("node=%s sent=snapshot revision=%d servers=%d accounts=%d", self._name, sent.revision, *counts)
@@ -323,7 +327,8 @@ class _NodeLoop:
         if isinstance(sent, Snapshot) or size(sent) > 1:
             self._breath = min((_now() - began) / 10, LONGEST_BREATH)
         self._take(applied, sent)
-        return applied.epoch, applied.revision
+        # How many accounts it holds is in its status; here it is enough that it is not nothing.
+        return Held(applied.epoch, applied.revision, applied.origin, accounts=1)
 
     def _take(self, applied: Applied, sent: Patch | Snapshot) -> None:
         """Notes the answer to what was sent, and releases who waited for it, now or in a moment.
@@ -364,19 +369,21 @@ class _NodeLoop:
         elif not self._trouble:
             self._trouble = UNSENT
         else:
-            self._note_problem(reason)
-            if self._is_new_trouble(reason):
-                log.error("node=%s event=not-taken reason=%r", self._name, reason)
+            self._not_taken("not-taken", reason)
 
-    def _note_problem(self, reason: str) -> None:
-        if self.status is not None:
-            self.status = replace(self.status, problem=reason)
+    def _contested(self, reason: str) -> None:
+        self._holds = None
+        self._not_taken("contested", reason)
 
     def _refused(self, reason: str) -> None:
         self._snapshot_due = True
-        self._note_problem(reason)
+        self._not_taken("refused", f"{reason}; everything is sent anew")
+
+    def _not_taken(self, event: str, reason: str) -> None:
+        if self.status is not None:
+            self.status = replace(self.status, problem=reason)
         if self._is_new_trouble(reason):
-            log.error("node=%s event=refused reason=%r cure='everything is sent anew'", self._name, reason)
+            log.error("node=%s event=%s reason=%r", self._name, event, reason)
 
 
 def _now() -> float:

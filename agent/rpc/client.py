@@ -28,6 +28,8 @@ def read_status(target: str) -> dict[str, Any]:
         "uplink": reply.uplink,
         "servers": reply.servers,
         "accounts": reply.accounts,
+        "database": reply.origin.identity,
+        "node": reply.origin.node,
         "epoch": reply.epoch,
         "revision": reply.revision,
         "applied_revision": reply.applied_revision,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, NetmaskValueError
 
-from agent.desired import Patch, Snapshot
+from agent.desired import Desired, Patch, Snapshot
 from agent.errors import InvalidValue
 from agent.model import Account, Counters, PeerState, Reach, Secret, Server
+from agent.origin import Origin, Version
 from agent.rpc import bounds
 from agent.status import Failure, Outcome, Settled, Status
 from agent.usage import DayTotal
@@ -89,7 +90,22 @@ def patch_in(message: pb.PatchRequest) -> Patch:
         tuple(map(account_in, message.put_accounts)),
         tuple(message.remove_accounts),
         bounds.text("time_zone", message.time_zone),
+        origin_in(message.origin),
+        bounds.number("base_mark", message.base_mark),
     )
+
+
+def origin_in(message: pb.Origin) -> Origin:
+    """Raises InvalidValue."""
+    return Origin(
+        bounds.text("origin.identity", message.identity),
+        bounds.number("origin.mark", message.mark),
+        bounds.text("origin.node", message.node),
+    )
+
+
+def origin_out(origin: Origin) -> pb.Origin:
+    return pb.Origin(identity=origin.identity, mark=origin.mark, node=origin.node)
 
 
 def header_in(header: pb.SnapshotHeader) -> pb.SnapshotHeader:
@@ -97,13 +113,16 @@ def header_in(header: pb.SnapshotHeader) -> pb.SnapshotHeader:
     bounds.number("revision", header.revision)
     bounds.count("server_count", header.server_count, bounds.MOST_SERVERS)
     bounds.count("account_count", header.account_count, bounds.MOST_ACCOUNTS)
+    bounds.number("replaces_revision", header.replaces_revision)
     bounds.text("time_zone", header.time_zone)
     return header
 
 
 def snapshot_in(header: pb.SnapshotHeader, servers: Iterable[Server], accounts: Iterable[Account]) -> Snapshot:
     """Raises InvalidValue where something is missing, so that half a snapshot is never taken for all of it."""
-    snapshot = Snapshot(header.revision, tuple(servers), tuple(accounts), header.time_zone)
+    replaces = Version(header.replaces_revision, origin_in(header.replaces))
+    origin = origin_in(header.origin)
+    snapshot = Snapshot(header.revision, tuple(servers), tuple(accounts), header.time_zone, origin, replaces)
     for field, got, said in (
         ("server_count", len(snapshot.servers), header.server_count),
         ("account_count", len(snapshot.accounts), header.account_count),
@@ -123,6 +142,7 @@ def settled_out(settled: Settled) -> pb.ApplyReply:
         epoch=settled.epoch,
         revision=settled.revision,
         failures=map(failure_out, settled.failures),
+        origin=origin_out(settled.origin),
     )
 
 
@@ -147,7 +167,53 @@ def status_out(status: Status, version: str) -> pb.StatusReply:
         networks=(pb.HostNetwork(network=str(one.network), interface=one.interface) for one in status.networks),
         marks=status.marks,
         time_zone=status.time_zone,
+        origin=origin_out(status.origin),
         refused_connections=status.refused_connections,
+    )
+
+
+def held_out(desired: Desired, chunk: int) -> Iterator[pb.SnapshotChunk]:
+    """What a snapshot of it would be, but for private keys: they are not told again."""
+    servers, accounts = tuple(desired.servers.values()), tuple(desired.accounts.values())
+    yield pb.SnapshotChunk(
+        header=pb.SnapshotHeader(
+            revision=desired.revision,
+            server_count=len(servers),
+            account_count=len(accounts),
+            time_zone=desired.time_zone,
+            origin=origin_out(desired.origin),
+        )
+    )
+    for start in range(0, len(servers), chunk):
+        yield pb.SnapshotChunk(servers=map(_server_out, servers[start : start + chunk]))
+    for start in range(0, len(accounts), chunk):
+        yield pb.SnapshotChunk(accounts=map(_account_out, accounts[start : start + chunk]))
+
+
+def _server_out(server: Server) -> pb.Server:
+    return pb.Server(
+        name=server.name,
+        interface=server.interface,
+        listen_port=server.listen_port,
+        address=str(server.address),
+        mtu=server.mtu,
+        internal_traffic=server.internal_traffic,
+        external_ip=str(server.external_ip) if server.external_ip else "",
+        reach=str(server.reach),
+    )
+
+
+def _account_out(account: Account) -> pb.Account:
+    return pb.Account(
+        id=account.id,
+        name=account.name,
+        server=account.server,
+        address=str(account.address),
+        public_key=account.public_key,
+        mark=account.mark,
+        download=account.download,
+        upload=account.upload,
+        enabled=account.enabled,
     )
 
 

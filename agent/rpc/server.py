@@ -16,6 +16,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
+from agent.desired import Desired
 from agent.errors import AgentError, InvalidValue, KernelError, NotFound, StaleRevision, StoreError
 from agent.live import LiveAccount, LiveReads
 from agent.model import Account, Server
@@ -121,6 +122,12 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         peers = await _translated(context, lambda: self._read(lambda: self._live.read_peers(desired, request.server)))
         for start in range(0, len(peers), CHUNK):
             yield pb.PeersChunk(peers=(codec.peer_out(*peer) for peer in peers[start : start + CHUNK]))
+
+    async def Held(self, request: pb.HeldRequest, context: Any) -> AsyncIterator[pb.SnapshotChunk]:
+        desired = self._reconciler.desired or Desired("")
+        for chunk in codec.held_out(desired, CHUNK):
+            yield chunk
+            await asyncio.sleep(0)  # as in Snapshot
 
     async def _read(self, call: Callable[[], T]) -> T:
         async with asyncio.timeout(READ_SECONDS):

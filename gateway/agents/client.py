@@ -18,7 +18,7 @@ import grpc.aio
 
 from gateway.agents import codec
 from gateway.errors import AgentUnreachable, ConfigError
-from gateway.model import AgentStatus, Applied, DayTotal, LiveAccount, Node, Patch, PeerState, Snapshot
+from gateway.model import AgentStatus, Applied, DayTotal, HeldObject, LiveAccount, Node, Patch, PeerState, Snapshot
 from protos.agent.v1 import agent_pb2 as pb
 from protos.agent.v1.agent_pb2_grpc import AgentStub
 
@@ -155,6 +155,13 @@ class Agents:
             stub = await self._stub(node)
             call = stub.Peers(pb.PeersRequest(server=server), timeout=LIVE_SECONDS)
             return [codec.peer_state(peer) async for chunk in call for peer in chunk.peers]
+
+    async def held(self, node: Node) -> list[HeldObject]:
+        """Every server and account that the agent holds. Raises AgentUnreachable."""
+        with _translated(node):
+            stub = await self._stub(node)
+            call = stub.Held(pb.HeldRequest(), timeout=SNAPSHOT_SECONDS)
+            return [one async for chunk in call for one in codec.held_objects(chunk)]
 
     async def close(self) -> None:
         lines, self._lines = self._lines, {}

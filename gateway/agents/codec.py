@@ -16,8 +16,10 @@ from gateway.model import (
     Applied,
     DayTotal,
     Failure,
+    HeldObject,
     LiveAccount,
     MarkCounters,
+    Origin,
     Patch,
     PeerState,
     Server,
@@ -69,7 +71,17 @@ def patch_request(patch: Patch, settle_ms: int) -> pb.PatchRequest:
         remove_accounts=patch.remove_accounts,
         settle_ms=settle_ms,
         time_zone=patch.time_zone,
+        origin=_origin(patch.origin),
+        base_mark=patch.base_mark,
     )
+
+
+def _origin(origin: Origin) -> pb.Origin:
+    return pb.Origin(identity=origin.identity, mark=origin.mark, node=origin.node)
+
+
+def _origin_in(origin: pb.Origin) -> Origin:
+    return Origin(origin.identity, origin.mark, origin.node)
 
 
 def snapshot_chunks(snapshot: Snapshot, settle_ms: int) -> Iterator[pb.SnapshotChunk]:
@@ -81,12 +93,33 @@ def snapshot_chunks(snapshot: Snapshot, settle_ms: int) -> Iterator[pb.SnapshotC
             account_count=len(snapshot.accounts),
             settle_ms=settle_ms,
             time_zone=snapshot.time_zone,
+            origin=_origin(snapshot.origin),
+            replaces=_origin(snapshot.replaces.origin) if snapshot.replaces else None,
+            replaces_revision=snapshot.replaces.revision if snapshot.replaces else 0,
         )
     )
     for start in range(0, len(snapshot.servers), CHUNK):
         yield pb.SnapshotChunk(servers=[_server(server) for server in snapshot.servers[start : start + CHUNK]])
     for start in range(0, len(snapshot.accounts), CHUNK):
         yield pb.SnapshotChunk(accounts=[_account(account) for account in snapshot.accounts[start : start + CHUNK]])
+
+
+def objects_of(snapshot: Snapshot) -> Iterator[HeldObject]:
+    """What a node holds that took this snapshot."""
+    for chunk in snapshot_chunks(snapshot, 0):
+        yield from held_objects(chunk)
+
+
+def held_objects(chunk: pb.SnapshotChunk) -> Iterator[HeldObject]:
+    for server in chunk.servers:
+        yield HeldObject("server", server.name, server.name, _fields(server))
+    for account in chunk.accounts:
+        yield HeldObject("account", str(account.id), account.name, _fields(account))
+
+
+def _fields(message: pb.Server | pb.Account) -> dict[str, str]:
+    names = (field.name for field in message.DESCRIPTOR.fields)
+    return {name: str(getattr(message, name)) for name in names if name not in ("id", "private_key")}
 
 
 def _failure(failure: pb.Failure) -> Failure:
@@ -112,6 +145,9 @@ def agent_status(reply: pb.StatusReply) -> AgentStatus:
         marks=reply.marks,
         time_zone=reply.time_zone,
         refused_connections=reply.refused_connections,
+        origin=_origin_in(reply.origin),
+        accounts=reply.accounts,
+        servers=reply.servers,
     )
 
 
@@ -119,7 +155,7 @@ def applied(reply: pb.ApplyReply) -> Applied:
     if reply.outcome not in OUTCOMES:
         raise ValueError(f"unknown outcome {reply.outcome}")
     failures = tuple(_failure(failure) for failure in reply.failures)
-    return Applied(OUTCOMES[reply.outcome], reply.epoch, reply.revision, failures)
+    return Applied(OUTCOMES[reply.outcome], reply.epoch, reply.revision, failures, _origin_in(reply.origin))
 
 
 def day_total(total: pb.DayTotal) -> DayTotal:

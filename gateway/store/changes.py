@@ -7,16 +7,17 @@ change up to R, and nothing of a later one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from sqlalchemy import bindparam, delete, func, select, update
 
-from gateway.model import Node, Patch, Server, Snapshot
+from gateway import origin
+from gateway.model import Compared, Held, Node, Origin, Patch, Server, Snapshot
 from gateway.store import accounts as account_rows
 from gateway.store import nodes as node_rows
 from gateway.store import servers as server_rows
 from gateway.store import settings
-from gateway.store.tables import nodes, tombstones
+from gateway.store.tables import nodes, revisions, tombstones
 from gateway.store.transaction import Transaction
 
 _tombstones = (
@@ -27,20 +28,28 @@ _tombstones = (
 _horizon_of = select(nodes.c.horizon).where(nodes.c.id == bindparam("node"))
 
 
-async def compared(tx: Transaction, name: str, epoch: str, revision: int) -> tuple[Node, Patch | None]:
-    """The node, and what an agent lacks that holds (epoch, revision); None = it needs a snapshot."""
+async def compared(tx: Transaction, name: str, held: Held) -> Compared:
+    """The node, and what an agent lacks that holds this, or why nothing may be sent."""
     node = await node_rows.found(tx, name)
-    return node, await _since(tx, node, epoch, revision)
+    identity, marks = await settings.identity(tx), await node_rows.marks(tx, node.id, held.revision, node.revision)
+    contested = origin.contested(node, identity, held, marks.get(held.revision))
+    is_said = bool(contested) and node.replaces == origin.word(held)
+    if contested:
+        return Compared(node, None, "" if is_said else contested, is_said)
+    return Compared(node, await _since(tx, node, held, identity, marks))
 
 
-async def _since(tx: Transaction, node: Node, epoch: str, revision: int) -> Patch | None:
-    """None where it holds another state file than the one we know, a revision that we never gave (our database was
-    restored from a backup), or one from before the deletes that we still remember."""
-    if not epoch or epoch != node.epoch or revision > node.revision or revision < await _horizon(tx, node.id):
+async def _since(tx: Transaction, node: Node, held: Held, identity: str, marks: Mapping[int, int]) -> Patch | None:
+    """None where it holds another state file than the one we know, or a revision from before the deletes and marks that
+    we still remember."""
+    revision = held.revision
+    if not held.epoch or held.epoch != node.epoch or not await _horizon(tx, node.id) <= revision <= node.revision:
+        return None
+    if held.origin.identity and revision not in marks:
         return None
     gone = await tx.all(_tombstones, {"node": node.id, "after": revision})
     return Patch(
-        epoch=epoch,
+        epoch=held.epoch,
         base=revision,
         revision=node.revision,
         put_servers=_readable(await server_rows.changed_since(tx, node.id, revision)),
@@ -48,11 +57,14 @@ async def _since(tx: Transaction, node: Node, epoch: str, revision: int) -> Patc
         put_accounts=tuple(await account_rows.changed_since(tx, node.id, revision)),
         remove_accounts=tuple(int(row.key) for row in gone if row.kind == "account"),
         time_zone=await settings.time_zone(tx),
+        origin=Origin(identity, marks.get(node.revision, 0), node.name),
+        base_mark=marks.get(revision, 0),
     )
 
 
 async def snapshot(tx: Transaction, name: str) -> Snapshot:
     node = await node_rows.found(tx, name)
+    marks = await node_rows.marks(tx, node.id, node.revision)
     servers = _readable(await server_rows.changed_since(tx, node.id, -1))
     there = {server.name for server in servers}
     accounts = await account_rows.changed_since(tx, node.id, -1)
@@ -61,6 +73,7 @@ async def snapshot(tx: Transaction, name: str) -> Snapshot:
         servers=servers,
         accounts=tuple(account for account in accounts if account.server in there),
         time_zone=await settings.time_zone(tx),
+        origin=Origin(await settings.identity(tx), marks.get(node.revision, 0), node.name),
     )
 
 
@@ -74,9 +87,10 @@ async def acknowledge(tx: Transaction, name: str, epoch: str, revision: int) -> 
     """The node holds `revision` durably. Within an epoch an older word never undoes a newer one."""
     node = await node_rows.locked(tx, name)
     held = max(node.acknowledged, revision) if epoch == node.epoch else revision
-    held = min(held, node.revision)  # more than we ever gave: our database was restored, a snapshot is due
+    held = min(held, node.revision)
     if (epoch, held) != (node.epoch, node.acknowledged):
         await tx.run(update(nodes).where(nodes.c.id == node.id).values(epoch=epoch, acknowledged=held))
+        await tx.run(delete(revisions).where(revisions.c.node_id == node.id, revisions.c.revision < held))
     old = (tombstones.c.node_id == node.id) & (tombstones.c.revision <= revision)
     row = await tx.one(select(func.max(tombstones.c.revision)).where(old))
     if row is not None and row[0] is not None:

@@ -9,6 +9,8 @@ taken in a transaction of its own, or a commit before the others are done would 
 
 from __future__ import annotations
 
+import re
+import secrets
 from typing import Any
 
 from sqlalchemy import Row, bindparam, delete, func, select, update
@@ -16,10 +18,13 @@ from sqlalchemy import Row, bindparam, delete, func, select, update
 from gateway import endpoint
 from gateway.allocate import MARKS
 from gateway.errors import Conflict, InvalidValue, NotFound
-from gateway.model import Node
+from gateway.model import Held, Node
+from gateway.origin import word
 from gateway.store import ranges
-from gateway.store.tables import cursors, epochs, nodes, servers, tombstones
+from gateway.store.tables import cursors, epochs, nodes, revisions, servers, tombstones
 from gateway.store.transaction import INSTALLATION, Transaction
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a DNS label: names of nodes become names of hosts
 
 _columns = (
     nodes.c.id,
@@ -29,6 +34,7 @@ _columns = (
     nodes.c.epoch,
     nodes.c.acknowledged,
     nodes.c.endpoint,
+    nodes.c.replaces,
 )
 _by_name = select(*_columns).where(nodes.c.name == bindparam("node"))
 _lock = select(nodes.c.id).where(nodes.c.id == bindparam("node")).with_for_update()
@@ -40,8 +46,14 @@ _next = (
 )
 
 
+_marked = revisions.insert()
+_marks = select(revisions.c.revision, revisions.c.mark).where(
+    revisions.c.node_id == bindparam("node"), revisions.c.revision.in_([bindparam("first"), bindparam("second")])
+)
+
+
 def _node(row: Row[Any]) -> Node:
-    return Node(row.id, row.name, row.target, row.revision, row.epoch, row.acknowledged, row.endpoint)
+    return Node(row.id, row.name, row.target, row.revision, row.epoch, row.acknowledged, row.endpoint, row.replaces)
 
 
 async def listed(tx: Transaction) -> list[Node]:
@@ -66,7 +78,18 @@ async def next_revision(tx: Transaction, node_id: int) -> int:
     row = await tx.one(_next, {"node": node_id})
     if row is None:
         raise NotFound(f"Node {node_id} not found")
+    await _mark(tx, node_id, int(row.revision))
     return int(row.revision)
+
+
+async def _mark(tx: Transaction, node_id: int, revision: int) -> None:
+    await tx.run(_marked, {"node_id": node_id, "revision": revision, "mark": secrets.randbits(62) + 1})
+
+
+async def marks(tx: Transaction, node_id: int, *of: int) -> dict[int, int]:
+    """The marks of revisions, of those that are still known."""
+    rows = await tx.all(_marks, {"node": node_id, "first": of[0], "second": of[-1]})
+    return {row.revision: row.mark for row in rows}
 
 
 async def locked(tx: Transaction, name: str) -> Node:
@@ -75,7 +98,16 @@ async def locked(tx: Transaction, name: str) -> Node:
     return await found(tx, name)
 
 
+async def _check_free(tx: Transaction, name: str, target: str) -> None:
+    """One agent is one node. Two names for one socket are found by the agent's own word, see gateway/origin.py."""
+    for other in await listed(tx):
+        if other.target == target and other.name != name:
+            raise Conflict(f"{target} is node {other.name} already, and one agent is one node")
+
+
 async def add(tx: Transaction, name: str, target: str, reached_at: str) -> Node:
+    await tx.lock(INSTALLATION)
+    await _check_free(tx, name, target)
     statement = (
         tx.insert(nodes)
         # Revision 1 and nothing acknowledged: it waits for its first snapshot, and says so.
@@ -86,13 +118,17 @@ async def add(tx: Transaction, name: str, target: str, reached_at: str) -> Node:
     row = await tx.one(statement)
     if row is None:
         raise Conflict(f"There is a node {name} already")
+    await _mark(tx, row.id, 1)
     await tx.run(cursors.insert().values(node_id=row.id, epoch="", cursor=0))
     await ranges.fill(tx, ranges.marks_of(row.id), MARKS)
     return await found(tx, name)
 
 
 async def edit(tx: Transaction, name: str, target: str | None, reached_at: str | None) -> Node:
+    await tx.lock(INSTALLATION)
     node = await locked(tx, name)
+    if target is not None:
+        await _check_free(tx, name, target)
     changed = {"target": target, "endpoint": reached_at}
     values = {key: value for key, value in changed.items() if value is not None}
     if values:
@@ -107,25 +143,32 @@ async def remove(tx: Transaction, name: str) -> None:
     if row is not None and row[0]:
         raise Conflict(f"Node {name} cannot be removed: it has {row[0]} servers, delete them first")
     await ranges.clear(tx, ranges.marks_of(node.id))
-    for table in (tombstones, epochs, cursors):
+    for table in (tombstones, revisions, epochs, cursors):
         await tx.run(delete(table).where(table.c.node_id == node.id))
     await tx.run(delete(nodes).where(nodes.c.id == node.id))
 
 
-async def resync(tx: Transaction, name: str) -> None:
-    """The node gets a snapshot, whatever it says that it holds.
+async def resync(tx: Transaction, name: str, held: Held) -> None:
+    """The node gets a snapshot in place of `held`, whoever gave it that.
 
-    The horizon does it: an acknowledgement that is under way may bring the old epoch back, but no revision below.
+    The horizon does it: an acknowledgement that is under way may bring the old epoch back, but no revision below. Its
+    revision is above what the agent holds: an agent takes nothing that is older.
     """
     node = await locked(tx, name)
-    revision = await next_revision(tx, node.id)
-    await tx.run(update(nodes).where(nodes.c.id == node.id).values(epoch="", horizon=revision))
+    revision = max(node.revision, held.revision) + 1
+    await _mark(tx, node.id, revision)
+    said = {"revision": revision, "epoch": "", "horizon": revision, "replaces": word(held)}
+    await tx.run(update(nodes).where(nodes.c.id == node.id).values(**said))
 
 
-def checked_target(name: str, target: str) -> None:
+def check_name(name: str) -> None:
+    """Raises InvalidValue."""
+    if not _NAME.fullmatch(name):
+        raise InvalidValue("Wrong node name (only small letters, numbers and '-' inside, at most 63)")
+
+
+def check_target(target: str) -> None:
     """Raises InvalidValue. What gRPC cannot use is found at the first call; this is for slips of the hand."""
-    if not name or len(name) > 64 or not all(char.isalnum() or char in "_-." for char in name) or not name.isascii():
-        raise InvalidValue("Wrong node name (only letters, numbers and '_', '-', '.')")
     if not target or any(char.isspace() for char in target):
         raise InvalidValue("Wrong node target (unix:/path/to/socket or host:port)")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import date
 
 from sqlalchemy import bindparam, delete, select
@@ -13,6 +14,7 @@ from gateway.store.transaction import INSTALLATION, Transaction
 
 TIME_ZONE = "time_zone"
 KEY_CHECK = "key_check"
+IDENTITY = "identity"  # random; of this database and its copies, and of no other: see gateway/origin.py
 CALENDAR = "calendar"  # see gateway/usage.py: "2026-11-26", or "2026-11-26 2031-03-01"
 WRITTEN = "written"  # when it was last seen that this database can be written to, Unix seconds
 # What is sealed in it also tells how digests lie in the database: nobody can make it say "plain" without the key.
@@ -36,7 +38,7 @@ async def set_time_zone(tx: Transaction, name: str) -> None:
 
 async def check_key(tx: Transaction) -> None:
     """Raises ConfigError when the key is not the one that this database was written with. Digests of a version of this
-    program that knew plain ones only become keyed ones."""
+    program that knew plain ones only become keyed ones; a new database gets its identity."""
     await tx.lock(INSTALLATION)
     value = await _read(tx, KEY_CHECK)
     try:
@@ -50,6 +52,12 @@ async def check_key(tx: Transaction) -> None:
         await links.key_digests(tx)
     if text != _KEY_CHECK_TEXT:
         await _write(tx, KEY_CHECK, tx.seal.seal(_KEY_CHECK_TEXT, KEY_CHECK).hex())
+    if not await identity(tx):
+        await _write(tx, IDENTITY, uuid.uuid4().hex)
+
+
+async def identity(tx: Transaction) -> str:
+    return await _read(tx, IDENTITY) or ""
 
 
 async def note_writing(tx: Transaction, now: float) -> None:

@@ -19,7 +19,7 @@ from datetime import date
 from typing import TypeVar
 
 from gateway.errors import ConfigError, DatabaseUnavailable
-from gateway.model import AccessKey, AccountUsage, DayTotal, DayUsage, Node, Patch, Snapshot
+from gateway.model import AccessKey, AccountUsage, Compared, DayTotal, DayUsage, Held, Node, Snapshot
 from gateway.store import changes, copying, keys, nodes, schema, settings, usage
 from gateway.store.engine import Engine, parsed_url
 from gateway.store.keys import KeptKey
@@ -152,14 +152,15 @@ class Store:
         return await self.read(lambda tx: nodes.found(tx, name))
 
     async def add_node(self, name: str, target: str, endpoint: str = "") -> Node:
-        nodes.checked_target(name, target)
+        nodes.check_name(name)
+        nodes.check_target(target)
         reached_at = nodes.checked_endpoint(endpoint)
         return await self.change(lambda tx: nodes.add(tx, name, target, reached_at))
 
     async def edit_node(self, name: str, target: str | None = None, endpoint: str | None = None) -> Node:
         """None = unchanged."""
         if target is not None:
-            nodes.checked_target(name, target)
+            nodes.check_target(target)
         reached_at = None if endpoint is None else nodes.checked_endpoint(endpoint)
         return await self.change(lambda tx: nodes.edit(tx, name, target, reached_at))
 
@@ -167,9 +168,9 @@ class Store:
         """Raises Conflict while it has servers."""
         await self.change(lambda tx: nodes.remove(tx, name))
 
-    async def resync_node(self, name: str) -> None:
-        """Its next sync is a snapshot."""
-        await self.change(lambda tx: nodes.resync(tx, name))
+    async def resync_node(self, name: str, held: Held) -> None:
+        """Its next sync is a snapshot in place of what the agent says that it holds: the operator's word."""
+        await self.change(lambda tx: nodes.resync(tx, name, held))
 
     # -- access keys ----------------------------------------------------------------------------------------------
 
@@ -182,9 +183,9 @@ class Store:
 
     # -- sync -----------------------------------------------------------------------------------------------------
 
-    async def compared(self, node: str, epoch: str, revision: int) -> tuple[Node, Patch | None]:
-        """The node, and what an agent lacks that holds (epoch, revision); None = send a snapshot."""
-        return await self.read(lambda tx: changes.compared(tx, node, epoch, revision))
+    async def compared(self, node: str, held: Held) -> Compared:
+        """The node, and what an agent lacks that holds this, or why nothing may be sent."""
+        return await self.read(lambda tx: changes.compared(tx, node, held))
 
     async def snapshot(self, node: str) -> Snapshot:
         return await self.read(lambda tx: changes.snapshot(tx, node))

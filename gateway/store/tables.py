@@ -23,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -56,6 +57,7 @@ nodes = Table(
     Column("acknowledged", BigInteger, nullable=False),
     # Below it nothing is known about deletes: an agent that is older needs a snapshot.
     Column("horizon", BigInteger, nullable=False),
+    Column("replaces", Text, nullable=False, server_default=text("''")),  # an operator's word: see gateway/origin.py
     sqlite_autoincrement=True,  # an id of a removed node is not used again
 )
 
@@ -107,6 +109,16 @@ accounts = Table(
     UniqueConstraint("node_id", "mark"),
     UniqueConstraint("server_id", "public_key"),  # WireGuard has one peer for each key of an interface
     Index(None, "node_id", "revision"),
+)
+
+# Random, of each revision that an agent may still hold: tells apart two histories with the same numbers.
+revisions = Table(
+    "revisions",
+    metadata,
+    Column("node_id", Integer, ForeignKey("nodes.id"), nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("mark", BigInteger, nullable=False),
+    PrimaryKeyConstraint("node_id", "revision"),
 )
 
 # What was deleted and not yet acknowledged by the node.

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import pytest
 
 from gateway.agents import AgentLacks, AgentRefused, Agents, StaleAgent, checked_target
+from gateway.agents.codec import objects_of
 from gateway.errors import AgentUnreachable, ConfigError
-from gateway.model import Account, DayTotal, Node, Patch, Secret, Server, Snapshot
+from gateway.model import Account, DayTotal, Held, Node, Origin, Patch, Secret, Server, Snapshot
 from tests.fakes.agent_core import AgentCore, running_core
 from tests.fakes.agent_server import serving
 from tests.fakes.agents import FakeAgent, FakeAgents
@@ -284,6 +285,98 @@ def test_a_snapshot_replaces_everything_even_backwards(told: Callable[[Story], N
         assert len(await it.agents.peers(it.node, "fra1")) == 1
 
     told(story)
+
+
+OURS = Origin("ours", 7, "fra")
+LATER = replace(OURS, mark=8)
+
+
+async def with_origin(it: Rig) -> Held:
+    """An agent at revision 5 of OURS, with one account."""
+    applied = await it.agents.snapshot(it.node, Snapshot(5, (a_server(),), (an_account(1),), "", OURS), 2000)
+    assert (applied.outcome, applied.revision, applied.origin) == ("applied", 5, OURS)
+    return (await it.agents.status(it.node)).held
+
+
+def test_an_agent_says_whose_state_it_holds_and_how_much(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        assert (await it.agents.status(it.node)).held == Held("", -1)
+        held = await with_origin(it)
+        assert (held.revision, held.origin, held.accounts, held.servers) == (5, OURS, 1, 1)
+        patch = Patch(held.epoch, 5, 6, put_accounts=(an_account(2),), origin=LATER, base_mark=7)
+        assert (await it.agents.patch(it.node, patch, 2000)).origin == LATER
+        assert (await it.agents.status(it.node)).origin == LATER
+
+    told(story)
+
+
+@pytest.mark.parametrize("other", [Origin("theirs", 9, "fra"), Origin("ours", 9, "twin"), Origin()])
+def test_nothing_is_taken_from_another_database_or_for_another_node_unless_it_was_said(
+    told: Callable[[Story], None], other: Origin
+) -> None:
+    async def story(it: Rig) -> None:
+        held = await with_origin(it)
+        taken = Snapshot(9, (a_server(),), (), "", other)
+        with pytest.raises(StaleAgent):
+            await it.agents.patch(it.node, Patch(held.epoch, 5, 6, origin=other, base_mark=7), 2000)
+        for replaces in (None, replace(held, revision=4), replace(held, origin=LATER)):
+            with pytest.raises(StaleAgent):
+                await it.agents.snapshot(it.node, replace(taken, replaces=replaces), 2000)
+        assert len(list(it.end.accounts())) == 1
+        assert (await it.agents.snapshot(it.node, replace(taken, replaces=held), 2000)).origin == other
+        assert len(list(it.end.accounts())) == 0
+
+    told(story)
+
+
+def test_what_is_late_or_of_another_history_is_not_taken(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        held = await with_origin(it)
+        for revision, origin in ((4, replace(OURS, mark=6)), (5, LATER)):
+            with pytest.raises(StaleAgent):
+                await it.agents.snapshot(it.node, Snapshot(revision, (), (), "", origin), 2000)
+        for base, base_mark, revision in ((5, 6, 6), (4, 6, 5)):
+            patch = Patch(held.epoch, base, revision, origin=LATER, base_mark=base_mark)
+            with pytest.raises(StaleAgent):
+                await it.agents.patch(it.node, patch, 2000)
+        assert (await it.agents.status(it.node)).held == held
+
+    told(story)
+
+
+def test_what_an_agent_holds_is_told_field_by_field_without_keys(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        assert await it.agents.held(it.node) == []
+        accounts = tuple(an_account(n) for n in range(1, 1202))
+        snapshot = Snapshot(5, (a_server(),), accounts)
+        await it.agents.snapshot(it.node, snapshot, 5000)
+        told = await it.agents.held(it.node)
+        assert {(one.kind, one.key) for one in told} == {("server", "fra1")} | {
+            ("account", str(account.id)) for account in accounts
+        }
+        assert sorted(told, key=str) == sorted(objects_of(snapshot), key=str)
+        assert SERVER_KEY not in str(told)
+
+    told(story)
+
+
+def test_who_was_never_told_whose_state_it_holds_learns_it(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        epoch = await with_snapshot(it)
+        assert (await it.agents.patch(it.node, Patch(epoch, 5, 5, origin=OURS, base_mark=7), 2000)).origin == OURS
+        assert (await it.agents.status(it.node)).origin == OURS
+
+    told(story)
+
+
+def test_an_agent_knows_whose_state_it_holds_after_a_restart(tmp_path: Path) -> None:
+    async def story() -> None:
+        for turn in range(2):
+            async with rig("real agent", tmp_path) as it, asyncio.timeout(30):
+                held = (await it.agents.status(it.node)).held if turn else await with_origin(it)
+                assert (held.revision, held.origin, held.accounts) == (5, OURS, 1)
+
+    asyncio.run(story())
 
 
 def test_a_live_read_shows_peer_marks_and_classes(told: Callable[[Story], None]) -> None:

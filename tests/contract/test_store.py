@@ -7,7 +7,7 @@ import random
 import re
 import sqlite3
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date
@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.exc import IntegrityError
@@ -24,14 +25,37 @@ from sqlalchemy.exc import IntegrityError
 from gateway.accounts import Accounts
 from gateway.collect import Collect
 from gateway.errors import ConfigError, Conflict, DatabaseUnavailable, InvalidValue, NotFound
-from gateway.model import Account, AccountEdit, DayTotal, DayUsage, NewAccount, Patch, Secret, Server, ServerValues
+from gateway.model import (
+    NOBODY,
+    Account,
+    AccountEdit,
+    DayTotal,
+    DayUsage,
+    Held,
+    NewAccount,
+    Origin,
+    Patch,
+    Secret,
+    Server,
+    ServerValues,
+)
 from gateway.servers import Servers
 from gateway.store import Store, migrate, open_store
 from gateway.store import accounts as account_rows
 from gateway.store import nodes as node_rows
 from gateway.store import servers as server_rows
 from gateway.store.engine import Engine, parsed_url
-from gateway.store.tables import accounts, deleted_accounts, metadata, servers, settings, tombstones, usage
+from gateway.store.schema import _config as schema_config
+from gateway.store.tables import (
+    accounts,
+    deleted_accounts,
+    metadata,
+    revisions,
+    servers,
+    settings,
+    tombstones,
+    usage,
+)
 from tests.fakes.agents import FakeAgents
 from tests.fakes.cluster import Cluster
 from tests.fakes.product import KEY
@@ -41,6 +65,12 @@ pytestmark = pytest.mark.anyio
 
 NODE = "local"
 DAY = date(2024, 2, 29)
+NOTHING = Held("", -1)
+
+
+def held(epoch: str, revision: int) -> Held:
+    """By an agent that nobody told whose it is."""
+    return Held(epoch, revision, accounts=1)
 
 
 def use_cases(store: Store, **settings: Any) -> tuple[Accounts, Servers]:
@@ -55,6 +85,18 @@ async def one_server(store: Store, **values: Any) -> tuple[Accounts, Servers, Se
     await store.add_node(NODE, "unix:/run/agent.sock")
     accounts, servers = use_cases(store)
     return accounts, servers, (await servers.create(ServerValues(**values))).value
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database without a table."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/empty.db"
+        return
+    cluster: Cluster = request.getfixturevalue("cluster")
+    name = cluster.create()
+    yield cluster.url(name)
+    cluster.drop(name)
 
 
 async def in_sync(url: str, work: Callable[[sa.Connection], Any]) -> Any:
@@ -293,29 +335,30 @@ async def test_a_patch_holds_what_changed_since_and_no_secret_of_an_account(stor
     first = (await use.create(NewAccount(server=server.name))).value
     second = (await use.create(NewAccount(server=server.name))).value
     await use.delete(first.name)
-    patch = (await store.compared(NODE, "e", base))[1]
+    patch = (await store.compared(NODE, held("e", base))).patch
     bare = replace(second, password=Secret(), private_key=Secret())
-    assert patch == Patch("e", base, base + 3, (), (), (bare,), (first.id,), "UTC")
+    assert patch is not None and 0 != patch.origin.mark != patch.base_mark != 0
+    assert replace(patch, origin=NOBODY, base_mark=0) == Patch("e", base, base + 3, (), (), (bare,), (first.id,), "UTC")
     whole = await store.snapshot(NODE)
     assert (whole.revision, whole.servers, whole.accounts) == (base + 3, (server,), (bare,))
-    nothing = (await store.compared(NODE, "e", base + 3))[1]
-    assert nothing == Patch("e", base + 3, base + 3, time_zone="UTC")
+    nothing = (await store.compared(NODE, held("e", base + 3))).patch
+    assert nothing == Patch("e", base + 3, base + 3, (), (), (), (), "UTC", whole.origin, whole.origin.mark)
 
 
 async def test_a_node_that_is_elsewhere_needs_a_snapshot(store: Store) -> None:
     use, _, server = await one_server(store)
     await use.create(NewAccount(server=server.name))
     revision = (await store.node(NODE)).revision
-    assert (await store.compared(NODE, "", 1))[1] is None  # it holds nothing
+    assert (await store.compared(NODE, held("", 1))).patch is None  # it holds nothing
     await store.acknowledge(NODE, "e", revision)
-    assert (await store.compared(NODE, "e", revision))[1] is not None
-    assert (await store.compared(NODE, "other", revision))[1] is None
-    assert (await store.compared(NODE, "e", revision + 1))[1] is None  # our database is an old one
-    assert (await store.compared(NODE, "e", 1))[1] is not None  # nothing was deleted: a patch will do
+    assert (await store.compared(NODE, held("e", revision))).patch is not None
+    assert (await store.compared(NODE, held("other", revision))).patch is None
+    assert (await store.compared(NODE, held("e", revision + 1))).patch is None  # our database is an old one
+    assert (await store.compared(NODE, held("e", 1))).patch is not None  # nothing was deleted: a patch will do
     await use.delete("peer_1")
     await store.acknowledge(NODE, "e", revision + 1)
-    assert (await store.compared(NODE, "e", revision))[1] is None  # the tombstone is gone
-    assert (await store.compared(NODE, "e", revision + 1))[1] is not None
+    assert (await store.compared(NODE, held("e", revision))).patch is None  # the tombstone is gone
+    assert (await store.compared(NODE, held("e", revision + 1))).patch is not None
 
 
 async def test_an_acknowledgement_never_goes_back_within_an_epoch_and_purges(store: Store) -> None:
@@ -344,12 +387,110 @@ async def test_an_acknowledgement_never_goes_back_within_an_epoch_and_purges(sto
 async def test_a_resync_is_a_snapshot_even_if_an_acknowledgement_was_under_way(store: Store) -> None:
     await store.add_node(NODE, "unix:/run/agent.sock")
     await store.acknowledge(NODE, "e", 1)
-    await store.resync_node(NODE)
+    await store.resync_node(NODE, NOTHING)
     await store.acknowledge(NODE, "e", 1)
-    assert (await store.compared(NODE, "e", 1))[1] is None
+    assert (await store.compared(NODE, held("e", 1))).patch is None
     revision = (await store.snapshot(NODE)).revision
     await store.acknowledge(NODE, "e", revision)
-    assert (await store.compared(NODE, "e", revision))[1] is not None
+    assert (await store.compared(NODE, held("e", revision))).patch is not None
+
+
+async def test_a_database_has_an_identity_that_no_other_has(store: Store, database_url: str, tmp_path: Path) -> None:
+    await store.add_node(NODE, "unix:/run/agent.sock")
+    ours = (await store.snapshot(NODE)).origin
+    assert len(ours.identity) == 32 and ours.node == NODE and ours.mark
+    again = await open_store(database_url, KEY)
+    assert (await again.snapshot(NODE)).origin == ours
+    await again.close()
+    url = f"sqlite:///{tmp_path}/other.db"
+    await migrate(url)
+    other = await open_store(url, KEY)
+    await other.add_node(NODE, "unix:/run/agent.sock")
+    assert (await other.snapshot(NODE)).origin.identity != ours.identity
+    await other.close()
+
+
+async def test_every_revision_has_a_mark_of_its_own(store: Store) -> None:
+    use, _, server = await one_server(store)
+    marks = [(await store.snapshot(NODE)).origin.mark]
+    for _ in range(3):
+        await use.create(NewAccount(server=server.name))
+        marks.append((await store.snapshot(NODE)).origin.mark)
+    assert len(set(marks)) == 4
+    whole = await store.snapshot(NODE)
+    agent = Held("e", whole.revision, whole.origin, 3, 1)
+    assert (await store.compared(NODE, agent)).contested == ""
+    before = replace(agent, revision=whole.revision - 1, origin=replace(whole.origin, mark=marks[-2]))
+    assert (await store.compared(NODE, before)).contested == ""
+    met = replace(agent, origin=replace(whole.origin, mark=marks[-2]))
+    assert "another history of this database" in (await store.compared(NODE, met)).contested
+
+
+async def test_what_another_database_gave_is_contested_until_the_word_for_exactly_that(store: Store) -> None:
+    use, _, server = await one_server(store)
+    await use.create(NewAccount(server=server.name))
+    agent = Held("x", 40, Origin("other", 3, NODE), 5036, 1)
+    found = await store.compared(NODE, agent)
+    assert "5036 accounts of another database" in found.contested
+    assert (found.patch, found.is_said) == (None, False)
+    await store.resync_node(NODE, replace(agent, revision=39))
+    assert (await store.compared(NODE, agent)).contested
+    await store.resync_node(NODE, agent)
+    said = await store.compared(NODE, agent)
+    assert (said.contested, said.is_said, said.patch) == ("", True, None)
+    assert said.node.revision > 40  # an agent takes nothing older than what it holds
+    assert (await store.compared(NODE, replace(agent, revision=41))).contested  # it has moved on since the word
+    taken = (await store.snapshot(NODE)).origin
+    assert (await store.compared(NODE, Held("x", said.node.revision, taken, 1, 1))).contested == ""
+
+
+async def test_two_names_for_one_agent_are_refused(store: Store) -> None:
+    await store.add_node(NODE, "unix:/run/agent.sock")
+    with pytest.raises(Conflict, match=r"unix:/run/agent\.sock is node local already, and one agent is one node"):
+        await store.add_node("twin", "unix:/run/agent.sock")
+    await store.add_node("twin", "unix:/run/twin.sock")
+    with pytest.raises(Conflict, match="is node local already"):
+        await store.edit_node("twin", target="unix:/run/agent.sock")
+    assert (await store.edit_node(NODE, target="unix:/run/agent.sock")).target == "unix:/run/agent.sock"
+    agent = Held("x", 1, (await store.snapshot(NODE)).origin, accounts=1)  # by another way to the same socket
+    assert "its agent is node local already" in (await store.compared("twin", agent)).contested
+
+
+@pytest.mark.parametrize("name", ["a b", "Fra", "-fra", "fra-", "fra.1", "fra_1", "", "a" * 64, "fra\n", "ä"])
+async def test_a_node_is_named_like_a_host(store: Store, name: str) -> None:
+    with pytest.raises(InvalidValue, match="Wrong node name"):
+        await store.add_node(name, "unix:/x")
+
+
+async def test_marks_are_forgotten_with_what_was_acknowledged(store: Store) -> None:
+    use, _, server = await one_server(store)
+    for _ in range(5):
+        await use.create(NewAccount(server=server.name))
+    last = (await store.node(NODE)).revision
+
+    async def left(tx: Any) -> list[int]:
+        return [row.revision for row in await tx.all(sa.select(revisions.c.revision).order_by(revisions.c.revision))]
+
+    assert await store.read(left) == list(range(1, last + 1))
+    await store.acknowledge(NODE, "e", last - 1)
+    assert await store.read(left) == [last - 1, last]
+
+
+async def test_an_installation_of_before_goes_on_with_its_agents(empty_url: str) -> None:
+    def as_it_stood(connection: sa.Connection) -> None:
+        command.upgrade(schema_config(connection), "0005")
+        columns = "id, name, target, endpoint, revision, epoch, acknowledged, horizon"
+        values = "1, 'local', 'unix:/run/agent.sock', '', 7, 'e', 6, 0"
+        connection.execute(sa.text(f"INSERT INTO nodes ({columns}) VALUES ({values})"))
+
+    await in_sync(empty_url, as_it_stood)
+    await migrate(empty_url)
+    store = await open_store(empty_url, KEY)
+    patch = (await store.compared(NODE, held("e", 6))).patch  # by an agent of before, too
+    assert patch is not None and (patch.base, patch.revision) == (6, 7) and patch.origin.mark
+    assert (await store.compared(NODE, held("e", 8))).contested
+    assert (await store.compared(NODE, held("f", 7))).contested
+    await store.close()
 
 
 async def test_a_server_that_is_made_anew_under_its_old_name_is_put_and_not_removed(store: Store) -> None:
@@ -357,10 +498,10 @@ async def test_a_server_that_is_made_anew_under_its_old_name_is_put_and_not_remo
     base = (await store.node(NODE)).revision
     await store.acknowledge(NODE, "e", base)
     await manage.delete(server.name)
-    patch = (await store.compared(NODE, "e", base))[1]
+    patch = (await store.compared(NODE, held("e", base))).patch
     assert patch is not None and patch.remove_servers == (server.name,)
     new = (await manage.create(ServerValues(name=server.name, interface="wg77"))).value
-    patch = (await store.compared(NODE, "e", base))[1]
+    patch = (await store.compared(NODE, held("e", base))).patch
     assert patch is not None and (patch.put_servers, patch.remove_servers) == ((new,), ())
 
 
@@ -421,7 +562,7 @@ class Mirror:
         self.accounts: dict[int, Account] = {}
 
     async def catch_up(self, *, acknowledge: bool = True) -> None:
-        patch = (await self._store.compared(NODE, "e", self.revision))[1]
+        patch = (await self._store.compared(NODE, held("e", self.revision))).patch
         if patch is None:
             whole = await self._store.snapshot(NODE)
             self.servers = {server.name: server for server in whole.servers}
@@ -658,10 +799,10 @@ async def test_a_change_that_waits_too_long_is_given_up(database_url: str, monke
     holder = asyncio.create_task(store.change(hold))
     await locked.wait()
     with pytest.raises(DatabaseUnavailable, match="locked by somebody else, try again"):
-        await other.resync_node(NODE)
+        await other.resync_node(NODE, NOTHING)
     go_on.set()
     await holder
-    await other.resync_node(NODE)
+    await other.resync_node(NODE, NOTHING)
     assert (await store.node(NODE)).revision == 3
     await store.close()
     await other.close()

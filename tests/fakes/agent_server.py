@@ -16,8 +16,21 @@ import grpc
 import grpc.aio
 
 from gateway.agents import AgentLacks, AgentRefused, StaleAgent
+from gateway.agents.codec import snapshot_chunks
 from gateway.errors import AgentUnreachable
-from gateway.model import Account, AgentStatus, Applied, Failure, Patch, PeerState, Secret, Server, Snapshot
+from gateway.model import (
+    Account,
+    AgentStatus,
+    Applied,
+    Failure,
+    Held,
+    Origin,
+    Patch,
+    PeerState,
+    Secret,
+    Server,
+    Snapshot,
+)
 from protos.agent.v1 import agent_pb2 as pb
 from protos.agent.v1.agent_pb2_grpc import AgentServicer, add_AgentServicer_to_server
 from tests.fakes.agents import FakeAgent
@@ -88,6 +101,14 @@ def _account(m: pb.Account) -> Account:
     )
 
 
+def _origin(m: pb.Origin) -> Origin:
+    return Origin(m.identity, m.mark, m.node)
+
+
+def _origin_out(origin: Origin) -> pb.Origin:
+    return pb.Origin(identity=origin.identity, mark=origin.mark, node=origin.node)
+
+
 def _failures(failures: Sequence[Failure]) -> list[pb.Failure]:
     return [pb.Failure(account_id=f.account_id, subject=f.subject, reason=f.reason) for f in failures]
 
@@ -104,6 +125,9 @@ def _status(status: AgentStatus) -> pb.StatusReply:
         uplink=status.uplink,
         marks=status.marks,
         time_zone=status.time_zone,
+        origin=_origin_out(status.origin),
+        accounts=status.accounts,
+        servers=status.servers,
     )
 
 
@@ -113,6 +137,7 @@ def _applied(applied: Applied) -> pb.ApplyReply:
         epoch=applied.epoch,
         revision=applied.revision,
         failures=_failures(applied.failures),
+        origin=_origin_out(applied.origin),
     )
 
 
@@ -147,6 +172,8 @@ class _Servicer(AgentServicer):
             put_accounts=tuple(_account(m) for m in request.put_accounts),
             remove_accounts=tuple(request.remove_accounts),
             time_zone=request.time_zone,
+            origin=_origin(request.origin),
+            base_mark=request.base_mark,
         )
         with _translated():
             return _applied(await self._agent.patch(patch, request.settle_ms))
@@ -159,6 +186,8 @@ class _Servicer(AgentServicer):
             tuple(_server(m) for chunk in chunks for m in chunk.servers),
             tuple(_account(m) for chunk in chunks for m in chunk.accounts),
             header.time_zone,
+            _origin(header.origin),
+            Held("", header.replaces_revision, _origin(header.replaces)) if header.replaces.identity else None,
         )
         if (len(snapshot.servers), len(snapshot.accounts)) != (header.server_count, header.account_count):
             raise _Refusal(grpc.StatusCode.INVALID_ARGUMENT, "snapshot: not as many as its header says")
@@ -210,6 +239,15 @@ class _Servicer(AgentServicer):
             peers = await self._agent.peers(request.server)
         for chunk in _chunks(peers):
             yield pb.PeersChunk(peers=[_peer(peer) for peer in chunk])
+
+    async def Held(self, request: pb.HeldRequest, context: Any) -> AsyncIterator[pb.SnapshotChunk]:
+        with _translated():
+            await self._agent.held()
+        held = Snapshot(self._agent.revision, tuple(self._agent.servers.values()), tuple(self._agent.accounts.values()))
+        for chunk in snapshot_chunks(held, 0):
+            for server in chunk.servers:
+                server.private_key = ""
+            yield chunk
 
 
 class _Refusals(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]

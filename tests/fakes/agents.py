@@ -16,6 +16,7 @@ from ipaddress import IPv4Network
 from typing import TypeVar
 
 from gateway.agents import AgentLacks, AgentRefused, Agents, StaleAgent
+from gateway.agents.codec import objects_of
 from gateway.errors import AgentUnreachable
 from gateway.model import (
     Account,
@@ -23,9 +24,11 @@ from gateway.model import (
     Applied,
     DayTotal,
     Failure,
+    HeldObject,
     LiveAccount,
     MarkCounters,
     Node,
+    Origin,
     Patch,
     PeerState,
     Server,
@@ -54,6 +57,7 @@ class FakeAgent:
         self.epoch = uuid.uuid4().hex
         self.revision = 0
         self.needs_snapshot = True
+        self.origin = Origin()
         self.time_zone = "UTC"
         self.servers: dict[str, Server] = {}
         self.accounts: dict[int, Account] = {}
@@ -90,6 +94,9 @@ class FakeAgent:
                 marks="iptables",
                 time_zone=self.time_zone,
                 networks=self.networks,
+                origin=self.origin,
+                accounts=len(self.accounts),
+                servers=len(self.servers),
             )
         )
 
@@ -101,6 +108,9 @@ class FakeAgent:
             raise StaleAgent(f"stale: this epoch is {self.epoch}")
         if patch.base > self.revision:
             raise StaleAgent(f"stale: this revision is {self.revision}")
+        self._check_origin(patch.origin)
+        for revision, mark in ((patch.base, patch.base_mark), (patch.revision, patch.origin.mark)):
+            self._check_same(revision, mark)
         touched = {account.id for account in patch.put_accounts} | set(patch.remove_accounts)
         if patch.revision > self.revision:
             servers = {name: s for name, s in self.servers.items() if name not in patch.remove_servers}
@@ -108,15 +118,26 @@ class FakeAgent:
             accounts = {key: a for key, a in self.accounts.items() if key not in touched}
             accounts |= {account.id: account for account in patch.put_accounts}
             self._take(servers, accounts, patch.revision, patch.time_zone)
+            self.origin = patch.origin
             self.patches.append(patch)
+        elif patch.revision == self.revision:
+            self.origin = patch.origin
         return self._answered(await self._settled(settle_ms, touched))
 
     async def snapshot(self, snapshot: Snapshot, settle_ms: int) -> Applied:
         self._called("snapshot")
+        replaces = snapshot.replaces
+        if (self.accounts or self.servers) and (
+            replaces is None or (replaces.revision, replaces.origin) != (self.revision, self.origin)
+        ):
+            self._check_origin(snapshot.origin)
+            if self.origin.identity and snapshot.revision < self.revision:
+                raise StaleAgent(f"stale: this revision is {self.revision}")
+            self._check_same(snapshot.revision, snapshot.origin.mark)
         servers = {server.name: server for server in snapshot.servers}
         accounts = {account.id: account for account in snapshot.accounts}
         self._take(servers, accounts, snapshot.revision, snapshot.time_zone)
-        self.needs_snapshot = False
+        self.needs_snapshot, self.origin = False, snapshot.origin
         self.snapshots.append(snapshot)
         return self._answered(await self._settled(settle_ms, accounts))
 
@@ -163,7 +184,20 @@ class FakeAgent:
             raise AgentLacks(f"no server {server} here")
         return self._answered([self._peer(a) for a in self.accounts.values() if a.server == server and a.enabled])
 
+    async def held(self) -> list[HeldObject]:
+        self._called("held")
+        snapshot = Snapshot(self.revision, tuple(self.servers.values()), tuple(self.accounts.values()))
+        return self._answered(list(objects_of(snapshot)))
+
     # -- inside --------------------------------------------------------------------------------------------------
+
+    def _check_origin(self, new: Origin) -> None:
+        if self.origin.identity and (self.origin.identity, self.origin.node) != (new.identity, new.node):
+            raise StaleAgent("stale: this agent holds the state of another database, or is another node")
+
+    def _check_same(self, revision: int, mark: int) -> None:
+        if self.origin.mark and revision == self.revision and mark != self.origin.mark:
+            raise StaleAgent(f"stale: revision {revision} here is another one of that number")
 
     def _called(self, name: str) -> None:
         self.calls.append(name)
@@ -200,9 +234,9 @@ class FakeAgent:
         if wait > 0:
             await asyncio.sleep(min(wait, settle_ms / 1000))
         if self._applied_revision() < revision:
-            return Applied("pending", self.epoch, revision)
+            return Applied("pending", self.epoch, revision, (), self.origin)
         failures = self._failures(touched)
-        return Applied("failed" if failures else "applied", self.epoch, self.revision, failures)
+        return Applied("failed" if failures else "applied", self.epoch, self.revision, failures, self.origin)
 
     def _peer(self, account: Account) -> PeerState:
         at = self.handshakes.get(account.id, 0)
@@ -231,6 +265,10 @@ class FakeAgents(Agents):
         """The agent of a node; a new one holds nothing."""
         return self._agents.setdefault(node, FakeAgent())
 
+    def also(self, node: str, name: str) -> None:
+        """`node` reaches the agent of `name`: two names for one."""
+        self._agents[node] = self[name]
+
     async def status(self, node: Node) -> AgentStatus:
         return await self[node.name].status()
 
@@ -247,6 +285,9 @@ class FakeAgents(Agents):
 
     async def inspect(self, node: Node, account_id: int) -> LiveAccount:
         return await self[node.name].inspect(account_id)
+
+    async def held(self, node: Node) -> list[HeldObject]:
+        return await self[node.name].held()
 
     async def peers(self, node: Node, server: str) -> list[PeerState]:
         return await self[node.name].peers(server)

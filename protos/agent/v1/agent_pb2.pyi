@@ -137,6 +137,38 @@ class Account(_message.Message):
 Global___Account: _TypeAlias = Account  # noqa: Y015
 
 @_typing.final
+class Origin(_message.Message):
+    """Whose state it is. Revisions are numbers that a database which was restored gives a second time; the mark tells them
+    apart, the identity databases. All empty = nobody said (a version of before).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    MARK_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    identity: _builtins.str
+    """of the database"""
+    mark: _builtins.int
+    """random, of each revision of a node"""
+    node: _builtins.str
+    """the node's name in that database: an agent is one node"""
+    def __init__(
+        self,
+        *,
+        identity: _builtins.str = ...,
+        mark: _builtins.int = ...,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "mark", b"mark", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Origin: _TypeAlias = Origin  # noqa: Y015
+
+@_typing.final
 class StatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -173,6 +205,7 @@ class StatusReply(_message.Message):
     MARKS_FIELD_NUMBER: _builtins.int
     TIME_ZONE_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     REFUSED_CONNECTIONS_FIELD_NUMBER: _builtins.int
     NETWORKS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
@@ -208,6 +241,10 @@ class StatusReply(_message.Message):
         """what stands beside ours on the host and does harm; plain English, with the cure"""
 
     @_builtins.property
+    def origin(self) -> Global___Origin:
+        """of `revision`"""
+
+    @_builtins.property
     def networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostNetwork]:
         """the host's own, which no server can have"""
 
@@ -232,12 +269,13 @@ class StatusReply(_message.Message):
         marks: _builtins.str = ...,
         time_zone: _builtins.str = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        origin: Global___Origin | None = ...,
         refused_connections: _builtins.int = ...,
         networks: _abc.Iterable[Global___HostNetwork] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "networks", b"networks", "problem", b"problem", "refused_connections", b"refused_connections", "revision", b"revision", "servers", b"servers", "time_zone", b"time_zone", "uplink", b"uplink", "version", b"version", "warnings", b"warnings", "wireguard", b"wireguard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "networks", b"networks", "origin", b"origin", "problem", b"problem", "refused_connections", b"refused_connections", "revision", b"revision", "servers", b"servers", "time_zone", b"time_zone", "uplink", b"uplink", "version", b"version", "warnings", b"warnings", "wireguard", b"wireguard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -311,6 +349,8 @@ class PatchRequest(_message.Message):
     REMOVE_ACCOUNTS_FIELD_NUMBER: _builtins.int
     SETTLE_MS_FIELD_NUMBER: _builtins.int
     TIME_ZONE_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    BASE_MARK_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     """the epoch the sender believes in"""
     base_revision: _builtins.int
@@ -321,6 +361,8 @@ class PatchRequest(_message.Message):
     """how long to wait for the kernel; 0 = answer when durable"""
     time_zone: _builtins.str
     """IANA name: where a day begins and ends; "" = unchanged"""
+    base_mark: _builtins.int
+    """of base_revision; stale unless it is the agent's, where it is there"""
     @_builtins.property
     def put_servers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Server]: ...
     @_builtins.property
@@ -329,6 +371,10 @@ class PatchRequest(_message.Message):
     def put_accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Account]: ...
     @_builtins.property
     def remove_accounts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def origin(self) -> Global___Origin:
+        """of `revision`; stale unless database and node are those of what the agent holds"""
+
     def __init__(
         self,
         *,
@@ -341,10 +387,12 @@ class PatchRequest(_message.Message):
         remove_accounts: _abc.Iterable[_builtins.int] | None = ...,
         settle_ms: _builtins.int = ...,
         time_zone: _builtins.str = ...,
+        origin: Global___Origin | None = ...,
+        base_mark: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_revision", b"base_revision", "epoch", b"epoch", "put_accounts", b"put_accounts", "put_servers", b"put_servers", "remove_accounts", b"remove_accounts", "remove_servers", b"remove_servers", "revision", b"revision", "settle_ms", b"settle_ms", "time_zone", b"time_zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_mark", b"base_mark", "base_revision", b"base_revision", "epoch", b"epoch", "origin", b"origin", "put_accounts", b"put_accounts", "put_servers", b"put_servers", "remove_accounts", b"remove_accounts", "remove_servers", b"remove_servers", "revision", b"revision", "settle_ms", b"settle_ms", "time_zone", b"time_zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -389,12 +437,26 @@ class SnapshotHeader(_message.Message):
     ACCOUNT_COUNT_FIELD_NUMBER: _builtins.int
     SETTLE_MS_FIELD_NUMBER: _builtins.int
     TIME_ZONE_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
+    REPLACES_REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     server_count: _builtins.int
     """how many come in all; anything else is INVALID_ARGUMENT"""
     account_count: _builtins.int
     settle_ms: _builtins.int
     time_zone: _builtins.str
+    replaces_revision: _builtins.int
+    @_builtins.property
+    def origin(self) -> Global___Origin:
+        """of `revision`"""
+
+    @_builtins.property
+    def replaces(self) -> Global___Origin:
+        """What it takes the place of, by an operator's word. Without it an agent that holds anything is given nothing by
+        another database or for another node, and nothing older than what it holds.
+        """
+
     def __init__(
         self,
         *,
@@ -403,10 +465,13 @@ class SnapshotHeader(_message.Message):
         account_count: _builtins.int = ...,
         settle_ms: _builtins.int = ...,
         time_zone: _builtins.str = ...,
+        origin: Global___Origin | None = ...,
+        replaces: Global___Origin | None = ...,
+        replaces_revision: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "replaces", b"replaces"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_count", b"account_count", "revision", b"revision", "server_count", b"server_count", "settle_ms", b"settle_ms", "time_zone", b"time_zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_count", b"account_count", "origin", b"origin", "replaces", b"replaces", "replaces_revision", b"replaces_revision", "revision", b"revision", "server_count", b"server_count", "settle_ms", b"settle_ms", "time_zone", b"time_zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -442,11 +507,16 @@ class ApplyReply(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
     outcome: Global___ApplyReply.Outcome.ValueType
     epoch: _builtins.str
     revision: _builtins.int
     """what the agent now holds durably"""
+    @_builtins.property
+    def origin(self) -> Global___Origin:
+        """of `revision`"""
+
     @_builtins.property
     def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Failure]: ...
     def __init__(
@@ -455,11 +525,12 @@ class ApplyReply(_message.Message):
         outcome: Global___ApplyReply.Outcome.ValueType = ...,
         epoch: _builtins.str = ...,
         revision: _builtins.int = ...,
+        origin: Global___Origin | None = ...,
         failures: _abc.Iterable[Global___Failure] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "failures", b"failures", "outcome", b"outcome", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "failures", b"failures", "origin", b"origin", "outcome", b"outcome", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -722,6 +793,21 @@ class TrafficClass(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrafficClass: _TypeAlias = TrafficClass  # noqa: Y015
+
+@_typing.final
+class HeldRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldRequest: _TypeAlias = HeldRequest  # noqa: Y015
 
 @_typing.final
 class PeersRequest(_message.Message):

@@ -64,6 +64,11 @@ class AgentStub:
                 request_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.PeersRequest.SerializeToString,
                 response_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.PeersChunk.FromString,
                 _registered_method=True)
+        self.Held = channel.unary_stream(
+                '/wirelane.agent.v1.Agent/Held',
+                request_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.HeldRequest.SerializeToString,
+                response_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.SnapshotChunk.FromString,
+                _registered_method=True)
 
 
 class AgentServicer:
@@ -112,6 +117,13 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Held(self, request, context):
+        """The desired state that this agent holds, as a snapshot would bring it, without private keys.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -144,6 +156,11 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.Peers,
                     request_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.PeersRequest.FromString,
                     response_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.PeersChunk.SerializeToString,
+            ),
+            'Held': grpc.unary_stream_rpc_method_handler(
+                    servicer.Held,
+                    request_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.HeldRequest.FromString,
+                    response_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.SnapshotChunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -308,6 +325,33 @@ class Agent:
             '/wirelane.agent.v1.Agent/Peers',
             protos_dot_agent_dot_v1_dot_agent__pb2.PeersRequest.SerializeToString,
             protos_dot_agent_dot_v1_dot_agent__pb2.PeersChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Held(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/wirelane.agent.v1.Agent/Held',
+            protos_dot_agent_dot_v1_dot_agent__pb2.HeldRequest.SerializeToString,
+            protos_dot_agent_dot_v1_dot_agent__pb2.SnapshotChunk.FromString,
             options,
             channel_credentials,
             insecure,

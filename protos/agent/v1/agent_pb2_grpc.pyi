@@ -57,6 +57,8 @@ class AgentStub:
     """One account as the kernel has it now: peer, mark counters, classes."""
     Peers: _grpc.UnaryStreamMultiCallable[_agent_pb2.PeersRequest, _agent_pb2.PeersChunk]
     """The peers of one server as WireGuard has them now; streamed."""
+    Held: _grpc.UnaryStreamMultiCallable[_agent_pb2.HeldRequest, _agent_pb2.SnapshotChunk]
+    """The desired state that this agent holds, as a snapshot would bring it, without private keys."""
 
 @_typing.type_check_only
 class AgentAsyncStub(AgentStub):
@@ -75,6 +77,8 @@ class AgentAsyncStub(AgentStub):
     """One account as the kernel has it now: peer, mark counters, classes."""
     Peers: _aio.UnaryStreamMultiCallable[_agent_pb2.PeersRequest, _agent_pb2.PeersChunk]  # type: ignore[assignment]
     """The peers of one server as WireGuard has them now; streamed."""
+    Held: _aio.UnaryStreamMultiCallable[_agent_pb2.HeldRequest, _agent_pb2.SnapshotChunk]  # type: ignore[assignment]
+    """The desired state that this agent holds, as a snapshot would bring it, without private keys."""
 
 class AgentServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -126,5 +130,13 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.PeersChunk], _abc.AsyncIterator[_agent_pb2.PeersChunk]]:
         """The peers of one server as WireGuard has them now; streamed."""
+
+    @_abc_1.abstractmethod
+    def Held(
+        self,
+        request: _agent_pb2.HeldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.SnapshotChunk], _abc.AsyncIterator[_agent_pb2.SnapshotChunk]]:
+        """The desired state that this agent holds, as a snapshot would bring it, without private keys."""
 
 def add_AgentServicer_to_server(servicer: AgentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

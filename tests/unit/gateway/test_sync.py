@@ -11,8 +11,9 @@ from dataclasses import replace
 
 import pytest
 
+from gateway.agents import StaleAgent
 from gateway.errors import AgentUnreachable, NotFound
-from gateway.model import AccountEdit, Applied, Failure, NewAccount, Patch, ServerValues
+from gateway.model import AccountEdit, Applied, Failure, Held, NewAccount, Origin, Patch, ServerValues
 from gateway.store import Store, open_store
 from gateway.sync import Sync
 from tests.fakes.agents import FakeAgent, FakeAgents
@@ -109,7 +110,7 @@ async def test_who_was_answered_is_told_whatever_becomes_of_the_next_call(
     await create(product)
     agent.slow = 0.1
 
-    async def compared(node: str, epoch: str, revision: int) -> object:
+    async def compared(node: str, held: Held) -> object:
         if trouble == "it is slow":
             await asyncio.sleep(60)
         raise NotFound("no such node") if trouble == "the node is removed" else RuntimeError("broken")
@@ -208,21 +209,63 @@ async def test_a_patch_to_an_agent_that_lost_its_state_becomes_a_snapshot_at_onc
         assert len(agent.snapshots) == 2
 
 
-async def test_an_agent_ahead_of_a_restored_database_gets_a_snapshot(product: Product) -> None:
-    agent = await with_server(product)
-    await create(product)
-    agent.revision += 100
-    agent._ready.append((0.0, agent.revision))
-    await until(lambda: len(agent.snapshots) == 2)
-    assert agent.revision == (await product.store.node(NODE)).revision
-
-
 async def test_resync_of_a_node_sends_everything_anew(product: Product) -> None:
     agent = await with_server(product)
     await create(product)
     agent.accounts.clear()  # what the agent says it holds is not what it holds
-    await product.store.resync_node(NODE)
+    await product.store.resync_node(NODE, (await agent.status()).held)
     await until(lambda: len(agent.accounts) == 1)
+
+
+async def test_an_agent_of_another_database_is_given_nothing_until_the_operator_says_so(
+    product: Product, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = await with_server(product)
+    await create(product)
+    kept, sent = dict(agent.accounts), len(agent.patches)
+    agent.origin, agent.revision, agent.epoch = Origin("theirs", 5, NODE), 90, "theirs"  # the database was begun anew
+    await until(lambda: "event=contested" in caplog.text)
+    assert "of another database" in product.sync.statuses()[NODE].problem  # type: ignore[union-attr]
+    create_1 = asyncio.create_task(create(product, 1))
+    await asyncio.sleep(0.7)
+    assert (agent.accounts, len(agent.patches), len(agent.snapshots)) == (kept, sent, 1)
+    assert caplog.text.count("event=contested") == 1  # looked at again and again, said once
+    assert product.sync.pending() == [NODE]
+    await product.store.resync_node(NODE, (await agent.status()).held)
+    assert await create_1 == ""
+    assert len(agent.accounts) == 2
+    assert agent.snapshots[-1].replaces == Held("theirs", 90, Origin("theirs", 5, NODE), 1, 1)
+    await until_acknowledged(product.store, agent)
+    assert product.sync.statuses()[NODE].problem == ""  # type: ignore[union-attr]
+
+
+async def test_a_database_whose_numbers_met_those_of_before_is_not_taken_for_the_same(product: Product) -> None:
+    agent = await with_server(product)
+    await create(product)
+    agent.origin = replace(agent.origin, mark=agent.origin.mark + 1)
+    await until(lambda: "another history" in product.sync.statuses()[NODE].problem)  # type: ignore[union-attr]
+
+
+async def test_two_names_for_one_agent_leave_it_to_the_first(product: Product) -> None:
+    agent = await with_server(product)
+    await create(product)
+    product.agents.also("twin", NODE)
+    await product.store.add_node("twin", "unix:/run/link-to-agent.sock")
+    await until(lambda: bool((status := product.sync.statuses().get("twin")) and status.problem))
+    assert "its agent is node local already" in product.sync.statuses()["twin"].problem  # type: ignore[union-attr]
+    assert await create(product, 1) == ""
+    assert product.sync.statuses()[NODE].problem == ""  # type: ignore[union-attr]
+    assert (len(agent.accounts), len(agent.snapshots)) == (2, 1)
+
+
+async def test_a_snapshot_that_was_overtaken_is_refused_and_the_state_read_again(product: Product) -> None:
+    agent = await with_server(product)
+    await create(product)
+    late = await product.store.snapshot(NODE)
+    await create(product, 1)
+    with pytest.raises(StaleAgent):
+        await agent.snapshot(late, 0)
+    assert len(agent.accounts) == 2
 
 
 async def test_a_change_that_another_process_commits_is_found(product: Product, database: str) -> None:
@@ -381,12 +424,12 @@ async def test_a_pass_that_breaks_is_logged_once_and_tried_again(
     broken = 4
     real = product.store.compared
 
-    async def compared(node: str, epoch: str, revision: int) -> object:
+    async def compared(node: str, held: Held) -> object:
         nonlocal broken
         if broken:
             broken -= 1
             raise RuntimeError("broken")
-        return await real(node, epoch, revision)
+        return await real(node, held)
 
     monkeypatch.setattr(product.store, "compared", compared)
     assert await create(product) == ""

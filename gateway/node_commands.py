@@ -1,0 +1,150 @@
+"""`wirelane-gateway node add|edit|list|remove|resync`: the hosts with an agent. Called by the command line.
+
+`list` and `resync` ask the agents themselves: what a node holds is theirs to say, and no other process is needed to
+hear it. Only tables and differences go to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from gateway.agents import Agents, checked_target
+from gateway.agents.codec import objects_of
+from gateway.errors import AgentUnreachable
+from gateway.model import HeldObject, Node
+from gateway.progress import printed_table
+from gateway.store import Store
+
+Options = argparse.Namespace
+T = TypeVar("T")
+
+DIFFERENT = 2  # exit status of --show-difference
+TITLES = ("NAME", "TARGET", "REVISION", "ACKNOWLEDGED", "EPOCH", "ENDPOINT", "STATE")
+
+
+def add_parsers(commands: Any, add: Callable[..., argparse.ArgumentParser], on_store: Callable[..., Any]) -> None:
+    nodes = commands.add_parser("node", help="The hosts with an agent.").add_subparsers(required=True, metavar="ACTION")
+    command = add(nodes, "add", on_store(node_add), "Add a node.")
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("target", metavar="TARGET", help="where its agent listens: unix:/path/to/agent.sock")
+    command.add_argument("--endpoint", default="", metavar="ADDRESS", help="where clients reach it")
+    command = add(nodes, "edit", on_store(node_edit), "Change where a node is reached.")
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("--target", metavar="TARGET", help="where its agent listens: unix:/path/to/agent.sock")
+    command.add_argument("--endpoint", metavar="ADDRESS", help='where clients reach it; "" clears')
+    add(nodes, "list", on_store(node_list), "List the nodes, and how each does.")
+    command = add(nodes, "remove", on_store(node_remove), "Forget a node that has no servers.")
+    command.add_argument("name", metavar="NAME")
+    command = add(nodes, "resync", on_store(node_resync), "Say that the database is right about a node, or look first.")
+    command.add_argument("name", metavar="NAME")
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--show-difference",
+        action="store_true",
+        help="what differs between node and database, a line each; changes nothing; exit status 2 if anything does",
+    )
+    which.add_argument(
+        "--from-database",
+        action="store_true",
+        help="the database is right: the node gets all of it, and loses the rest",
+    )
+
+
+async def node_add(store: Store, options: Options) -> None:
+    node = await store.add_node(options.name, checked_target(options.target), options.endpoint)
+    _explain(f"node {node.name} is added; running gateways call it within seconds")
+
+
+async def node_edit(store: Store, options: Options) -> None:
+    target = None if options.target is None else checked_target(options.target)
+    await store.edit_node(options.name, target, options.endpoint)
+
+
+async def node_list(store: Store, options: Options) -> None:
+    nodes = await store.nodes()
+    states = await _with_agents(lambda agents: asyncio.gather(*(_state(store, agents, node) for node in nodes)))
+    rows = [
+        (n.name, n.target, str(n.revision), str(n.acknowledged), n.epoch or "-", n.endpoint or "-", state)
+        for n, state in zip(nodes, states, strict=True)
+    ]
+    printed_table(TITLES, rows)
+
+
+async def _state(store: Store, agents: Agents, node: Node) -> str:
+    try:
+        status = await agents.status(node)
+    except AgentUnreachable as error:
+        return f"away: {error}"
+    compared = await store.compared(node.name, status.held)
+    if compared.contested:
+        return f"contested: {compared.contested}"
+    problem = "; ".join(filter(None, (status.problem, *(failure.reason for failure in status.failures[:3]))))
+    return f"problem: {problem}" if problem else "OK"
+
+
+async def node_remove(store: Store, options: Options) -> None:
+    await store.remove_node(options.name)
+    _explain(f"node {options.name} is forgotten here; its agent keeps what it holds")
+
+
+async def node_resync(store: Store, options: Options) -> int:
+    node = await store.node(options.name)
+    if options.show_difference:
+        held = await _with_agents(lambda agents: agents.held(node))
+        return _show(held, tuple(objects_of(await store.snapshot(node.name))))
+    status = await _with_agents(lambda agents: agents.status(node))
+    await store.resync_node(node.name, status.held)
+    _explain(f"node {node.name} gets everything anew within seconds, without a drop on sessions that are right")
+    return 0
+
+
+def _show(held: Sequence[HeldObject], wanted: Sequence[HeldObject]) -> int:
+    """A line for each object that differs, and the counts."""
+    on_node, in_database = _by_key(held), _by_key(wanted)
+    counts = {"only on the node": 0, "only in the database": 0, "different": 0}
+    for key in sorted(on_node.keys() | in_database.keys()):
+        here, there = on_node.get(key), in_database.get(key)
+        if here is None or there is None:
+            what, detail = ("only on the node", _told(here)) if here else ("only in the database", _told(there))
+        elif here.fields != there.fields:
+            what, detail = "different", _told(there) + ": " + ", ".join(_changes(here.fields, there.fields))
+        else:
+            continue
+        counts[what] += 1
+        print(f"{what}: {detail}")
+    _explain(f"the node holds {len(on_node)} servers and accounts, the database {len(in_database)}")
+    _explain(", ".join(f"{count} {what}" for what, count in counts.items()))
+    return DIFFERENT if any(counts.values()) else 0
+
+
+def _by_key(objects: Sequence[HeldObject]) -> dict[tuple[str, str], HeldObject]:
+    return {(one.kind, one.key): one for one in objects}
+
+
+def _told(one: HeldObject | None) -> str:
+    assert one is not None
+    return f"{one.kind} {one.name} {one.fields['address']}"
+
+
+def _changes(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
+    return [
+        f"{name} {here[name] or '-'} on the node, {there[name] or '-'} here"
+        for name in there
+        if here[name] != there[name]
+    ]
+
+
+async def _with_agents(work: Callable[[Agents], Awaitable[T]]) -> T:
+    agents = Agents()
+    try:
+        return await work(agents)
+    finally:
+        await agents.close()
+
+
+def _explain(text: str) -> None:
+    print(text, file=sys.stderr)
