@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import sqlalchemy.exc
 from sqlalchemy import Connection, event, text
@@ -33,6 +34,8 @@ WAIT_SECONDS = 5.0  # for a connection, and for those who hold what is to be cha
 READERS = 4  # SQLite: connections that read beside the one that writes
 POOL_SIZE = 10  # PostgreSQL
 POOLER_LOOKS = 3
+OPTIONS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "host", "port")  # of a PostgreSQL URL, as libpq spells them
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 # How long the change that begins now may still wait for its turn; one that has waited for a connection has less left.
 _left: ContextVar[float] = ContextVar("left")
@@ -47,8 +50,20 @@ def parsed_url(text: str) -> URL:
     if url.drivername == "sqlite" and url.database and Path(url.database).is_absolute():
         return url.set(drivername="sqlite+aiosqlite")
     if url.drivername in ("postgresql", "postgres") and url.database:
+        _check_options(url)
         return url.set(drivername="postgresql+asyncpg")
     raise ConfigError(["database: must be sqlite:////path/to/file or postgresql://user@host/name"])
+
+
+def _check_options(url: URL) -> None:
+    """What stands after the "?": the driver takes what it does not know for a setting of the server."""
+    for name, value in url.query.items():
+        if name not in OPTIONS:
+            raise ConfigError([f"database: {name!r} is not understood after the '?', only {', '.join(OPTIONS)}"])
+        if name == "sslmode" and value not in SSL_MODES:
+            raise ConfigError([f"database: sslmode must be one of {', '.join(SSL_MODES)}"])
+        if name.startswith("ssl") and name != "sslmode" and not os.access(str(value), os.R_OK):
+            raise ConfigError([f"database: {name}: {value} is not there, or cannot be read by this user"])
 
 
 class Engine:
@@ -166,12 +181,14 @@ def _bound_wait(connection: Connection) -> None:
 
 def _postgresql(url: URL) -> AsyncEngine:
     engine = create_async_engine(
-        url,
+        url.set(query={}),
         pool_size=POOL_SIZE,
         max_overflow=0,
         pool_timeout=WAIT_SECONDS,
         pool_pre_ping=True,  # the server may have been restarted since
         connect_args={
+            # The driver reads these out of a URL of its own only, and what stands beside it wins.
+            "dsn": f"postgresql:///?{urlencode(url.query, doseq=True)}",
             "timeout": CONNECT_SECONDS,
             "command_timeout": STATEMENT_SECONDS,
             "server_settings": {"application_name": "wirelane-gateway"},

@@ -14,6 +14,8 @@ import pytest
 
 import agent.config
 import gateway.config
+from gateway import links
+from gateway.http import admission
 
 LOCKS = ("requirements-runtime.lock", "requirements.lock")
 ROOT = Path(__file__).parents[2]
@@ -76,3 +78,19 @@ def test_the_runtime_lock_names_the_same_versions_as_the_whole_lock() -> None:
     pins = [set(re.findall(r"(?m)^([\w.-]+==[^\s;]+)", (ROOT / name).read_text())) for name in LOCKS]
     assert len(pins[0]) > 20
     assert pins[0] <= pins[1]
+
+
+@pytest.mark.parametrize("unit", ["wirelane-agent.service", "wirelane-gateway.service"])
+def test_the_security_paper_tells_what_a_unit_opens(unit: str) -> None:
+    paper = (ROOT / "docs" / "security.md").read_text()
+    lines = [line.partition("=") for line in (UNITS / unit).read_text().splitlines()]
+    opened = {"CapabilityBoundingSet", "ReadWritePaths", "StateDirectory", "RuntimeDirectory", "User"}
+    told = [word for name, _, value in lines if name in opened for word in value.split()]
+    assert told and all(f"{word}`" in paper for word in told), told
+    assert ("LimitCORE", "=", "0") in lines
+
+
+def test_the_security_paper_tells_the_bounds_of_the_door() -> None:
+    paper = (ROOT / "docs" / "security.md").read_text()
+    assert f"{admission.FROM_ONE_ADDRESS} of the {admission.CONNECTIONS:,} connections" in paper
+    assert f"{links.KEY_BYTES * 8} random bits" in paper

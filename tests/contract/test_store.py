@@ -7,7 +7,7 @@ import random
 import re
 import sqlite3
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date
@@ -56,8 +56,9 @@ from gateway.store.tables import (
     tombstones,
     usage,
 )
+from gateway.store.transaction import Transaction
 from tests.fakes.agents import FakeAgents
-from tests.fakes.cluster import Cluster
+from tests.fakes.cluster import Cluster, self_signed, why_missing
 from tests.fakes.product import KEY
 from tests.fakes.settle import InstantSync
 
@@ -210,6 +211,12 @@ async def test_a_file_that_is_no_database_is_named_and_left_alone(tmp_path: Path
         ("mysql://localhost/x", "must be sqlite:////path"),
         ("nonsense", "must be sqlite:////path"),
         ("sqlite:////nonexistent/folder/gateway.db", "cannot be opened: No such file"),
+        (
+            "postgresql://wirelane@127.0.0.1/x?ssl=on",
+            "'ssl' is not understood after the '\\?', only sslmode, sslrootcert",
+        ),
+        ("postgresql://wirelane@127.0.0.1/x?sslmode=yes", "sslmode must be one of disable, allow"),
+        ("postgresql://wirelane@127.0.0.1/x?sslmode=verify-full&sslrootcert=/no/ca.pem", "/no/ca.pem"),
     ],
 )
 async def test_a_wrong_database_url_is_a_clear_error(url: str, text: str) -> None:
@@ -223,6 +230,35 @@ async def test_a_database_server_that_is_away_is_said_to_be(cluster: Cluster) ->
     with pytest.raises(DatabaseUnavailable) as caught:
         await open_store(cluster.url("no_such_database"), KEY)
     assert "no_such_database" in caught.value.reason
+
+
+async def test_postgresql_is_asked_over_tls_and_its_certificate_is_checked(tmp_path: Path) -> None:
+    def has_tls(tx: Transaction) -> Awaitable[Any]:
+        return tx.one(sa.text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"))
+
+    if reason := why_missing():
+        pytest.skip(reason)
+    cluster = Cluster()
+    cluster.start(tls=True)
+    try:
+        url = cluster.url(cluster.create())
+        await migrate(url)
+        trusted = tmp_path / "ca.pem"
+        trusted.write_bytes(cluster.certificate.read_bytes())
+        for options, over_tls in (
+            ("sslmode=disable", False),
+            ("sslmode=require", True),
+            (f"sslmode=verify-full&sslrootcert={trusted}", True),
+        ):
+            store = await open_store(f"{url}?{options}", KEY)
+            assert tuple(await store.read(has_tls)) == (over_tls,), options
+            await store.close()
+        self_signed(trusted, tmp_path / "key.pem")
+        with pytest.raises(DatabaseUnavailable) as caught:
+            await open_store(f"{url}?sslmode=verify-full&sslrootcert={trusted}", KEY)
+        assert "certificate" in caught.value.reason
+    finally:
+        cluster.stop()
 
 
 async def test_sqlite_is_durable_private_and_strict(sqlite_url: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGES = Path("/usr/lib/postgresql")  # Debian keeps the programs of each version in a folder of its own
@@ -48,11 +49,14 @@ class Cluster:
         self._process: subprocess.Popen[bytes] | None = None
         self._count = 0
 
-    def start(self) -> None:
+    def start(self, *, tls: bool = False) -> None:
         data = self._folder / "data"
         self._run("initdb", "-D", str(data), "-U", "wirelane", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
         # Speed: nothing in these files outlives the run.
         options = ["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=100"]
+        if tls:
+            self_signed(self.certificate, data / "server.key", self._prefix)
+            options += ["-c", "ssl=on"]
         command = [self._binaries / "postgres", "-D", data, "-k", self._folder, "-h", "127.0.0.1", "-p", str(self.port)]
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -66,6 +70,11 @@ class Cluster:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("PostgreSQL did not start:\n" + (self._folder / "log").read_text())
             time.sleep(0.05)
+
+    @property
+    def certificate(self) -> Path:
+        """With `tls`: for 127.0.0.1, signed by itself. Readable for everybody."""
+        return self._folder / "data" / "server.crt"
 
     def stop(self) -> None:
         if self._process is not None:
@@ -102,6 +111,14 @@ class Cluster:
         done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=False)
         if done.returncode:
             raise RuntimeError(f"{program} failed:\n{done.stdout}{done.stderr}")
+
+
+def self_signed(certificate: Path, key: Path, prefix: Sequence[str] = ()) -> None:
+    """Makes a certificate for 127.0.0.1 and its key. `prefix`: of the command, to become somebody else."""
+    for_address = ("-subj", "/CN=wirelane test", "-addext", "subjectAltName=IP:127.0.0.1")
+    kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
+    command = [*prefix, "openssl", "req", "-x509", *kind, *for_address, "-out", str(certificate), "-keyout", str(key)]
+    subprocess.run(command, cwd="/", capture_output=True, timeout=60, check=True)
 
 
 def _unprivileged() -> pwd.struct_passwd:
