@@ -1,6 +1,7 @@
 """Runs the rungs of the test ladder in order and sums up: the engine of scripts/test.
 
-A rung is `scripts/check` or one folder of tests under pytest; `release` is the unit rung on the other Debian release.
+A rung is `scripts/check` or one folder of tests under pytest; `release` is the unit rung on the other Debian release,
+with an installation and the demo.
 All of them run, whatever fails on the way. The VM of `system` mostly waits for one emulated processor: it runs beside
 the rungs that measure nothing. `netns`, which does, has the machine to itself. The summary shows every skip with its
 reason; where CI=true a skip is a failure unless ACCEPTED_SKIPS knows it.
@@ -43,7 +44,7 @@ COMMANDS = {
     "release": (
         *("scripts/release", "--", "sh", "-c"),
         "scripts/setup --unit && .venv/bin/python -m pytest -p no:cacheprovider tests/unit &&"
-        " WIRELANE_THROWAWAY=yes exec tests/system/box.sh",
+        " WIRELANE_THROWAWAY=yes tests/system/box.sh && exec scripts/demo --once",
     ),
 }
 NEED_ROOT = {"release": "root is needed for a chroot"}  # of COMMANDS; the tests of a folder skip themselves

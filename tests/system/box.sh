@@ -24,7 +24,7 @@ key=$(wirelane-gateway key add billing --ip 192.0.2.10 2> /dev/null)
 
 echo "# mine" >> /etc/wirelane/agent.toml
 scripts/setup --uninstall
-left=$(find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /root -o -path /wirelane -o -path /venv -o -path /mnt \) -prune -o \
+left=$(find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /root -o -path /wirelane -o -path /venv -o -path /mnt -o -path /etc/postgresql-common \) -prune -o \
   -iname '*wirelane*' -print | grep -vE '^/(etc/wirelane|var/lib/wirelane-(agent|gateway))(/|$)' || true)
 [ -z "$left" ] || failed "still there after --uninstall: $left"
 grep -q '# mine' /etc/wirelane/agent.toml && [ -s /var/lib/wirelane-gateway/gateway.db ] || failed "configuration or data are gone"
