@@ -75,6 +75,9 @@ class Kernel(Protocol):
     def uplink(self) -> str:
         """The interface to the internet. Raises KernelError when there is none."""
 
+    def keep_answers(self, serves: bool) -> KernelError | None:
+        """Clients who come in by a former uplink are still answered. `serves`: there are servers. None = it is so."""
+
     def forget_connections(self, addresses: Collection[IPv4Address]) -> None:
         """Nothing that was on its way to these addresses finds them any more. Raises KernelError."""
 

@@ -27,6 +27,7 @@ from agent.config import Config
 from agent.desired import Desired
 from agent.errors import AgentError, BrokenStore, KernelError
 from agent.kernel import bounded, conntrack, foreign
+from agent.kernel.answers import Answers
 from agent.kernel.backend import choose_backend
 from agent.kernel.bounded import Bounded
 from agent.kernel.forwarding import Forwardings
@@ -84,6 +85,7 @@ class LinuxKernel:
     forwarding: Part[str, Forwarding] = field(init=False)
     marks: MarksPart = field(init=False)
     peers: Peers = field(init=False)
+    answers: Answers = field(default_factory=Answers)
 
     def __post_init__(self) -> None:
         doors = backend_doors(self.opened)[self.backend]
@@ -94,6 +96,13 @@ class LinuxKernel:
 
     def uplink(self) -> str:
         return uplink(self.uplink_setting)
+
+    def keep_answers(self, serves: bool) -> KernelError | None:
+        try:
+            self.answers.keep(serves and self.mode == "userspace")  # the kernel's answers as the routes say
+        except KernelError as error:
+            return error
+        return None
 
     def forget_connections(self, addresses: Collection[IPv4Address]) -> None:
         try:

@@ -71,6 +71,7 @@ class Writer:
         if self._ahead is not None:  # its patch has not come to us yet: what was made is read, and removed
             self._ahead.done.result()
             undone, self._ahead = self._ahead.classes.add, None
+        lost = self._kernel.keep_answers(bool(desired.servers))  # at once: classes on a new uplink take their time
         try:
             uplink = self._kernel.uplink()
         except KernelError:
@@ -83,6 +84,8 @@ class Writer:
         addresses = self._usage.addresses().union(desired.by_address)
         one = _Pass(self._kernel, self._usage, self._shown, desired, uplink, found, diffs, addresses)
         report = self._finish(desired, one)
+        if lost:
+            report.fail(0, "", lost)
         scope = Scope(frozenset(want.links), uplink)
         report.warnings, report.problem = self._kernel.warnings(scope), self._kernel.problem(scope)
         report.refused_connections = self._kernel.refused_connections()

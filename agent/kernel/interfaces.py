@@ -89,7 +89,7 @@ def read_interfaces() -> dict[str, Interface]:
         links = (_interface(message, addresses.get(message["index"], [])) for message in route.get_links())
         return {link.name: link for link in links}
 
-    return _dumped("cannot list the network interfaces", read)
+    return dumped("cannot list the network interfaces", read)
 
 
 def read_interface(name: str) -> Interface | None:
@@ -105,7 +105,7 @@ def read_interface(name: str) -> Interface | None:
         index = message["index"]
         return _interface(message, [_address(one) for one in route.get_addr(family=AF_INET, index=index)])
 
-    return _dumped(f"cannot read interface {name}", read)
+    return dumped(f"cannot read interface {name}", read)
 
 
 def read_link(name: str) -> Interface | None:
@@ -233,7 +233,7 @@ def _default_device() -> str | None:
         (link,) = route.get_links(min(defaults)[1])
         return str(link.get_attr("IFLA_IFNAME"))
 
-    return _dumped("cannot read the IPv4 routes", read)
+    return dumped("cannot read the IPv4 routes", read)
 
 
 def address_of(device: str) -> IPv4Address | None:
@@ -253,7 +253,7 @@ def read_device_routes() -> frozenset[tuple[IPv4Network, str]]:
             if (target := one.get_attr("RTA_DST")) and not one.get_attr("RTA_GATEWAY")
         )
 
-    return _dumped("cannot read the IPv4 routes", read)
+    return dumped("cannot read the IPv4 routes", read)
 
 
 def add_device_route(interface: Interface, address: IPv4Interface) -> None:
@@ -291,10 +291,10 @@ def read_networks() -> list[HostNetwork]:
                 found[f"{target}/{one['dst_len']}", names.get(_out_interface(one) or 0, "a route")] = None
         return [HostNetwork(IPv4Interface(text).network, name) for text, name in found]
 
-    return _dumped("cannot read the host's networks", read)
+    return dumped("cannot read the host's networks", read)
 
 
-def _dumped(what: str, read: Callable[[Any], T]) -> T:
+def dumped(what: str, read: Callable[[Any], T]) -> T:
     with explained(what):
         for _ in range(DUMP_TRIES):
             try:

@@ -103,6 +103,9 @@ class FakeKernel:
         self.called("uplink", "read")
         return self.uplink_name
 
+    def keep_answers(self, serves: bool) -> KernelError | None:
+        return None
+
     def forget_connections(self, addresses: Collection[IPv4Address]) -> None:
         if addresses:
             self.called("connections", "forget")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.lab.lab import Lab
 from tests.lab.processes import wait_until
-from tests.lab.readings import fetch
+from tests.lab.readings import fetch, is_shaped, shaped_rate
 from tests.lab.topology import INTERNET, UPLINK
 from tests.netns.main_job.conftest import MakeAccount
 from tests.netns.main_job.picture import NODE
@@ -47,6 +49,12 @@ def moved(lab: Lab) -> bool:
     return shaped(lab, OTHER) and not shaped(lab, UPLINK) and f"-o {OTHER} -j MASQUERADE" in rules
 
 
+def kept(lab: Lab) -> list[str]:
+    """Former uplinks by which clients are still answered."""
+    routes = json.loads(lab.exec(NODE, "ip", "-json", "route", "show", "table", "all").stdout)
+    return [route["dev"] for route in routes if route.get("table") == "default"]
+
+
 @pytest.mark.parametrize("how", ["replace", "better"])
 def test_a_default_route_that_moves_is_followed_and_the_former_uplink_is_cleaned(
     lab: Lab, make_account: MakeAccount, second_way: None, how: str
@@ -60,11 +68,46 @@ def test_a_default_route_that_moves_is_followed_and_the_former_uplink_is_cleaned
         lab.exec(NODE, "ip", "route", "del", *old)
     lab.exec(NODE, "ip", "route", *words, "via", FAR, "dev", OTHER)
     wait_until(lambda: moved(lab), "the uplink", FOLLOW_SECONDS)
-    if how == "better":  # wireguard-go answers by the interface that a packet came in on, which has no route else
-        assert fetch(lab, "c1", "/ip")
+    assert fetch(lab, "c1", "/ip") == f"{NEAR}\n"  # the client still comes in by the other cable, and is answered there
+    assert kept(lab) == ([UPLINK] if how == "replace" else [])
     classes = lab.exec(NODE, "tc", "class", "show", "dev", OTHER).stdout
     assert "rate 20Mbit" in classes
     assert lab.exec(NODE, "tc", "class", "show", "dev", UPLINK).stdout == ""
+
+
+def test_a_customer_keeps_the_internet_while_the_uplink_moves_away_and_back(
+    lab: Lab, make_account: MakeAccount, second_way: None
+) -> None:
+    """His packets come in by the former uplink all the time: its router still leads here."""
+    lab.connect("c1", make_account(b_download=20, b_upload=20)["name"])
+    assert fetch(lab, "c1", "/ip")
+    before = lab.exec(NODE, "ip", "route", "show", "default").stdout.split()
+    lab.exec(NODE, "ip", "route", "replace", "default", "via", FAR, "dev", OTHER)
+    assert outage(lab, f"{NEAR}\n") < FOLLOW_SECONDS
+    wait_until(lambda: moved(lab), "the uplink", FOLLOW_SECONDS)
+    assert is_shaped(shaped_rate(lab, "c1", "upload", 20), 20)
+    lab.kill_agent("n1")
+    lab.start_agent("n1")
+    assert kept(lab) == [UPLINK]
+    assert fetch(lab, "c1", "/ip") == f"{NEAR}\n"
+    lab.exec(NODE, "ip", "route", "replace", *before)
+    assert outage(lab, f"{lab.plan.nodes[0].address.ip}\n") < FOLLOW_SECONDS
+    wait_until(lambda: kept(lab) == [OTHER], "the way back by the other one", FOLLOW_SECONDS)
+
+
+def test_the_way_back_goes_with_the_last_server(lab: Lab, second_way: None) -> None:
+    name = str(lab.rest.post("wireguard")["name"])
+    lab.exec(NODE, "ip", "route", "replace", "default", "via", FAR, "dev", OTHER)
+    wait_until(lambda: kept(lab) == [UPLINK], "the way back", FOLLOW_SECONDS)
+    lab.rest.delete(f"wireguard/{name}")
+    wait_until(lambda: kept(lab) == [], "nothing of it", FOLLOW_SECONDS)
+
+
+def outage(lab: Lab, source: str) -> float:
+    """Seconds until the customer is on the internet from this address."""
+    began = time.monotonic()
+    wait_until(lambda: fetch(lab, "c1", "/ip", 1.0) == source, f"the internet from {source.strip()}", 10.0)
+    return time.monotonic() - began
 
 
 def test_a_root_qdisc_that_somebody_deletes_is_put_right_at_once(lab: Lab, make_account: MakeAccount) -> None:
