@@ -26,6 +26,7 @@ from agent.model import (
     Peer,
     PeerKey,
     Qdisc,
+    Scope,
     Server,
     clamped,
     mark_of,
@@ -55,6 +56,11 @@ def wanted(desired: Desired, uplink: str, first: Iterable[int] = ()) -> Wanted:
     if desired.servers:
         result.qdiscs[uplink] = Qdisc(uplink)
     return result
+
+
+def scope_of(want: Wanted, uplink: str) -> Scope:
+    """Where to look for what of it is there already."""
+    return Scope(frozenset(want.links), uplink, {name: link.private_key for name, link in want.links.items()})
 
 
 def wanted_accounts(desired: Desired, account_ids: Iterable[int], uplink: str) -> Wanted:

@@ -5,10 +5,11 @@ A way is opened when what shapes it stands, and only where its link listens. Cal
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from agent.model import ClassKey, Diff, Forwarding
+from agent.desired import Desired
+from agent.model import Class, ClassKey, Diff, Forwarding, Peer, PeerKey
 from agent.wanted import Wanted
 
 
@@ -47,6 +48,19 @@ def opened_last(
         for late in (False, True)
     )
     return at_once, at_last
+
+
+def let_loose(
+    ways: Diff[str, Forwarding], new: Mapping[ClassKey, Class], failed: Collection[int], desired: Desired, found: Wanted
+) -> dict[PeerKey, Peer]:
+    """The peers of accounts whose class on an uplink that is to be opened was refused: nothing would limit them there.
+
+    `new`: the classes that were to be made; `failed`: ids of accounts.
+    """
+    uplinks = {one.uplink for one in (*ways.add.values(), *ways.change.values())}
+    owners = {one.owner for one in new.values() if one.device in uplinks and one.owner in failed}
+    addresses = {desired.accounts[owner].address for owner in owners if owner in desired.accounts}
+    return {key: peer for key, peer in found.peers.items() if peer.address in addresses} if addresses else {}
 
 
 def without(difference: Diff[str, Forwarding], failed: Collection[str]) -> Diff[str, Forwarding]:

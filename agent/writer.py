@@ -13,7 +13,8 @@ The order of a pass, and what each step is for:
 3. rules whose address has a new owner start from zero;
 4. add and change, PARTS from left to right: whatever shapes and counts an account stands before its peer. A boot with
    thousands of accounts goes slice by slice, those first who were last seen: they wait a second, not for all others.
-   Where peers stand already, forwarding to another uplink waits for the classes that are to be made there (ways.py);
+   Where peers stand already, forwarding to another uplink waits for the classes to be made there, and loses the peer
+   whose class is refused (ways.py);
 5. another sample if rules go, because a peer may have moved away from their address only in step 4;
 6. remove the rest, PARTS from right to left.
 
@@ -42,8 +43,8 @@ from agent.parts import ACCOUNT_PARTS, PARTS, Kernel
 from agent.report import Change, Report
 from agent.shaping import Errors, Shaping, apply, shape
 from agent.usage import Usage
-from agent.wanted import Wanted, owner_of, server_on, wanted, wanted_accounts
-from agent.ways import as_they_listen, closed, opened_last, without
+from agent.wanted import Wanted, owner_of, scope_of, server_on, wanted, wanted_accounts
+from agent.ways import as_they_listen, closed, let_loose, opened_last, without
 
 SLICE = 1_000  # accounts
 # From so many classes on, one more takes Linux long enough to be worth a second thread; see decision 0009.
@@ -100,7 +101,7 @@ class Writer:
     def _cut_off(self, desired: Desired) -> None:
         """Without a way to the internet nothing can be built, but who must not be let in any more goes all the same."""
         want = wanted(desired, "")
-        scope = Scope(frozenset({*want.links, *self._kernel.links.read(_scope(want, ""))}), "")
+        scope = Scope(frozenset({*want.links, *self._kernel.links.read(scope_of(want, ""))}), "")
         unwanted = diff(want.peers, self._kernel.peers.read(scope)).remove
         if unwanted:
             self._kernel.peers.apply(Diff(remove=unwanted))
@@ -160,7 +161,7 @@ class Writer:
 
     def read(self, want: Wanted, uplink: str) -> Wanted:
         """Everything of ours that Linux holds."""
-        links = self._kernel.links.read(_scope(want, uplink))
+        links = self._kernel.links.read(scope_of(want, uplink))
         scope = Scope(frozenset({*want.links, *links}), uplink)
         parts = {part: getattr(self._kernel, part).read(scope) for part in PARTS if part != "links"}
         return Wanted(links=links, **parts)
@@ -175,10 +176,6 @@ class Writer:
     def sample(self, desired: Desired) -> None:
         """Takes the kernel's counters into the totals."""
         self._usage.observe(self._kernel.marks.counters(), desired.by_address, desired.time_zone)
-
-
-def _scope(want: Wanted, uplink: str) -> Scope:
-    return Scope(frozenset(want.links), uplink, {name: link.private_key for name, link in want.links.items()})
 
 
 class _Pass:
@@ -209,7 +206,7 @@ class _Pass:
         self._failed_owners: set[int] = set()
 
     def run(self) -> Report:
-        peers, marks = self._diffs["peers"], self._diffs["marks"]
+        peers, marks, new = self._diffs["peers"], self._diffs["marks"], self._diffs["classes"].add
         self._write("peers", Diff(remove=peers.remove))
         self._write("links", Diff(remove=self._diffs["links"].remove))  # their ports are free for new ones
         moving = {key: self.found.peers[key].address for key in peers.change}
@@ -218,12 +215,14 @@ class _Pass:
         for part in ("links", "qdiscs"):
             self._write(part, self._allowed(self._diffs[part]))
         forwarding = as_they_listen(self._allowed(self._diffs["forwarding"]), self.found, self._failed_devices)
-        at_once, at_last = opened_last(forwarding, self.found, self._diffs["classes"].add)
+        at_once, at_last = opened_last(forwarding, self.found, new)
         self._write("forwarding", at_once)
         for diffs in self._slices():
             self._shape_and_mark(diffs)
             self._write("peers", self._allowed(diffs["peers"]))
-        self._write("forwarding", without(at_last, self._failed_devices))
+        at_last = without(at_last, self._failed_devices)
+        self._write("peers", Diff(remove=let_loose(at_last, new, self._failed_owners, self._desired, self.found)))
+        self._write("forwarding", at_last)
         self._forget_connections(moving.values())
         stuck = self._addresses_in_use(marks.remove)
         stuck_minors = {minor(self.found.marks[a].mark) for a in stuck if a in self.found.marks}

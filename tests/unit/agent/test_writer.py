@@ -476,6 +476,21 @@ def test_an_uplink_that_moves_is_opened_when_its_classes_are_there_and_the_forme
     assert box.full() == []
 
 
+def test_whose_class_is_refused_on_a_new_uplink_is_let_in_again_when_it_is_there(box: Box) -> None:
+    box.change(account(2, download=20, upload=10), account(3, download=20, upload=10))
+    first, second = box.desired.accounts[2], box.desired.accounts[3]
+    box.kernel.uplink_name = "ppp0"
+    box.kernel.refuses["classes", "add", ("ppp0", minor(first.mark))] = "no buffer space"
+    box.full()
+    assert {peer.address for peer in box.kernel.peers.held.values()} == {second.address}
+    assert box.kernel.forwarding.held["wg1"].uplink == "ppp0"  # the others have the internet
+    assert [failure.account_id for failure in box.report.failures.values()] == [2]
+    box.kernel.refuses.clear()
+    box.full()
+    assert {peer.address for peer in box.kernel.peers.held.values()} == {first.address, second.address}
+    assert ("ppp0", minor(first.mark)) in box.kernel.classes.held
+
+
 def test_an_uplink_that_refuses_our_root_is_not_opened_and_the_former_one_stays_shaped(box: Box) -> None:
     box.change(account(2))
     box.kernel.uplink_name = "ppp0"
