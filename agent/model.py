@@ -88,6 +88,7 @@ def is_mark(mark: int) -> bool:
 # -- what the gateway asks for ------------------------------------------------------------------------------------
 
 EVERYWHERE = IPv4Network("0.0.0.0/0")
+SOMEBODY = IPv4Address("1.1.1.1")  # on the internet; firewalls and routers know networks for documentation by name
 MAX_NETWORKS = 32  # of a reach: each is a rule that packets are compared with
 # What no reach opens, for nothing is there to be reached: "this" network, loopback, multicast and reserved.
 NOWHERE = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3")))
@@ -251,6 +252,19 @@ class Forwarding:
     @property
     def network(self) -> IPv4Network:
         return self.address.network
+
+    @property
+    def client(self) -> IPv4Address:
+        """An address that an account may have."""
+        return next((host for host in self.network.hosts() if host != self.address.ip), self.address.ip)
+
+    @property
+    def target(self) -> IPv4Address:
+        """An address behind the uplink that accounts may reach."""
+        if self.reach.internet or self.reach.networks == (EVERYWHERE,):
+            return SOMEBODY
+        first = self.reach.networks[0]
+        return first[1 if first.prefixlen < 31 else 0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +34,14 @@ class Report:
     problem: str | None = None  # of the node as a whole, which others have made; "" = none; None = nobody looked
     undone: int = 0  # how many of the changes took back what was made ahead
 
-    def fail(self, account_id: int, subject: str, error: KernelError) -> None:
+    def refuse(self, rows: Iterable[tuple[int, str, str]]) -> None:
+        """What was left out: the account's id (0 = a server), the name, and why."""
+        for account_id, subject, reason in rows:
+            self.fail(account_id, subject, KernelError(reason))
+
+    def fail(self, account_id: int, subject: str, error: KernelError | None) -> None:
+        if error is None:
+            return
         if account_id and not subject:
             subject = f"account {account_id}"  # gone from what was asked for, and its name with it
         self.failures.setdefault((account_id, subject), Failure(account_id, subject, str(error)))

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from agent.desired import Desired
+from agent.misfits import of_address, of_servers
 from agent.model import (
     DEFAULT_MTU,
     Account,
@@ -48,11 +49,12 @@ class Wanted:
 
 def wanted(desired: Desired, uplink: str, first: Iterable[int] = ()) -> Wanted:
     """Everything; the objects of the accounts `first` (ids) before the others'."""
+    nowhere = of_servers(desired)
     result = wanted_accounts(desired, dict.fromkeys((*first, *desired.accounts)), uplink)
     for server in desired.servers.values():
         result.links[server.interface] = _link(server)
         result.qdiscs[server.interface] = Qdisc(server.interface)
-        result.forwarding[server.interface] = _forwarding(server, uplink)
+        result.forwarding[server.interface] = _forwarding(server, "" if server.name in nowhere else uplink)
     if desired.servers:
         result.qdiscs[uplink] = Qdisc(uplink)
     return result
@@ -68,8 +70,8 @@ def wanted_accounts(desired: Desired, account_ids: Iterable[int], uplink: str) -
     result = Wanted()
     for account_id in account_ids:
         account = desired.accounts.get(account_id)
-        if account is not None:
-            _add(result, account, desired.servers[account.server].interface, uplink)
+        if account is not None and not of_address(account, server := desired.servers[account.server]):
+            _add(result, account, server.interface, uplink)
     return result
 
 

@@ -26,12 +26,12 @@ from agent import collector
 from agent.config import Config
 from agent.desired import Desired
 from agent.errors import AgentError, BrokenStore, KernelError
-from agent.kernel import bounded, conntrack, foreign
+from agent.kernel import bounded, conntrack, foreign, routed
 from agent.kernel.answers import Answers
 from agent.kernel.backend import choose_backend
 from agent.kernel.bounded import Bounded
 from agent.kernel.forwarding import Forwardings
-from agent.kernel.interfaces import uplink
+from agent.kernel.interfaces import read_addresses, uplink
 from agent.kernel.link import Links, choose_mode
 from agent.kernel.marks import IptablesMarks
 from agent.kernel.nft_forwarding import NftForwardings
@@ -115,8 +115,9 @@ class LinuxKernel:
         return bounded.refused()
 
     def warnings(self, scope: Scope) -> tuple[str, ...]:
-        found = (warning for look in WARNINGS for warning in look(scope))
-        return (*found, *foreign.warnings(foreign.read(), self._servers(scope)))
+        found, servers = (warning for look in WARNINGS for warning in look(scope)), self._servers(scope)
+        beside = routed.warnings(servers, self.host_networks(), read_addresses())
+        return (*found, *foreign.warnings(foreign.read(), servers), *beside)
 
     def problem(self, scope: Scope) -> str:
         return foreign.problem(foreign.read(), scope.devices)

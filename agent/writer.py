@@ -38,6 +38,7 @@ from typing import Any
 from agent.desired import Desired
 from agent.diff import diff, diff_of
 from agent.errors import BrokenStore, KernelError, StoreError
+from agent.misfits import of_accounts, of_servers
 from agent.model import ClassKey, Diff, Mark, Peer, Scope, minor
 from agent.parts import ACCOUNT_PARTS, PARTS, Kernel
 from agent.report import Change, Report
@@ -84,9 +85,9 @@ class Writer:
         diffs = {part: diff(getattr(want, part), getattr(found, part)) for part in PARTS}
         addresses = self._usage.addresses().union(desired.by_address)
         one = _Pass(self._kernel, self._usage, self._shown, desired, uplink, found, diffs, addresses)
-        report = self._finish(desired, one)
-        if lost:
-            report.fail(0, "", lost)
+        report = self._finish(desired, one, desired.accounts)
+        report.refuse((0, name, reason) for name, reason in of_servers(desired).items())
+        report.fail(0, "", lost)
         scope = Scope(frozenset(want.links), uplink)
         report.warnings, report.problem = self._kernel.warnings(scope), self._kernel.problem(scope)
         report.refused_connections = self._kernel.refused_connections()
@@ -151,10 +152,11 @@ class Writer:
         accounts = (state.accounts.get(i) for state in (self._shown, desired) for i in ids)
         addresses = {account.address for account in accounts if account}
         one = _Pass(self._kernel, self._usage, self._shown, desired, uplink, found, diffs, addresses, self._ahead)
-        return self._finish(desired, one)
+        return self._finish(desired, one, ids)
 
-    def _finish(self, desired: Desired, one: _Pass) -> Report:
+    def _finish(self, desired: Desired, one: _Pass, account_ids: Iterable[int]) -> Report:
         report = one.run()
+        report.refuse(of_accounts(desired, account_ids))
         self._ahead = None
         self._found, self._shown = one.found, desired  # what was refused is left to the full pass that follows
         return report

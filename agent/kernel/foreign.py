@@ -16,17 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from agent.errors import KernelError
 from agent.kernel import nft, nft_packet
 from agent.kernel.nft_packet import Packet
-from agent.model import EVERYWHERE, Forwarding
+from agent.model import SOMEBODY, Forwarding
 
 OURS = ("wirelane", "wirelane_forwarding", "wirelane_connections")
 FAMILIES = ("ip", "inet")
-SOMEBODY = IPv4Address("1.1.1.1")  # out on the internet
 Key = tuple[str, str]  # family and table
 
 
@@ -104,16 +102,9 @@ def _packets(hook: str, one: Forwarding) -> Iterator[Packet]:
         if one.listen_port:
             yield Packet(one.uplink, "", SOMEBODY, None, "udp", 40_000, one.listen_port, "new")
         return
-    client = _client(one.network, one.address.ip)
-    there = SOMEBODY
-    if not one.reach.internet and one.reach.networks != (EVERYWHERE,):
-        there = one.reach.networks[0][1 if one.reach.networks[0].prefixlen < 31 else 0]
+    client, there = one.client, one.target
     yield Packet(one.interface, one.uplink, client, there, "tcp", 40_000, 443, "new")
     yield Packet(one.uplink, one.interface, there, client, "tcp", 443, 40_000, "established")
-
-
-def _client(network: IPv4Network, own: IPv4Address) -> IPv4Address:
-    return next((host for host in network.hosts() if host != own), own)
 
 
 def _sentence(base: Mapping[str, Any], rules: nft_packet.Rules, swallowed: list[Forwarding]) -> str:

@@ -277,6 +277,15 @@ def add_device_route(interface: Interface, address: IPv4Interface) -> None:
             ) from error
 
 
+def read_addresses() -> frozenset[IPv4Address]:
+    """All addresses of this host."""
+
+    def read(route: Any) -> frozenset[IPv4Address]:
+        return frozenset(_address(found).local for found in route.get_addr(family=AF_INET))
+
+    return dumped("cannot read the host's addresses", read)
+
+
 def read_networks() -> list[HostNetwork]:
     """The networks of all addresses and routes of this host, but for the default route."""
 
