@@ -5,11 +5,10 @@ A way is opened when what shapes it stands, and only where its link listens. Cal
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 
-from agent.desired import Desired
-from agent.model import Class, ClassKey, Diff, Forwarding, Peer, PeerKey
+from agent.model import ClassKey, Diff, Forwarding, Peer, PeerKey, minor
 from agent.wanted import Wanted
 
 
@@ -50,17 +49,19 @@ def opened_last(
     return at_once, at_last
 
 
-def let_loose(
-    ways: Diff[str, Forwarding], new: Mapping[ClassKey, Class], failed: Collection[int], desired: Desired, found: Wanted
-) -> dict[PeerKey, Peer]:
-    """The peers of accounts whose class on an uplink that is to be opened was refused: nothing would limit them there.
+def let_loose(ways: Diff[str, Forwarding], new: Collection[ClassKey], found: Wanted) -> dict[PeerKey, Peer]:
+    """The peers whose rules lead to a class that was refused, on their link or on an uplink that is open or is to be
+    opened (`ways`): nothing would limit them there.
 
-    `new`: the classes that were to be made; `failed`: ids of accounts.
+    `new`: the classes that were to be made.
     """
-    uplinks = {one.uplink for one in (*ways.add.values(), *ways.change.values())}
-    owners = {one.owner for one in new.values() if one.device in uplinks and one.owner in failed}
-    addresses = {desired.accounts[owner].address for owner in owners if owner in desired.accounts}
-    return {key: peer for key, peer in found.peers.items() if peer.address in addresses} if addresses else {}
+    closed_ones = {device for device, _ in new} - found.links.keys()
+    closed_ones -= {one.uplink for one in (*found.forwarding.values(), *ways.add.values(), *ways.change.values())}
+    refused = {number for device, number in new if device not in closed_ones and (device, number) not in found.classes}
+    if not refused:
+        return {}
+    addresses = {address for address, mark in found.marks.items() if minor(mark.mark) in refused}
+    return {key: peer for key, peer in found.peers.items() if peer.address in addresses}
 
 
 def without(difference: Diff[str, Forwarding], failed: Collection[str]) -> Diff[str, Forwarding]:

@@ -13,8 +13,7 @@ The order of a pass, and what each step is for:
 3. rules whose address has a new owner start from zero;
 4. add and change, PARTS from left to right: whatever shapes and counts an account stands before its peer. A boot with
    thousands of accounts goes slice by slice, those first who were last seen: they wait a second, not for all others.
-   Where peers stand already, forwarding to another uplink waits for the classes to be made there, and loses the peer
-   whose class is refused (ways.py);
+   Where peers stand already, forwarding to another uplink waits for the classes to be made there (ways.py);
 5. another sample if rules go, because a peer may have moved away from their address only in step 4;
 6. remove the rest, PARTS from right to left.
 
@@ -25,7 +24,7 @@ before it adds or changes a peer, a class, or where a rule leads.
 
 What fails spoils only its account (or its server, if that is what failed): nothing is added or changed that needs it.
 What is there already stays, with what shapes and counts it: a customer is neither cut off nor let loose because a
-repair failed.
+repair failed. Only whose class is gone and cannot be made again is cut off till then, for nothing would limit him.
 """
 
 from __future__ import annotations
@@ -208,7 +207,8 @@ class _Pass:
         self._failed_owners: set[int] = set()
 
     def run(self) -> Report:
-        peers, marks, new = self._diffs["peers"], self._diffs["marks"], self._diffs["classes"].add
+        peers, marks = self._diffs["peers"], self._diffs["marks"]
+        new = {*self._diffs["classes"].add, *(self._shaping.classes.add if self._shaping else ())}
         self._write("peers", Diff(remove=peers.remove))
         self._write("links", Diff(remove=self._diffs["links"].remove))  # their ports are free for new ones
         moving = {key: self.found.peers[key].address for key in peers.change}
@@ -223,7 +223,7 @@ class _Pass:
             self._shape_and_mark(diffs)
             self._write("peers", self._allowed(diffs["peers"]))
         at_last = without(at_last, self._failed_devices)
-        self._write("peers", Diff(remove=let_loose(at_last, new, self._failed_owners, self._desired, self.found)))
+        self._write("peers", Diff(remove=let_loose(at_last, new, self.found)))
         self._write("forwarding", at_last)
         self._forget_connections(moving.values())
         stuck = self._addresses_in_use(marks.remove)

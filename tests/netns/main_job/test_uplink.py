@@ -114,3 +114,16 @@ def test_a_root_qdisc_that_somebody_deletes_is_put_right_at_once(lab: Lab, make_
     make_account(b_download=20, b_upload=20)
     lab.exec(NODE, "tc", "qdisc", "del", "dev", UPLINK, "root")
     wait_until(lambda: shaped(lab, UPLINK), "the root qdisc", FOLLOW_SECONDS)
+
+
+def test_behind_somebody_else_s_root_nobody_passes_unlimited(lab: Lab, make_account: MakeAccount) -> None:
+    lab.connect("c1", make_account(b_download=20, b_upload=20)["name"])
+    assert fetch(lab, "c1", "/ip")
+    try:
+        lab.exec(NODE, "tc", "qdisc", "replace", "dev", UPLINK, "root", "pfifo")
+        wait_until(lambda: "peer:" not in lab.exec(NODE, "wg", "show").stdout, "the account cut off", FOLLOW_SECONDS)
+    finally:
+        lab.exec(NODE, "tc", "qdisc", "del", "dev", UPLINK, "root")
+    wait_until(lambda: "peer:" in lab.exec(NODE, "wg", "show").stdout, "the account let in", FOLLOW_SECONDS)
+    assert shaped(lab, UPLINK)
+    wait_until(lambda: bool(fetch(lab, "c1", "/ip", 1.0)), "the internet, after a new handshake", 40.0)

@@ -491,6 +491,50 @@ def test_whose_class_is_refused_on_a_new_uplink_is_let_in_again_when_it_is_there
     assert ("ppp0", minor(first.mark)) in box.kernel.classes.held
 
 
+@pytest.mark.parametrize("device", ["wg1", "eth0"])
+@pytest.mark.parametrize("lost", ["class", "root"])
+def test_who_has_lost_a_class_that_is_refused_is_cut_off_until_it_is_there(box: Box, device: str, lost: str) -> None:
+    box.change(account(2, download=20, upload=10), account(3, download=20, upload=10), account(4, download=0, upload=0))
+    first, others = box.desired.accounts[2], {IPv4Address("10.0.1.3"), IPv4Address("10.0.1.4")}
+    if lost == "root":  # as by `tc qdisc del`: its classes go along
+        del box.kernel.qdiscs.held[device]
+        for key_ in [one for one in box.kernel.classes.held if one[0] == device]:
+            del box.kernel.classes.held[key_]
+    else:
+        del box.kernel.classes.held[device, minor(first.mark)]
+    box.kernel.refuses["classes", "add", (device, minor(first.mark))] = "no buffer space"
+    box.full()
+    assert {peer.address for peer in box.kernel.peers.held.values()} == others
+    box.kernel.refuses.clear()
+    box.full()
+    assert {peer.address for peer in box.kernel.peers.held.values()} == {first.address, *others}
+    assert box.is_right()
+
+
+@pytest.mark.parametrize("device", ["wg1", "eth0"])
+def test_where_somebody_else_s_root_takes_the_place_of_ours_only_who_has_no_limit_passes(box: Box, device: str) -> None:
+    box.change(account(2, download=20, upload=10), account(4, download=0, upload=0))
+    del box.kernel.qdiscs.held[device]
+    for key_ in [one for one in box.kernel.classes.held if one[0] == device]:
+        del box.kernel.classes.held[key_]
+    box.kernel.refuses["qdiscs", "add", device] = "somebody's root"
+    box.full()
+    assert {peer.address for peer in box.kernel.peers.held.values()} == {IPv4Address("10.0.1.4")}
+    box.kernel.refuses.clear()
+    box.full()
+    assert box.is_right()
+
+
+def test_who_gets_a_limit_that_is_refused_is_cut_off_until_it_is_there(box: Box) -> None:
+    box.change(account(2, download=0, upload=0))
+    box.kernel.refuses["classes", "add", ("eth0", 0x100)] = "no buffer space"
+    box.change(account(2, download=20, upload=10))
+    assert box.kernel.peers.held == {}
+    box.kernel.refuses.clear()
+    box.full()
+    assert box.is_right() and box.kernel.peers.held
+
+
 def test_an_uplink_that_refuses_our_root_is_not_opened_and_the_former_one_stays_shaped(box: Box) -> None:
     box.change(account(2))
     box.kernel.uplink_name = "ppp0"
