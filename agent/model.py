@@ -21,7 +21,9 @@ from agent.errors import InvalidValue
 
 MAX_RATE = 10_000  # Mbit/s; the v1 API's own bound
 MIN_PORT = 1024  # the ports below belong to the services of the box
-DEFAULT_MTU = 1420  # WireGuard's own: 1500 - 80 (IPv6 outer header and WireGuard's own 40)
+WIREGUARD_BYTES = 80  # that a tunnel adds to a packet: IPv6 outer header (40), UDP (8), WireGuard's own 32
+DEFAULT_MTU = 1420  # WireGuard's own: 1500 - 80
+LEAST_MTU = 1280  # what IPv6 asks of every link; below it the outer packet goes in fragments
 INTERFACE_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # IFNAMSIZ is 16 with the final zero
 LINKS = "wg"  # what the names of our links begin with
 LINK_PATTERN = re.compile(rf"{LINKS}[0-9]{{1,10}}")  # the rules that mark and count know our links by these two letters
@@ -151,7 +153,7 @@ class Server:
     private_key: Secret
     listen_port: int
     address: IPv4Interface  # its own address, with the network its accounts live in
-    mtu: int = 0  # bytes; 0 = DEFAULT_MTU
+    mtu: int = 0  # bytes; 0 = as the uplink allows, see tunnel_mtu()
     internal_traffic: bool = False  # may its accounts reach one another
     external_ip: IPv4Address | None = None  # source address on the uplink; None = the uplink's own
     reach: Reach = INTERNET
@@ -327,6 +329,11 @@ class HostNetwork:
 
     network: IPv4Network
     interface: str
+
+
+def tunnel_mtu(uplink_mtu: int) -> int:
+    """What a packet in a tunnel may have, so that it leaves the uplink whole; bytes, both."""
+    return max(min(uplink_mtu - WIREGUARD_BYTES, DEFAULT_MTU), LEAST_MTU)
 
 
 @dataclass(frozen=True, slots=True)

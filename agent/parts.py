@@ -75,6 +75,9 @@ class Kernel(Protocol):
     def uplink(self) -> str:
         """The interface to the internet. Raises KernelError when there is none."""
 
+    def tunnel_mtu(self, uplink: str) -> int:
+        """What fits into a tunnel whose packets leave by the uplink; bytes. Raises KernelError."""
+
     def keep_answers(self, serves: bool) -> KernelError | None:
         """Clients who come in by a former uplink are still answered. `serves`: there are servers. None = it is so."""
 

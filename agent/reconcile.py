@@ -322,24 +322,23 @@ class Reconciler:
         self._log(report)
         if drift:
             log.warning("drift repaired objects=%d", drift)
-            self._status = replace(
-                self._status,
-                drift_count=self._status.drift_count + drift,
-                drift_last_time=int(self._clock()),
-            )
+            count = self._status.drift_count + drift
+            self._status = replace(self._status, drift_count=count, drift_last_time=int(self._clock()))
         self._status = replace(self._status, uplink=report.uplink)
         if report.problem is not None:
             if report.problem and report.problem != self._trouble:
                 log.error("problem of the node: %s", report.problem)
             self._trouble = report.problem
-        if report.warnings is not None and report.warnings != self._status.warnings:
+        if report.warnings is not None:
             for warning in report.warnings:
                 if warning not in self._status.warnings:
                     log.warning("beside ours: %s", warning)
-            self._status = replace(self._status, warnings=report.warnings)
-        if report.warnings is not None:
             self._status = replace(
-                self._status, refused_connections=report.refused_connections, networks=report.networks
+                self._status,
+                warnings=report.warnings,
+                refused_connections=report.refused_connections,
+                networks=report.networks,
+                tunnel_mtu=report.tunnel_mtu,
             )
 
     def _log(self, report: Report) -> None:

@@ -30,6 +30,7 @@ class Report:
     failures: dict[tuple[int, str], Failure] = field(default_factory=dict)
     warnings: tuple[str, ...] | None = None  # of a full pass; None = nobody looked
     networks: tuple[HostNetwork, ...] = ()  # the host's own, as a full pass finds them
+    tunnel_mtu: int = 0  # as a full pass finds it
     refused_connections: int = 0  # as a full pass finds it
     problem: str | None = None  # of the node as a whole, which others have made; "" = none; None = nobody looked
     undone: int = 0  # how many of the changes took back what was made ahead

@@ -59,6 +59,7 @@ class Status:
     time_zone: str = ""
     networks: tuple[HostNetwork, ...] = ()  # the host's own, which no server can have
     origin: Origin = NOBODY  # of the revision
+    tunnel_mtu: int = 0  # bytes, of links whose server names none; 0 = not known yet
     refused_connections: int = 0  # beyond the bound of an account, since the bound was set up
 
 

@@ -47,12 +47,12 @@ class Wanted:
     peers: dict[PeerKey, Peer] = field(default_factory=dict)
 
 
-def wanted(desired: Desired, uplink: str, first: Iterable[int] = ()) -> Wanted:
-    """Everything; the objects of the accounts `first` (ids) before the others'."""
+def wanted(desired: Desired, uplink: str, first: Iterable[int] = (), mtu: int = DEFAULT_MTU) -> Wanted:
+    """Everything; the objects of the accounts `first` (ids) before the others'. `mtu`: where a server names none."""
     nowhere = of_servers(desired)
     result = wanted_accounts(desired, dict.fromkeys((*first, *desired.accounts)), uplink)
     for server in desired.servers.values():
-        result.links[server.interface] = _link(server)
+        result.links[server.interface] = _link(server, mtu)
         result.qdiscs[server.interface] = Qdisc(server.interface)
         result.forwarding[server.interface] = _forwarding(server, "" if server.name in nowhere else uplink)
     if desired.servers:
@@ -87,10 +87,8 @@ def _add(result: Wanted, account: Account, interface: str, uplink: str) -> None:
     result.peers[interface, account.public_key] = Peer(interface, account.public_key, account.address, account.id)
 
 
-def _link(server: Server) -> Link:
-    return Link(
-        server.interface, clamped(server.private_key), server.listen_port, server.address, server.mtu or DEFAULT_MTU
-    )
+def _link(server: Server, mtu: int) -> Link:
+    return Link(server.interface, clamped(server.private_key), server.listen_port, server.address, server.mtu or mtu)
 
 
 def _forwarding(server: Server, uplink: str) -> Forwarding:

@@ -31,7 +31,7 @@ from agent.kernel.answers import Answers
 from agent.kernel.backend import choose_backend
 from agent.kernel.bounded import Bounded
 from agent.kernel.forwarding import Forwardings
-from agent.kernel.interfaces import read_addresses, uplink
+from agent.kernel.interfaces import read_addresses, read_uplink_mtu, uplink
 from agent.kernel.link import Links, choose_mode
 from agent.kernel.marks import IptablesMarks
 from agent.kernel.nft_forwarding import NftForwardings
@@ -42,7 +42,7 @@ from agent.kernel.shaper import Classes, Qdiscs, class_text
 from agent.kernel.watch import ANY, watch
 from agent.kernel.wireguard import Mode
 from agent.live import LiveReads
-from agent.model import Forwarding, HostNetwork, Opening, PeerState, Scope
+from agent.model import Forwarding, HostNetwork, Opening, PeerState, Scope, tunnel_mtu
 from agent.move import Doors, Move
 from agent.notify import tell_systemd, watchdog_seconds
 from agent.parts import MarksPart, Part
@@ -97,6 +97,9 @@ class LinuxKernel:
     def uplink(self) -> str:
         return uplink(self.uplink_setting)
 
+    def tunnel_mtu(self, uplink: str) -> int:
+        return tunnel_mtu(read_uplink_mtu(uplink))
+
     def keep_answers(self, serves: bool) -> KernelError | None:
         try:
             self.answers.keep(serves and self.mode == "userspace")  # the kernel's answers as the routes say
@@ -117,7 +120,8 @@ class LinuxKernel:
     def warnings(self, scope: Scope) -> tuple[str, ...]:
         found, servers = (warning for look in WARNINGS for warning in look(scope)), self._servers(scope)
         beside = routed.warnings(servers, self.host_networks(), read_addresses())
-        return (*found, *foreign.warnings(foreign.read(), servers), *beside)
+        narrow = routed.narrow(scope.uplink, read_uplink_mtu(scope.uplink))
+        return (*found, *foreign.warnings(foreign.read(), servers), *beside, *narrow)
 
     def problem(self, scope: Scope) -> str:
         return foreign.problem(foreign.read(), scope.devices)

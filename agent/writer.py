@@ -78,7 +78,8 @@ class Writer:
         except KernelError:
             self._cut_off(desired)
             raise
-        want = wanted(desired, uplink, self._usage.recent() if self._shown is None else ())
+        mtu = self._kernel.tunnel_mtu(uplink)
+        want = wanted(desired, uplink, self._usage.recent() if self._shown is None else (), mtu)
         found = self.read(want, uplink)
         disk_trouble = self._observed(desired, found)
         diffs = {part: diff(getattr(want, part), getattr(found, part)) for part in PARTS}
@@ -91,9 +92,8 @@ class Writer:
         report.warnings, report.problem = self._kernel.warnings(scope), self._kernel.problem(scope)
         report.refused_connections = self._kernel.refused_connections()
         report.networks = self._kernel.host_networks()
-        report.undone = sum(
-            (change.part, change.verb) == ("classes", "remove") and change.key in undone for change in report.changes
-        )
+        report.tunnel_mtu = mtu
+        report.undone = sum(c.part == "classes" and c.verb == "remove" and c.key in undone for c in report.changes)
         if disk_trouble:
             raise disk_trouble
         return report
@@ -170,7 +170,7 @@ class Writer:
     def plan(self, desired: Desired) -> dict[str, Diff[Any, Any]]:
         """What a full pass would change. Changes nothing."""
         uplink = self._kernel.uplink()
-        want = wanted(desired, uplink)
+        want = wanted(desired, uplink, mtu=self._kernel.tunnel_mtu(uplink))
         found = self.read(want, uplink)
         return {part: diff(getattr(want, part), getattr(found, part)) for part in PARTS}
 

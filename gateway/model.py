@@ -41,6 +41,7 @@ class Node:
     epoch: str = ""  # "" = unknown: a snapshot is due
     acknowledged: int = 0
     endpoint: str = ""  # where clients reach it, IP or domain; the default for its servers
+    tunnel_mtu: int = 0  # as its agent last said; 0 = never
     replaces: str = ""  # what an operator said that it may take the place of: see gateway/origin.py
 
 
@@ -285,6 +286,7 @@ class AgentStatus:
     networks: tuple[tuple[IPv4Network, str], ...] = ()  # the node's own, with their interfaces: no server can have them
     marks: str = ""
     time_zone: str = ""
+    tunnel_mtu: int = 0  # bytes, of links whose server names none; 0 = not known
     refused_connections: int = 0  # beyond the bound of an account
     origin: Origin = NOBODY  # of the revision
     accounts: int = 0

@@ -25,15 +25,18 @@ VERSION = 11  # v1's size; level M holds 251 bytes in it
 PROFILES = uuid.UUID("5f6d1b1c-93a4-4a07-8d34-3c6f0f5c2a7e")  # our namespace: a profile's uuid must never change
 
 
-def config_text(account: Account, server: Server, endpoint: str, tabs: bool = False) -> str:
-    """The client's configuration file. `endpoint`: IP or domain. `tabs`: indent as the original panel did."""
+def config_text(account: Account, server: Server, endpoint: str, tabs: bool = False, mtu: int = 0) -> str:
+    """The client's configuration file. `endpoint`: IP or domain. `tabs`: indent as the original panel did.
+
+    `mtu`: bytes, where the server names none; 0 = no line of it.
+    """
     interface = [f"Address = {account.address}/{server.address.network.prefixlen}"]
     dns = ",".join(str(address) for address in (server.dns_1, server.dns_2) if address)
     if dns:
         interface.append(f"DNS = {dns}")
     interface.append(f"PrivateKey = {account.private_key.reveal()}" if account.private_key else KEPT_KEY)
-    if server.mtu:
-        interface.append(f"MTU = {server.mtu}")
+    if mtu := server.mtu or mtu:
+        interface.append(f"MTU = {mtu}")
     peer = [f"PersistentKeepalive = {server.keep_alive}"] if server.keep_alive else []
     peer += [
         f"AllowedIPs = {server.allowed_ips or ALL_TRAFFIC}",

@@ -44,6 +44,7 @@ HANDSHAKE_UPTIME = 180  # seconds; WireGuard itself gives a session up after tha
 # A /8 has 16 million addresses; a node holds 34,475 accounts.
 MOST_ADDRESSES = 65_536
 
+WIREGUARD_MTU = 1420  # bytes; what clients take where nothing is said
 # What the agent has to know of; an edit of anything else is not a change for it.
 _NODE_FIELDS = ("private_key", "listen_port", "address", "mtu", "internal_traffic", "external_ip", "reach")
 # Taken over from the caller as they are, on create and on edit.
@@ -102,6 +103,11 @@ class Servers:
     async def endpoint(self, server: Server) -> str:
         """What its clients connect to: IP or domain. Raises InvalidValue where nobody ever said it."""
         return self._endpoint(server, await self._store.node(server.node))
+
+    async def node_mtu(self, server: Server) -> int:
+        """What fits into its node's tunnels, bytes, where that is less than clients take by themselves; else 0."""
+        mtu = (await self._store.node(server.node)).tunnel_mtu
+        return mtu if mtu < WIREGUARD_MTU else 0
 
     async def online(self) -> Sequence[tuple[Account, PeerState]]:
         """The peers that had a handshake lately. A node that is away is left out, and logged once."""

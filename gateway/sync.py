@@ -301,6 +301,8 @@ class _NodeLoop:
         """Asks the agent what it holds, and which revision its kernel shows. Whose revisions these are shows later."""
         node = await self._store.node(self._name)
         self.status = status = await self._agents.status(node)
+        if status.tunnel_mtu not in (0, node.tunnel_mtu):
+            await self._store.note_tunnel_mtu(self._name, status.tunnel_mtu)
         # Spread, so that nodes are not asked in step.
         self._status_due = _now() + self._poll_seconds * random.uniform(0.8, 1.0)
         return status.held, status.applied_revision

@@ -236,6 +236,21 @@ def _default_device() -> str | None:
     return dumped("cannot read the IPv4 routes", read)
 
 
+def read_uplink_mtu(device: str) -> int:
+    """Bytes that leave the interface whole: its own MTU, or that of its default route where one is set."""
+
+    def read(route: Any) -> int:
+        (link,) = route.link("get", ifname=device)
+        mtus = [int(link.get_attr("IFLA_MTU"))]
+        for one in route.get_routes(family=AF_INET, table=MAIN_TABLE):
+            metrics = one.get_attr("RTA_METRICS")
+            if one["dst_len"] == 0 and metrics and _out_interface(one) == link["index"]:
+                mtus.append(int(metrics.get_attr("RTAX_MTU") or mtus[0]))
+        return min(mtus)
+
+    return dumped(f"cannot read the MTU of {device}", read)
+
+
 def address_of(device: str) -> IPv4Address | None:
     """The first IPv4 address of an interface; None = it has none or does not exist."""
     interface = read_interface(device)

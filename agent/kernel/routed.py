@@ -14,7 +14,7 @@ from ipaddress import IPv4Address
 from socket import AF_INET, if_indextoname, if_nametoindex
 
 from agent.kernel.netlink import HEADER_BYTES, Netlink, Refusal, attribute, attributes, message
-from agent.model import Forwarding, HostNetwork
+from agent.model import LEAST_MTU, WIREGUARD_BYTES, Forwarding, HostNetwork
 
 RTM_GETROUTE = 26  # linux/rtnetlink.h
 RTN_LOCAL = 2
@@ -37,6 +37,14 @@ def warnings(
         if len(sentences) > MOST_TOLD:
             told.append(f"and {len(sentences) - MOST_TOLD} more servers with the trouble named last")
     return tuple(told)
+
+
+def narrow(uplink: str, mtu: int) -> Iterator[str]:
+    if mtu < LEAST_MTU + WIREGUARD_BYTES:
+        yield (
+            f"the MTU of {uplink} is {mtu}: a tunnel needs {LEAST_MTU + WIREGUARD_BYTES} to send {LEAST_MTU} bytes "
+            "whole. Larger packets of customers go in fragments, which many networks drop"
+        )
 
 
 def _taken_networks(servers: Collection[Forwarding], host: Collection[HostNetwork]) -> Iterator[str]:

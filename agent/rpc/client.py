@@ -26,6 +26,7 @@ def read_status(target: str) -> dict[str, Any]:
         "wireguard": reply.wireguard,
         "marks": reply.marks,
         "uplink": reply.uplink,
+        "tunnel_mtu": reply.tunnel_mtu,
         "servers": reply.servers,
         "accounts": reply.accounts,
         "database": reply.origin.identity,

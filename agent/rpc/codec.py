@@ -168,6 +168,7 @@ def status_out(status: Status, version: str) -> pb.StatusReply:
         marks=status.marks,
         time_zone=status.time_zone,
         origin=origin_out(status.origin),
+        tunnel_mtu=status.tunnel_mtu,
         refused_connections=status.refused_connections,
     )
 

@@ -144,6 +144,7 @@ def agent_status(reply: pb.StatusReply) -> AgentStatus:
         networks=tuple((IPv4Network(one.network), one.interface) for one in reply.networks),
         marks=reply.marks,
         time_zone=reply.time_zone,
+        tunnel_mtu=reply.tunnel_mtu,
         refused_connections=reply.refused_connections,
         origin=_origin_in(reply.origin),
         accounts=reply.accounts,

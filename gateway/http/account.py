@@ -27,7 +27,8 @@ async def config_text(services: Services, settings: HttpSettings, account: Accou
     """The client's configuration, as the one-time link shows it too."""
     _refuse_unreadable(account)
     server = await services.servers.get(account.server)
-    return profile.config_text(account, server, await services.servers.endpoint(server), settings.tabs)
+    endpoint, mtu = await services.servers.endpoint(server), await services.servers.node_mtu(server)
+    return profile.config_text(account, server, endpoint, settings.tabs, mtu)
 
 
 async def config_picture(text: str) -> bytes:

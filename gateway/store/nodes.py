@@ -34,6 +34,7 @@ _columns = (
     nodes.c.epoch,
     nodes.c.acknowledged,
     nodes.c.endpoint,
+    nodes.c.tunnel_mtu,
     nodes.c.replaces,
 )
 _by_name = select(*_columns).where(nodes.c.name == bindparam("node"))
@@ -53,7 +54,7 @@ _marks = select(revisions.c.revision, revisions.c.mark).where(
 
 
 def _node(row: Row[Any]) -> Node:
-    return Node(row.id, row.name, row.target, row.revision, row.epoch, row.acknowledged, row.endpoint, row.replaces)
+    return Node(*row)
 
 
 async def listed(tx: Transaction) -> list[Node]:
@@ -134,6 +135,10 @@ async def edit(tx: Transaction, name: str, target: str | None, reached_at: str |
     if values:
         await tx.run(update(nodes).where(nodes.c.id == node.id).values(**values))
     return await found(tx, name)
+
+
+async def note_tunnel_mtu(tx: Transaction, name: str, mtu: int) -> None:
+    await tx.run(update(nodes).where(nodes.c.name == name).values(tunnel_mtu=mtu))
 
 
 async def remove(tx: Transaction, name: str) -> None:

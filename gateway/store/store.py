@@ -190,6 +190,10 @@ class Store:
     async def snapshot(self, node: str) -> Snapshot:
         return await self.read(lambda tx: changes.snapshot(tx, node))
 
+    async def note_tunnel_mtu(self, node: str, mtu: int) -> None:
+        """What its agent says; customers' texts need it while the agent is away, too."""
+        await self.change(lambda tx: nodes.note_tunnel_mtu(tx, node, mtu))
+
     async def acknowledge(self, node: str, epoch: str, revision: int) -> None:
         await self.change(lambda tx: changes.acknowledge(tx, node, epoch, revision))
 

@@ -57,6 +57,7 @@ nodes = Table(
     Column("acknowledged", BigInteger, nullable=False),
     # Below it nothing is known about deletes: an agent that is older needs a snapshot.
     Column("horizon", BigInteger, nullable=False),
+    Column("tunnel_mtu", Integer, nullable=False, server_default=text("0")),  # bytes, as its agent last said
     Column("replaces", Text, nullable=False, server_default=text("''")),  # an operator's word: see gateway/origin.py
     sqlite_autoincrement=True,  # an id of a removed node is not used again
 )

@@ -303,6 +303,7 @@ def test_an_agent_says_whose_state_it_holds_and_how_much(told: Callable[[Story],
         assert (await it.agents.status(it.node)).held == Held("", -1)
         held = await with_origin(it)
         assert (held.revision, held.origin, held.accounts, held.servers) == (5, OURS, 1, 1)
+        assert (await it.agents.status(it.node)).tunnel_mtu == 1420
         patch = Patch(held.epoch, 5, 6, put_accounts=(an_account(2),), origin=LATER, base_mark=7)
         assert (await it.agents.patch(it.node, patch, 2000)).origin == LATER
         assert (await it.agents.status(it.node)).origin == LATER

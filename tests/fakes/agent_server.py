@@ -128,6 +128,7 @@ def _status(status: AgentStatus) -> pb.StatusReply:
         origin=_origin_out(status.origin),
         accounts=status.accounts,
         servers=status.servers,
+        tunnel_mtu=status.tunnel_mtu,
     )
 
 

@@ -47,6 +47,7 @@ class FakeAgent:
         self.slow = 0.0  # seconds that the kernel takes for each change
         self.refuse: dict[int, str] = {}  # account id -> why the kernel refuses it
         self.networks: tuple[tuple[IPv4Network, str], ...] = ()  # the node's own, with their interfaces
+        self.tunnel_mtu = 1420
         self.calls: list[str] = []  # names of the calls that came, failed ones included
         self.patches: list[Patch] = []
         self.snapshots: list[Snapshot] = []
@@ -97,6 +98,7 @@ class FakeAgent:
                 origin=self.origin,
                 accounts=len(self.accounts),
                 servers=len(self.servers),
+                tunnel_mtu=self.tunnel_mtu,
             )
         )
 

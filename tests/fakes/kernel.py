@@ -12,7 +12,7 @@ from threading import RLock
 from typing import Any
 
 from agent.errors import KernelError
-from agent.model import Class, Counters, Diff, HostNetwork, Mark, PeerState, Qdisc, Scope
+from agent.model import DEFAULT_MTU, Class, Counters, Diff, HostNetwork, Mark, PeerState, Qdisc, Scope
 
 
 class FakePart:
@@ -83,6 +83,7 @@ class FakeKernel:
     def __init__(self, uplink: str = "eth0") -> None:
         self.lock = RLock()  # classes come on a thread of their own
         self.uplink_name = uplink
+        self.mtu = DEFAULT_MTU
         self.writes: list[str] = []
         self.refuses: dict[tuple[str, str, Any], str] = {}
         self.fail_at: int | None = None
@@ -102,6 +103,9 @@ class FakeKernel:
     def uplink(self) -> str:
         self.called("uplink", "read")
         return self.uplink_name
+
+    def tunnel_mtu(self, uplink: str) -> int:
+        return self.mtu
 
     def keep_answers(self, serves: bool) -> KernelError | None:
         return None

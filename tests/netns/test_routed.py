@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from agent.kernel.interfaces import read_addresses, read_networks
-from agent.kernel.routed import MOST_TOLD, warnings
+from agent.kernel.interfaces import read_addresses, read_networks, read_uplink_mtu
+from agent.kernel.routed import MOST_TOLD, narrow, warnings
 from agent.model import Forwarding, HostNetwork, Reach
 from tests.netns.conftest import enter
 
@@ -21,7 +21,7 @@ class Node:
     """A node whose link is only an interface: what it leads to is Linux' business."""
 
     def __init__(self, namespace: str, run: Callable[..., Any]) -> None:
-        self._namespace, self._run = namespace, run
+        self._namespace, self.run = namespace, run
         for device, address in (("eth0", "203.0.113.2/24"), ("tun9", "172.20.0.1/24"), ("wg1", "10.0.0.1/24")):
             self.ip("link", "add", device, "type", "veth", "peer", "name", f"{device}-far")
             self.ip("address", "add", address, "dev", device)
@@ -41,7 +41,7 @@ class Node:
             host = [one for one in read_networks() if not one.interface.startswith("wg")]
             return warnings(servers or (SERVER,), host, read_addresses())
 
-        told: tuple[str, ...] = self._run(look)
+        told: tuple[str, ...] = self.run(look)
         return told
 
 
@@ -110,6 +110,25 @@ def test_an_external_ip_that_the_box_does_not_have_is_named(node: Node) -> None:
     assert node.warnings(server("203.0.113.2")) == ()
     node.ip("address", "add", "203.0.113.9/32", "dev", "eth0")
     assert node.warnings(server("203.0.113.9")) == ()
+
+
+def test_what_leaves_an_uplink_whole_is_its_mtu_or_that_of_its_default_route(node: Node) -> None:
+    def whole() -> int:
+        mtu: int = node.run(read_uplink_mtu, "eth0")
+        return mtu
+
+    assert whole() == 1500
+    node.ip("link", "set", "eth0", "mtu", "1492")
+    assert whole() == 1492
+    node.ip("route", "replace", "default", "via", "203.0.113.1", "mtu", "1460")
+    assert whole() == 1460
+    node.ip("route", "add", "default", "via", "172.20.0.2", "dev", "tun9", "metric", "9", "mtu", "1300")
+    assert whole() == 1460
+
+
+def test_an_uplink_that_is_too_narrow_is_told() -> None:
+    assert list(narrow("eth0", 1360)) == []
+    assert "the MTU of eth0 is 1340: a tunnel needs 1360" in next(narrow("eth0", 1340))
 
 
 def test_a_thousand_servers_with_one_trouble_are_a_few_lines() -> None:

@@ -55,7 +55,7 @@ class Server(_message.Message):
     address: _builtins.str
     """the server's own address with its network: "10.0.0.1/24" """
     mtu: _builtins.int
-    """0 = the default of WireGuard, 1420"""
+    """0 = what the node's uplink carries whole, at most 1420"""
     internal_traffic: _builtins.bool
     """may its accounts reach one another"""
     external_ip: _builtins.str
@@ -206,6 +206,7 @@ class StatusReply(_message.Message):
     TIME_ZONE_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
+    TUNNEL_MTU_FIELD_NUMBER: _builtins.int
     REFUSED_CONNECTIONS_FIELD_NUMBER: _builtins.int
     NETWORKS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
@@ -232,6 +233,8 @@ class StatusReply(_message.Message):
     marks: _builtins.str
     """"iptables" or "nftables" """
     time_zone: _builtins.str
+    tunnel_mtu: _builtins.int
+    """bytes, of links whose server names none: what the uplink carries whole; 0 = not known yet"""
     refused_connections: _builtins.int
     """packets that would have begun one beyond an account's bound, since it was set up"""
     @_builtins.property
@@ -270,12 +273,13 @@ class StatusReply(_message.Message):
         time_zone: _builtins.str = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         origin: Global___Origin | None = ...,
+        tunnel_mtu: _builtins.int = ...,
         refused_connections: _builtins.int = ...,
         networks: _abc.Iterable[Global___HostNetwork] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "networks", b"networks", "origin", b"origin", "problem", b"problem", "refused_connections", b"refused_connections", "revision", b"revision", "servers", b"servers", "time_zone", b"time_zone", "uplink", b"uplink", "version", b"version", "warnings", b"warnings", "wireguard", b"wireguard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "networks", b"networks", "origin", b"origin", "problem", b"problem", "refused_connections", b"refused_connections", "revision", b"revision", "servers", b"servers", "time_zone", b"time_zone", "tunnel_mtu", b"tunnel_mtu", "uplink", b"uplink", "version", b"version", "warnings", b"warnings", "wireguard", b"wireguard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab.lab import Lab
 from tests.lab.processes import wait_until
-from tests.lab.readings import fetch, is_shaped, shaped_rate
+from tests.lab.readings import Download, fetch, is_shaped, measured_rate, shaped_rate
 from tests.lab.topology import INTERNET, UPLINK
 from tests.netns.main_job.conftest import MakeAccount
 from tests.netns.main_job.picture import NODE
@@ -93,6 +93,36 @@ def test_a_customer_keeps_the_internet_while_the_uplink_moves_away_and_back(
     lab.exec(NODE, "ip", "route", "replace", *before)
     assert outage(lab, f"{lab.plan.nodes[0].address.ip}\n") < FOLLOW_SECONDS
     wait_until(lambda: kept(lab) == [OTHER], "the way back by the other one", FOLLOW_SECONDS)
+
+
+def test_a_narrow_uplink_makes_narrow_tunnels_and_tells_the_customer(lab: Lab, make_account: MakeAccount) -> None:
+    """Full packets get through in both directions, and none in fragments: a cloud's network would drop these."""
+    account = str(make_account()["name"])
+    assert "MTU" not in lab.rest.get(f"account/{account}/config_text")
+    lab.exec(NODE, "ip", "link", "set", UPLINK, "mtu", "1400")
+    lab.exec(INTERNET, "ip", "link", "set", "to-n1", "mtu", "1400")
+    try:
+        wait_until(lambda: "MTU = 1320" in lab.rest.get(f"account/{account}/config_text"), "the text", 5.0)
+        link = json.loads(lab.exec(NODE, "ip", "-json", "link", "show", "type", "tun").stdout)
+        assert {one["mtu"] for one in link} == {1320}
+        before = fragments(lab)
+        lab.connect("c1", account)
+        with Download(lab, "c1", "2M") as running:
+            assert running.finished(10.0) == 2_000_000
+        assert measured_rate(lab, "c1", "upload", 2) > 0
+        assert fragments(lab) == before
+    finally:
+        lab.exec(NODE, "ip", "link", "set", UPLINK, "mtu", "1500")
+        lab.exec(INTERNET, "ip", "link", "set", "to-n1", "mtu", "1500")
+    wait_until(lambda: "MTU" not in lab.rest.get(f"account/{account}/config_text"), "the usual text", 5.0)
+
+
+def fragments(lab: Lab) -> int:
+    """IP packets that the node has cut, or put together."""
+    lines = lab.exec(NODE, "cat", "/proc/net/snmp").stdout.splitlines()
+    names, values = (line.split() for line in lines if line.startswith("Ip:"))
+    found = dict(zip(names, values, strict=True))
+    return int(found["FragCreates"]) + int(found["ReasmReqds"])
 
 
 def test_the_way_back_goes_with_the_last_server(lab: Lab, second_way: None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.errors import InvalidValue
-from agent.model import Reach
+from agent.model import Reach, tunnel_mtu
 from tests.fakes.state import server
 
 
@@ -43,3 +43,11 @@ def test_a_reach_that_cannot_be_is_refused(text: str) -> None:
 def test_a_server_takes_no_port_of_the_services_of_the_box(port: int) -> None:
     with pytest.raises(InvalidValue, match=r"server\.listen_port.*1024-65535"):
         server(listen_port=port)
+
+
+@pytest.mark.parametrize(
+    ("uplink", "tunnel"),
+    [(1500, 1420), (1492, 1412), (1460, 1380), (9000, 1420), (1360, 1280), (1300, 1280), (65536, 1420)],
+)
+def test_a_tunnel_carries_what_leaves_the_uplink_whole(uplink: int, tunnel: int) -> None:
+    assert tunnel_mtu(uplink) == tunnel

@@ -476,6 +476,15 @@ def test_an_uplink_that_moves_is_opened_when_its_classes_are_there_and_the_forme
     assert box.full() == []
 
 
+def test_links_follow_what_the_uplink_carries_but_for_those_whose_server_names_a_size(box: Box) -> None:
+    box.kernel.mtu = 1380
+    assert "change links wg1" in box.full()
+    assert (box.kernel.links.held["wg1"].mtu, box.report.tunnel_mtu) == (1380, 1380)
+    box.desired = box.desired.patched(Patch(EPOCH, box.desired.revision, 99, put_servers=(server(mtu=1300),)))
+    box.full()
+    assert (box.kernel.links.held["wg1"].mtu, box.report.tunnel_mtu) == (1300, 1380)
+
+
 def test_whose_class_is_refused_on_a_new_uplink_is_let_in_again_when_it_is_there(box: Box) -> None:
     box.change(account(2, download=20, upload=10), account(3, download=20, upload=10))
     first, second = box.desired.accounts[2], box.desired.accounts[3]

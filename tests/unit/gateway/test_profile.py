@@ -106,6 +106,11 @@ def test_optional_lines_stand_in_the_documented_order() -> None:
     ]
 
 
+def test_a_node_with_narrow_tunnels_has_its_mtu_in_the_text_where_the_server_names_none() -> None:
+    assert "MTU = 1380" in profile.config_text(ACCOUNT, SERVER, "192.0.2.1", mtu=1380).split("\n")
+    assert "MTU = 1380" in profile.config_text(ACCOUNT, EVERYTHING, "192.0.2.1", mtu=1300).split("\n")
+
+
 def test_server_without_dns_has_no_dns_line() -> None:
     assert "DNS" not in profile.config_text(ACCOUNT, replace(SERVER, dns_1=None, dns_2=None), "192.0.2.1")
 

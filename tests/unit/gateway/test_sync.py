@@ -268,6 +268,23 @@ async def test_a_snapshot_that_was_overtaken_is_refused_and_the_state_read_again
     assert len(agent.accounts) == 2
 
 
+async def test_what_fits_into_a_node_s_tunnels_is_known_while_it_is_away(product: Product) -> None:
+    agent = await with_server(product)
+    server = await product.servers.get("s1")
+    assert await product.servers.node_mtu(server) == 0
+    agent.tunnel_mtu = 1380
+    async with asyncio.timeout(5):
+        while await product.servers.node_mtu(server) != 1380:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    agent.away = True
+    await until(lambda: product.sync.statuses()[NODE] is None)
+    assert await product.servers.node_mtu(server) == 1380
+    agent.away, agent.tunnel_mtu = False, 1420
+    async with asyncio.timeout(5):
+        while await product.servers.node_mtu(server):  # noqa: ASYNC110 - clients take that by themselves
+            await asyncio.sleep(0.02)
+
+
 async def test_a_change_that_another_process_commits_is_found(product: Product, database: str) -> None:
     agent = await with_server(product)
     async with running_other_gateway(database) as other:
