@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -71,9 +71,33 @@ def uplink_back(lab: Lab) -> Iterator[None]:
     lab.exec(NODE, "ip", "route", "replace", *before)
 
 
-@pytest.mark.parametrize("name", [UPLINK, "ens3"])
+def down_and_up(lab: Lab, name: str) -> None:
+    lab.exec(NODE, "ip", "link", "set", UPLINK, "down")
+    if name != UPLINK:
+        lab.exec(NODE, "ip", "link", "set", UPLINK, "name", name)
+    time.sleep(2)
+    lab.exec(NODE, "ip", "link", "set", name, "up")
+
+
+def made_anew(lab: Lab, name: str) -> None:
+    """As a modem or a driver does it: another device, with another index. The far end stays as it was."""
+    node = lab.plan.nodes[0]
+    far = f"to-{node.name}"
+    lab.exec(NODE, "ip", "link", "del", UPLINK)
+    time.sleep(2)
+    cable = f"ip link add {name} netns {node.namespace} type veth peer name {far} netns {lab.plan.internet.namespace}"
+    subprocess.run(cable.split(), check=True, timeout=10)
+    lab.exec(INTERNET, "ip", "address", "add", f"{node.router}/30", "dev", far)
+    lab.exec(INTERNET, "ip", "link", "set", far, "up")
+    lab.exec(NODE, "ip", "address", "add", str(node.address), "dev", name)
+    lab.exec(NODE, "ip", "link", "set", name, "up")
+
+
+@pytest.mark.parametrize(
+    ("bounce", "name"), [(down_and_up, UPLINK), (down_and_up, "ens3"), (made_anew, UPLINK), (made_anew, "ens3")]
+)
 def test_an_uplink_that_comes_back_lets_nobody_pass_unlimited(
-    lab: Lab, make_account: MakeAccount, uplink_back: None, name: str
+    lab: Lab, make_account: MakeAccount, uplink_back: None, bounce: Callable[[Lab, str], None], name: str
 ) -> None:
     lab.connect("c1", make_account(b_download=SOLD, b_upload=SOLD)["name"])
     default = lab.exec(NODE, "ip", "route", "show", "default").stdout.split()
@@ -81,11 +105,7 @@ def test_an_uplink_that_comes_back_lets_nobody_pass_unlimited(
     with running(lab, INTERNET, RECEIVER) as receiver, running(lab, "c1", SENDER):
         assert receiver.stdout is not None and receiver.stdout.readline() == "ready\n"
         time.sleep(2)
-        lab.exec(NODE, "ip", "link", "set", UPLINK, "down")
-        if name != UPLINK:
-            lab.exec(NODE, "ip", "link", "set", UPLINK, "name", name)
-        time.sleep(2)
-        lab.exec(NODE, "ip", "link", "set", name, "up")
+        bounce(lab, name)
         lab.exec(NODE, "ip", "route", "add", "default", "via", via, "dev", name)
         back = int(time.monotonic() / SLOT)
         got = {int(slot): count for slot, count in json.loads(receiver.stdout.readline()).items()}
