@@ -16,17 +16,16 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from socket import AF_INET
 from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from agent.kernel.interfaces import MAIN_TABLE, dumped, explained
+from agent.kernel.interfaces import explained
+from agent.kernel.routes import MAIN_TABLE, ONLINK, Route, read_defaults
 
 TABLE = 253  # RT_TABLE_DEFAULT
 PROTOCOL = 87  # RTPROT of ours; nobody else's in linux/rtnetlink.h and iproute2's rt_protos
-ONLINK = 0x4  # RTNH_F_ONLINK: the gateway is no neighbour by any address
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,30 +65,22 @@ class Answers:
 
 def _read() -> tuple[set[Way], set[Way]]:
     """The best default route of each interface in the main table, and ours in the other one."""
-
-    def read(route: Any) -> tuple[set[Way], set[Way]]:
-        best: dict[int, tuple[int, Way]] = {}
-        ours: set[Way] = set()
-        for one in route.get_routes(family=AF_INET):
-            if one["dst_len"] or (table := one.get_attr("RTA_TABLE") or one["table"]) not in (MAIN_TABLE, TABLE):
-                continue
-            for way in _ways(one):
-                if table == MAIN_TABLE:
-                    ranked = one.get_attr("RTA_PRIORITY") or 0, way
-                    best[way.interface] = min(best.get(way.interface, ranked), ranked, key=lambda pair: pair[0])
-                elif one["proto"] == PROTOCOL:
-                    ours.add(way)
-        return {way for _, way in best.values()}, ours
-
-    return dumped("cannot read the IPv4 routes", read)
+    best: dict[int, tuple[int, Way]] = {}
+    ours: set[Way] = set()
+    for one in read_defaults(MAIN_TABLE, TABLE):
+        for way in _ways(one):
+            if one.table == MAIN_TABLE:
+                ranked = one.priority, way
+                best[way.interface] = min(best.get(way.interface, ranked), ranked, key=lambda pair: pair[0])
+            elif one.protocol == PROTOCOL:
+                ours.add(way)
+    return {way for _, way in best.values()}, ours
 
 
-def _ways(route: Any) -> Iterator[Way]:
-    hops = route.get_attr("RTA_MULTIPATH")
-    for hop in hops or (route,):
-        index = hop["oif"] if hops else hop.get_attr("RTA_OIF")
-        if index and not hop.get_attr("RTA_VIA"):  # a gateway of IPv6 cannot be told here
-            yield Way(int(index), hop.get_attr("RTA_GATEWAY") or "", bool(hop["flags"] & ONLINK))
+def _ways(route: Route) -> Iterator[Way]:
+    for hop in route.hops:
+        if hop.interface and hop.is_told:
+            yield Way(hop.interface, str(hop.gateway or ""), hop.onlink)
 
 
 def _spelled(way: Way) -> dict[str, Any]:

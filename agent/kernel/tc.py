@@ -24,6 +24,7 @@ from agent.kernel.netlink import (
     message,
 )
 
+RTM_GETLINK, IFLA_QDISC = 18, 6
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
 RTM_NEWTCLASS, RTM_DELTCLASS, RTM_GETTCLASS = 40, 41, 42
 RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
@@ -59,6 +60,7 @@ MAX_FQ_CODEL_BYTES = 32 << 20  # the kernel's default
 # can never enter, TCP falls to 5 % of the rate (measured at 1, 2 and 5 Mbit/s); with this it holds 90-95 %.
 MIN_BFIFO_BYTES = 65_536 + 15_000
 
+_LINK = struct.Struct("=4xi8x")  # ifinfomsg: index
 _TCMSG = struct.Struct("=BxxxiIII")  # family, ifindex, handle, parent, info
 HTB_OPT = struct.Struct("=BBHhHI BBHhHI IIIII")  # ratespec rate, ceil; buffer, cbuffer, quantum, level, prio
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
@@ -112,6 +114,19 @@ def _body(ifindex: int, handle: int, parent: int, info: int = 0) -> bytes:
 
 def get_root(ifindex: int) -> bytes:
     return message(RTM_GETQDISC, 0, _body(ifindex, 0, ROOT))
+
+
+def list_devices() -> bytes:
+    return message(RTM_GETLINK, 0, bytes(_LINK.size))
+
+
+def has_htb(device: bytes) -> bool:
+    """Is HTB the root of it? `device`: as `list_devices` shows it."""
+    return b"htb\0" in device and attributes(device, HEADER_BYTES + _LINK.size).get(IFLA_QDISC) == b"htb\0"
+
+
+def index_of(device: bytes) -> int:
+    return int(_LINK.unpack_from(device, HEADER_BYTES)[0])
 
 
 def list_qdiscs() -> bytes:
