@@ -269,14 +269,23 @@ class Forwarding:
         return first[1 if first.prefixlen < 31 else 0]
 
 
+ANY_STAMP = -1
+NO_STAMP = 1 << 63  # above every revision: a table of before is believed
+
+
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What the two mark rules of an address have counted; inner IP bytes."""
+    """What the two mark rules of an address have counted; inner IP bytes.
+
+    `made`: the revision at which rules were last made in the table that was read, as it says itself; NO_STAMP = it says
+    none.
+    """
 
     download_packets: int = 0
     download_bytes: int = 0
     upload_packets: int = 0
     upload_bytes: int = 0
+    made: int = field(default=NO_STAMP, compare=False)
 
 
 NO_COUNTERS = Counters()
@@ -288,6 +297,8 @@ class Mark:
 
     `counters`: what the rules shall start from when they have to be made; a rule that exists keeps its own.
     `restart`: replace rules that exist too, with `counters` (the address has a new owner).
+    `at`: the revision that the table shall say afterwards. `after`: if it says this now, or nothing; one that says
+    something else is a save that somebody put back, and not all of it is looked at here. ANY_STAMP: all of it is.
     """
 
     address: IPv4Address
@@ -295,6 +306,8 @@ class Mark:
     owner: int = field(default=0, compare=False)
     counters: Counters = field(default=NO_COUNTERS, compare=False)
     restart: bool = field(default=False, compare=False)
+    at: int = field(default=0, compare=False)
+    after: int = field(default=ANY_STAMP, compare=False)
 
 
 PeerKey = tuple[str, str]

@@ -112,7 +112,10 @@ class Move:
             usage.counts_by(BOTH)
         marks = wanted(desired, "").marks
         # From whatever the baseline says, also where an address has changed hands: the first pass settles that.
-        starting = {a: replace(m, counters=usage.start_of(a, usage.owner_of(a) or m.owner)) for a, m in marks.items()}
+        starting = {
+            a: replace(m, counters=usage.start_of(a, usage.owner_of(a) or m.owner), at=desired.revision)
+            for a, m in marks.items()
+        }
         if new.guard:
             # What is wanted too: a damaged tree is not read as marks, and may mark nevertheless.
             new.guard.defer({a: m for a, m in {**marks, **old.marks.read(EVERYWHERE)}.items() if m.mark})

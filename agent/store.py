@@ -27,7 +27,7 @@ from agent.model import Account, Counters, Reach, Secret, Server
 from agent.origin import Origin
 from agent.usage import Baseline, DayTotal, Used
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KEPT_DAYS = 100  # of usage; a gateway that is away for longer than this loses the oldest days
 RECENT_ROWS = 50_000
 ROOM = 65_536  # bytes; with less SQLite cannot even begin: its shared memory alone takes half of it
@@ -47,7 +47,8 @@ CREATE TABLE accounts (
 -- how far the mark rules of an address have been counted, and for whom
 CREATE TABLE baselines (
     address INTEGER PRIMARY KEY, owner INTEGER NOT NULL, download_packets INTEGER NOT NULL,
-    download_bytes INTEGER NOT NULL, upload_packets INTEGER NOT NULL, upload_bytes INTEGER NOT NULL
+    download_bytes INTEGER NOT NULL, upload_packets INTEGER NOT NULL, upload_bytes INTEGER NOT NULL,
+    since INTEGER NOT NULL DEFAULT 0 -- the revision at which the owner got the address
 );
 -- totals that only grow; seq says in which sample a row changed last
 CREATE TABLE usage (
@@ -59,12 +60,15 @@ CREATE INDEX usage_day ON usage (day);
 """
 
 # From each version to the next; what is there stays.
-UPGRADES = {1: "ALTER TABLE servers ADD COLUMN reach TEXT NOT NULL DEFAULT 'internet';"}
+UPGRADES = {
+    1: "ALTER TABLE servers ADD COLUMN reach TEXT NOT NULL DEFAULT 'internet';",
+    2: "ALTER TABLE baselines ADD COLUMN since INTEGER NOT NULL DEFAULT 0;",
+}
 
 PUT_ACCOUNT = "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 PUT_SERVER = "INSERT OR REPLACE INTO servers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-PUT_BASELINE = "INSERT OR REPLACE INTO baselines VALUES (?, ?, ?, ?, ?, ?)"
-EXPECT_BASELINE = "INSERT OR IGNORE INTO baselines VALUES (?, ?, 0, 0, 0, 0)"
+PUT_BASELINE = "INSERT OR REPLACE INTO baselines VALUES (?, ?, ?, ?, ?, ?, ?)"
+EXPECT_BASELINE = "INSERT OR IGNORE INTO baselines VALUES (?, ?, 0, 0, 0, 0, ?)"
 PUT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
 ADD_USAGE = """
 INSERT INTO usage VALUES (?, ?, ?, ?, ?)
@@ -150,7 +154,7 @@ class Store:
             ),
         )
         # Whose bytes the rules will count must be known even if the account is gone again before the first sample.
-        db.executemany(EXPECT_BASELINE, ((int(a.address), a.id) for a in accounts))
+        db.executemany(EXPECT_BASELINE, ((int(a.address), a.id, desired.revision) for a in accounts))
         origin = desired.origin
         said = {"identity": origin.identity, "revision_mark": str(origin.mark), "node": origin.node}
         said |= {"revision": str(desired.revision), "time_zone": desired.time_zone}
@@ -162,7 +166,7 @@ class Store:
         with self._lock, _translated(self._path):
             rows = self._db.execute("SELECT * FROM baselines").fetchall()
         try:
-            return {IPv4Address(row[0]): Baseline(row[1], Counters(*row[2:])) for row in rows}
+            return {IPv4Address(row[0]): Baseline(row[1], Counters(*row[2:6]), row[6]) for row in rows}
         except ValueError as error:
             raise BrokenStore(f"the state file holds a value that cannot be right: {error}") from error
 
@@ -352,7 +356,8 @@ def _seq(db: sqlite3.Connection) -> int:
 def _baseline_rows(baselines: Mapping[IPv4Address, Baseline]) -> Iterator[tuple[int, ...]]:
     for address, base in baselines.items():
         c = base.counters
-        yield int(address), base.owner, c.download_packets, c.download_bytes, c.upload_packets, c.upload_bytes
+        counted = c.download_packets, c.download_bytes, c.upload_packets, c.upload_bytes
+        yield int(address), base.owner, *counted, base.since
 
 
 def _server_row(s: Server) -> tuple[object, ...]:

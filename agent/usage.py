@@ -22,7 +22,7 @@ from ipaddress import IPv4Address
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
-from agent.model import NO_COUNTERS, Counters
+from agent.model import ANY_STAMP, NO_COUNTERS, Counters
 
 DAY_SECONDS = 86_400
 # Of both directions together. A reset is seen within a sample's time: whoever sends more meanwhile gets it for nothing,
@@ -37,6 +37,7 @@ class Baseline:
 
     owner: int
     counters: Counters
+    since: int = 0  # the revision at which the owner got the address
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,9 @@ def advance(
             base = Baseline(owners[address], NO_COUNTERS)
         elif base.counters == now:
             continue
-        moved[address] = Baseline(base.owner, now)
+        if now.made < base.since:  # a save from before was put back: these are the numbers of somebody else
+            continue
+        moved[address] = Baseline(base.owner, now, base.since)
         used[base.owner] = used.get(base.owner, Used()) + _new(base.counters, now)
     return moved, used
 
@@ -125,6 +128,8 @@ class Usage:
         self._baselines = keeper.load_baselines()
         self.counted_by = keeper.load_counted_by()  # the backend whose numbers the baselines are; "" = nobody said
         self.sampled_at = keeper.load_sampled_at()  # Unix seconds; None = this file has never seen a sample
+        self.revision = 0  # of the desired state that is being made true
+        self.stamp = ANY_STAMP  # what the table of marks says of itself, as far as we know
 
     def observe(
         self,
@@ -139,7 +144,7 @@ class Usage:
         now = self._clock()
         if self.sampled_at is None:
             # A new file and rules that are older: what they show was counted under another epoch, or by nobody.
-            moved = {a: Baseline(owners[a], counters) for a, counters in sample.items() if a in owners}
+            moved = {a: Baseline(owners[a], one) for a, one in sample.items() if a in owners}
             used: dict[int, Used] = {}
         else:
             moved, used = advance(self._baselines, sample, owners)
@@ -192,6 +197,11 @@ class Usage:
         base = self._baselines.get(address)
         return base.owner if base else None
 
+    def is_foreign(self, address: IPv4Address, counters: Counters) -> bool:
+        """Are these from before the owner had the address?"""
+        base = self._baselines.get(address)
+        return base is not None and counters.made < base.since
+
     def start_of(self, address: IPv4Address, owner: int) -> Counters:
         """What rules made for this account shall start from."""
         base = self._baselines.get(address)
@@ -200,15 +210,15 @@ class Usage:
     def expect(self, owners: Mapping[IPv4Address, int]) -> None:
         """Rules for these accounts are about to be made where there were none. The store knew it with the account."""
         for address, owner in owners.items():
-            self._baselines.setdefault(address, Baseline(owner, NO_COUNTERS))
+            self._baselines.setdefault(address, Baseline(owner, NO_COUNTERS, self.revision))
 
     def hand_over(self, owners: Mapping[IPv4Address, int]) -> None:
         """These addresses count for new owners from where they stand. Call before their rules start from zero."""
-        self._save({a: Baseline(owner, self._baselines[a].counters) for a, owner in owners.items()})
+        self._save({a: Baseline(owner, self._baselines[a].counters, self.revision) for a, owner in owners.items()})
 
     def restarted(self, owners: Mapping[IPv4Address, int]) -> None:
         """The rules of these addresses have started from zero."""
-        self._save({a: Baseline(owner, NO_COUNTERS) for a, owner in owners.items()})
+        self._save({a: Baseline(owner, NO_COUNTERS, self.revision) for a, owner in owners.items()})
 
     def forget(self, addresses: Iterable[IPv4Address]) -> None:
         """The rules of these addresses are gone, and their last sample was taken."""

@@ -29,16 +29,16 @@ repair failed. Only whose class is gone and cannot be made again is cut off till
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
 from agent.desired import Desired
-from agent.diff import diff, diff_of
+from agent.diff import diff, diff_of, sliced
 from agent.errors import BrokenStore, KernelError, StoreError
 from agent.misfits import of_accounts, of_servers
-from agent.model import ClassKey, Diff, Mark, Peer, Scope, minor
+from agent.model import ANY_STAMP, ClassKey, Diff, Mark, Peer, Scope, minor
 from agent.parts import ACCOUNT_PARTS, PARTS, Kernel
 from agent.report import Change, Report
 from agent.shaping import Errors, Shaping, apply, shape
@@ -81,6 +81,7 @@ class Writer:
         mtu = self._kernel.tunnel_mtu(uplink)
         want = wanted(desired, uplink, self._usage.recent() if self._shown is None else (), mtu)
         found = self.read(want, uplink)
+        self._usage.revision, self._usage.stamp = desired.revision, ANY_STAMP
         disk_trouble = self._observed(desired, found)
         diffs = {part: diff(getattr(want, part), getattr(found, part)) for part in PARTS}
         addresses = self._usage.addresses().union(desired.by_address)
@@ -139,7 +140,7 @@ class Writer:
     def touched(self, desired: Desired, account_ids: Iterable[int], uplink: str) -> Report:
         """Makes only these accounts right, at their cost alone. Only where `knows_kernel`."""
         assert self._found is not None and self._shown is not None
-        ids, found = tuple(account_ids), self._found
+        ids, found, self._usage.revision = tuple(account_ids), self._found, desired.revision
         self._found = None  # until the pass has ended well
         if self._ahead is not None:
             found.classes.update(self._ahead.classes.add)  # the pass looks what has become of them
@@ -155,6 +156,8 @@ class Writer:
 
     def _finish(self, desired: Desired, one: _Pass, account_ids: Iterable[int]) -> Report:
         report = one.run()
+        if self._usage.stamp == ANY_STAMP:
+            self._usage.stamp = next((mark.counters.made for mark in one.found.marks.values()), ANY_STAMP)
         report.refuse(of_accounts(desired, account_ids))
         self._ahead = None
         self._found, self._shown = one.found, desired  # what was refused is left to the full pass that follows
@@ -219,7 +222,7 @@ class _Pass:
         forwarding = as_they_listen(self._allowed(self._diffs["forwarding"]), self.found, self._failed_devices)
         at_once, at_last = opened_last(forwarding, self.found, new)
         self._write("forwarding", at_once)
-        for diffs in self._slices():
+        for diffs in sliced(self._diffs, ACCOUNT_PARTS, SLICE):
             self._shape_and_mark(diffs)
             self._write("peers", self._allowed(diffs["peers"]))
         at_last = without(at_last, self._failed_devices)
@@ -290,16 +293,24 @@ class _Pass:
             self._write("marks", Diff(change=restarts))
             self._usage.restarted({a: o for a, o in standing.items() if o not in self._failed_owners})
         self._usage.expect({a: mark.owner for a, mark in marks.add.items()})
+        there = {a: mark for a in self._addresses - new.keys() if (mark := self.found.marks.get(a))}
+        foreign = {
+            a: owners[a] for a, mark in there.items() if self._usage.is_foreign(a, mark.counters) and a in owners
+        }
+        again = {a: replace(self._wanted_mark(a), restart=True) for a in foreign if a not in marks.remove}
+        self._write("marks", Diff(change=self._started(again.items())))
         self._diffs["marks"] = Diff(
-            self._started(marks.add.items()), self._started(a_m for a_m in marks.change.items() if a_m[0] not in new)
+            self._started(marks.add.items()),
+            self._started(a_m for a_m in marks.change.items() if a_m[0] not in new.keys() | again.keys()),
         )
 
     def _started(self, marks: Iterable[tuple[IPv4Address, Mark]]) -> dict[IPv4Address, Mark]:
-        return {a: replace(mark, counters=self._usage.start_of(a, mark.owner)) for a, mark in marks}
+        at, after = self._usage.revision, self._usage.stamp
+        return {a: replace(m, counters=self._usage.start_of(a, m.owner), at=at, after=after) for a, m in marks}
 
     def _wanted_mark(self, address: IPv4Address) -> Mark:
         account = self._desired.accounts[self._desired.by_address[address]]
-        return Mark(address, account.mark, account.id)
+        return Mark(address, account.mark, account.id, at=self._usage.revision, after=self._usage.stamp)
 
     def _sample(self) -> None:
         """Of the addresses of this pass only: the rest has its own time."""
@@ -307,25 +318,6 @@ class _Pass:
         self._usage.observe(sample, self._desired.by_address, self._desired.time_zone, whole=False)
 
     # -- writing --
-
-    def _slices(self) -> Iterator[Mapping[str, Diff[Any, Any]]]:
-        """Everything of the accounts of which anything changes, at once, for they may swap things; and what is only to
-        add, for some accounts after the others."""
-        owners = dict.fromkeys(
-            value.owner for part in reversed(ACCOUNT_PARTS) for value in self._diffs[part].add.values()
-        )
-        changed = {value.owner for part in ACCOUNT_PARTS for value in self._diffs[part].change.values()}
-        fresh = [owner for owner in owners if owner not in changed]
-        slice_of = dict.fromkeys(changed, 0) | {owner: number // SLICE for number, owner in enumerate(fresh)}
-        slices: list[dict[str, dict[Any, Any]]] = [
-            {part: {} for part in ACCOUNT_PARTS} for _ in range(0, max(len(fresh), 1), SLICE)
-        ]
-        for part in ACCOUNT_PARTS:
-            for key, value in self._diffs[part].add.items():
-                slices[slice_of[value.owner]][part][key] = value
-        for adds in slices:
-            changes = {part: self._diffs[part].change if adds is slices[0] else {} for part in ACCOUNT_PARTS}
-            yield {part: Diff(adds[part], changes[part]) for part in ACCOUNT_PARTS}
 
     def _allowed(self, difference: Diff[Any, Any]) -> Diff[Any, Any]:
         """Add and change, without what must not be because something it needs has failed."""
@@ -387,6 +379,8 @@ class _Pass:
                     found.pop(key, None)
                 else:
                     found[key] = value
+        if part == "marks" and not errors and (difference.add or difference.change):
+            self._usage.stamp = self._usage.revision
 
     def _note(self, part: str, key: Any, value: Any, error: KernelError) -> None:
         if part in ("links", "qdiscs", "forwarding"):

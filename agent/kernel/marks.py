@@ -31,6 +31,7 @@ from agent.kernel.marktree import (
     OWN,
     OWN_RULES,
     PREFIXES,
+    STAMP,
     TO,
     TOP,
     TOP_RULES,
@@ -42,10 +43,11 @@ from agent.kernel.marktree import (
     is_own,
     leaf_rules,
     read_branch,
+    stamp_of,
     standing_rules,
 )
 from agent.kernel.xtables import Hook, Transaction
-from agent.model import Counters, Diff, Mark, Scope
+from agent.model import ANY_STAMP, NO_STAMP, Counters, Diff, Mark, Scope
 
 TABLE = "mangle"
 HOOKS = (Hook("POSTROUTING", TOP), Hook("OUTPUT", OWN))
@@ -64,7 +66,7 @@ class IptablesMarks:
         own = _own(image)
         if not own:
             return {}
-        upward, downward = read_branch(image, FROM), read_branch(image, TO)
+        upward, downward, made = read_branch(image, FROM), read_branch(image, TO), stamp_of(own)
         led = xtables.is_hooked(image, HOOKS, own) and all(
             [rule.entry for rule in image.rules(chain)] == list(rules) for chain, rules in _FIXED.items()
         )
@@ -74,7 +76,7 @@ class IptablesMarks:
         if led:
             for raw in sound - lost if lost else sound:
                 address, up, down = address_of(raw), upward.rules[raw], downward.rules[raw]
-                found[address] = Mark(address, up[1], counters=_counters(up, down))
+                found[address] = Mark(address, up[1], counters=_counters(up, down, made))
         if not (led and upward.whole and downward.whole and len(upward.rules) == len(downward.rules) == len(sound)):
             found[BROKEN] = Mark(BROKEN, 0)
         return found
@@ -86,9 +88,10 @@ class IptablesMarks:
         before. Half of them would look like a reset.
         """
         image = tables.read(TABLE)
+        made = stamp_of(image.chains)
         only = None if addresses is None else {address.packed for address in addresses}
         upward, downward = standing_rules(image, FROM, only), standing_rules(image, TO, only)
-        return {address_of(raw): _counters(up, downward[raw]) for raw, up in upward.items() if raw in downward}
+        return {address_of(raw): _counters(up, downward[raw], made) for raw, up in upward.items() if raw in downward}
 
     def apply(self, diff: Diff[IPv4Address, Mark]) -> Mapping[IPv4Address, KernelError]:
         """One transaction. All or nothing: raises KernelError, and returns no errors of single addresses."""
@@ -132,8 +135,8 @@ def _sound(upward: Branch, downward: Branch) -> set[bytes]:
     return pairs - upward.repeated - downward.repeated
 
 
-def _counters(up: LeafRule, down: LeafRule) -> Counters:
-    return _counted(down[2], down[3], up[2], up[3])
+def _counters(up: LeafRule, down: LeafRule, made: int) -> Counters:
+    return _counted(down[2], down[3], up[2], up[3], made)
 
 
 @lru_cache(1 << 14)
@@ -162,7 +165,8 @@ class _Edit:
             # to a pair does not count here: that is about to be true.
             self._gone |= (upward.rules.keys() | downward.rules.keys()) - _sound(upward, downward) - self._put.keys()
         left = [self._tree(direction) for direction in DIRECTIONS]
-        if not any(left) and self._own - self._empty <= {*_FIXED, *_ROOTS}:
+        stamps = {chain for chain in self._own if chain.startswith(STAMP)}
+        if not any(left) and self._own - self._empty - stamps <= {*_FIXED, *_ROOTS}:
             self._to.unhook(self._own)
             self._to.drop(self._own)
             return False
@@ -172,7 +176,16 @@ class _Edit:
             self._to.settle(chain, (LET_GO, *rules) if before and chain == TOP else rules)
         self._to.hook(HOOKS, self._own)
         self._to.drop((self._own & self._empty) - _ROOTS)
+        self._stamp(stamps)
         return before
+
+    def _stamp(self, standing: set[str]) -> None:
+        """See `Mark`."""
+        said = stamp_of(standing)
+        at = {mark.at for mark in self._put.values() if mark.after in (ANY_STAMP, said) or said == NO_STAMP}
+        if at and standing != {chain := f"{STAMP}{max(at)}"}:
+            self._to.create(chain)
+            self._to.drop(standing - {chain})
 
     def _tree(self, direction: Direction) -> bool:
         """Settles the leaves and the ways to them, from the leaves to the root. Returns whether anything is left.

@@ -30,6 +30,7 @@ from typing import Any
 
 from agent.kernel import entries
 from agent.kernel.entries import Image
+from agent.model import NO_STAMP
 
 PREFIXES = (20, 24, 28)  # lengths of the levels under a root; the last are the leaves
 LEAF_MASK = 0xFFFFFFF0
@@ -104,11 +105,18 @@ LET_GO = entries.entry(entries.jump("RETURN"), match=entries.not_marked(0))  # o
 OWN_RULES = (entries.entry(entries.mark(OWN_MARK), goes_out=LINKS),)
 
 _OWN_CHAINS = frozenset({TOP, OWN, FROM.root, TO.root})
-_OWN_PREFIXES = (FROM.root + "_", TO.root + "_")
+STAMP = "WL_AT_"  # an empty chain that nothing leads to: its name says at which revision rules were last made here
+_OWN_PREFIXES = (FROM.root + "_", TO.root + "_", STAMP)
 
 
 def is_own(chain: str) -> bool:
     return chain.startswith(_OWN_PREFIXES) or chain in _OWN_CHAINS
+
+
+def stamp_of(chains: Iterable[str]) -> int:
+    """What a table says of itself; of several (a save was put back into it) the oldest."""
+    said = [int(number) for chain in chains if chain.startswith(STAMP) and (number := chain[len(STAMP) :]).isdecimal()]
+    return min(said, default=NO_STAMP)
 
 
 @lru_cache(1 << 16)

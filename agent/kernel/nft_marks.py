@@ -35,12 +35,13 @@ from agent.errors import KernelError
 from agent.kernel import nft, nft_elements, nft_table
 from agent.kernel.nft_elements import Element
 from agent.kernel.nft_table import Chain, Piece, Set, Table, Writing
-from agent.model import Counters, Diff, Mark, Scope
+from agent.model import ANY_STAMP, NO_STAMP, Counters, Diff, Mark, Scope
 
 TABLE = "wirelane"
 MARKS = "marks"
 CHAIN = Chain("filter", "postrouting", -149)
 BEFORE = Chain("filter", "forward", -149)  # of the version before
+STAMP = "at_"  # an empty chain that nothing leads to: its name says at which revision elements were last made here
 BROKEN = IPv4Address("0.0.0.0")
 """Key of the extra entry in what `read` returns when our table is damaged. It is never the address of an account."""
 ASK_AT_MOST = 300  # elements asked for one by one (10 us each); for more all of them are read
@@ -100,12 +101,13 @@ class NftablesMarks:
         if table is None:
             return {}
         upward, downward = _held(table, FROM), _held(table, TOWARDS)
+        made = _read_stamp()
         sound = _sound(upward, downward)
         found = {}
         if not table.flags and table.chains.get(MARKS) == CHAIN and _leads(table):
             for raw in sound:
                 up, down = upward[raw], downward[raw]
-                found[_address_of(raw)] = Mark(_address_of(raw), up[0], counters=_counters(up, down))
+                found[_address_of(raw)] = Mark(_address_of(raw), up[0], counters=_counters(up, down, made))
         if not (_is_whole(table) and sound and len(upward) == len(downward) == len(sound)):
             found[BROKEN] = Mark(BROKEN, 0)
         return found
@@ -123,7 +125,8 @@ class NftablesMarks:
             upward, downward = (nft_elements.read(TABLE, one.name, torn_will_do=True) for one in (FROM, TOWARDS))
             if addresses is not None:
                 upward = {raw: up for address in addresses if (up := upward.get(raw := address.packed))}
-        return {_address_of(raw): _counters(up, downward[raw]) for raw, up in upward.items() if raw in downward}
+        made = _read_stamp()
+        return {_address_of(raw): _counters(up, downward[raw], made) for raw, up in upward.items() if raw in downward}
 
     def apply(self, diff: Diff[IPv4Address, Mark]) -> Mapping[IPv4Address, KernelError]:
         """One transaction. All or nothing: raises KernelError, and returns no errors of single addresses."""
@@ -211,7 +214,8 @@ def _is_whole(table: Table, with_guard: bool = False) -> bool:
     names = {TOWARDS.name, FROM.name, MOVED.name} if with_guard else {TOWARDS.name, FROM.name}
     led = _is_guarded(table) if with_guard else table.has_rules(MARKS, PLAIN)
     maps = table.sets.keys() == names and table.holds(TOWARDS) and table.holds(FROM)
-    return not table.flags and maps and table.chains == {MARKS: CHAIN} and led and not table.others
+    chains = {name: chain for name, chain in table.chains.items() if not name.startswith(STAMP)}
+    return not table.flags and maps and chains == {MARKS: CHAIN} and led and not table.others
 
 
 def _settled(table: Table | None, with_guard: bool = False) -> list[str]:
@@ -222,7 +226,8 @@ def _settled(table: Table | None, with_guard: bool = False) -> list[str]:
         kept = [one for one in maps if table.holds(one)]
         maps = [one for one in maps if one not in kept]
         chains = {MARKS} if table.chains.get(MARKS) == CHAIN else set()
-        commands += [_write.flush_rules(), *_write.delete_strays(table, {one.name for one in kept}, chains)]
+        stays = {*chains, *(name for name in table.chains if name.startswith(STAMP))}
+        commands += [_write.flush_rules(), *_write.delete_strays(table, {one.name for one in kept}, stays)]
         chains = {MARKS} - chains
     commands += [_write.add_set(one) for one in (*maps, *([MOVED] if with_guard else []))]
     return commands + [_write.add_chain(name, CHAIN) for name in chains]
@@ -233,8 +238,20 @@ def _sound(upward: Mapping[bytes, Element], downward: Mapping[bytes, Element]) -
     return {raw for raw, up in upward.items() if raw in downward and downward[raw][0] == up[0]}
 
 
-def _counters(up: Element, down: Element) -> Counters:
-    return _counted(down[1], down[2], up[1], up[2])
+def _read_stamp() -> int:
+    """After the elements: a save that comes in between them is not believed."""
+    table = _read_table()
+    return _stamp_of(table.chains if table else ())
+
+
+def _stamp_of(chains: Iterable[str]) -> int:
+    """As in `marktree`."""
+    said = [int(number) for chain in chains if chain.startswith(STAMP) and (number := chain[len(STAMP) :]).isdecimal()]
+    return min(said, default=NO_STAMP)
+
+
+def _counters(up: Element, down: Element, made: int) -> Counters:
+    return _counted(down[1], down[2], up[1], up[2], made)
 
 
 @lru_cache(1 << 14)
@@ -273,8 +290,19 @@ class _Edit:
         """With whatever has to be put right around the elements. A guard stays unless all is repaired."""
         table = self._table
         if table is not None and (_is_whole(table) or (not self._repair and _is_whole(table, with_guard=True))):
-            return elements
-        return [*_settled(table), *elements, *_write.add_rules(MARKS, PLAIN)]
+            return [*elements, *self._stamped(table)]
+        return [*_settled(table), *elements, *_write.add_rules(MARKS, PLAIN), *self._stamped(table)]
+
+    def _stamped(self, table: Table | None) -> list[str]:
+        """See `Mark`."""
+        standing = {name for name in table.chains if name.startswith(STAMP)} if table is not None else set()
+        said = _stamp_of(standing)
+        at = {mark.at for mark in self._put.values() if mark.after in (ANY_STAMP, said) or said == NO_STAMP}
+        if not at or standing == {chain := f"{STAMP}{max(at)}"}:
+            return []
+        others = dict.fromkeys(standing - {chain})
+        gone = _write.delete_strays(Table(TABLE, chains=others, handles=table.handles), (), ()) if table else []
+        return [_write.add_plain_chain(chain), *gone]
 
     def _touched(self, one: Set) -> dict[bytes, Element]:
         """What the map holds of the addresses of the difference; all it holds, if all may matter."""

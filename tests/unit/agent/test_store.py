@@ -131,7 +131,7 @@ def test_usage_goes_on_after_a_restart_and_the_cursor_tells_what_changed(path: P
 
 def test_the_owner_of_an_address_is_known_before_the_first_sample(path: Path) -> None:
     store, _ = filled(path)
-    assert store.load_baselines()[A] == Baseline(2, NO_COUNTERS)
+    assert store.load_baselines()[A] == Baseline(2, NO_COUNTERS, since=5)
     usage = Usage(store, lambda: NOW)
     usage.hand_over({A: 9})
     assert store.load_baselines()[A].owner == 9
@@ -174,12 +174,14 @@ def test_a_file_of_version_1_is_upgraded_in_place(path: Path) -> None:
     store.close()
     with sqlite3.connect(path) as db:
         db.execute("ALTER TABLE servers DROP COLUMN reach")
+        db.execute("ALTER TABLE baselines DROP COLUMN since")
         db.execute("PRAGMA user_version = 1")
     db.close()
     for _ in range(2):
         again, aside = open_store_or_new(path)
         assert aside is None and again.epoch == desired.epoch
         assert again.load() == desired, "servers that were there reach the internet, as new ones do"
+        assert {base.since for base in again.load_baselines().values()} == {0}
         again.close()
 
 
