@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.lab.lab import Lab
+from tests.lab.processes import wait_until
 from tests.lab.topology import INTERNET, INTERNET_ADDRESS, UPLINK
 from tests.netns.main_job.conftest import MakeAccount
 from tests.netns.main_job.picture import NODE
@@ -69,6 +70,12 @@ def uplink_back(lab: Lab) -> Iterator[None]:
         lab.exec(NODE, "ip", "link", "set", "ens3", "name", UPLINK)
     lab.exec(NODE, "ip", "link", "set", UPLINK, "up")
     lab.exec(NODE, "ip", "route", "replace", *before)
+    # The agent knows by its rule whose switch it has switched on: it shall have followed before the server goes.
+    wait_until(lambda: f"-A WL_FORWARD -i {UPLINK} -j DROP" in rules(lab), "the uplink of before", BACK_SECONDS)
+
+
+def rules(lab: Lab) -> list[str]:
+    return lab.exec(NODE, "iptables-legacy", "-w", "-S", "WL_FORWARD").stdout.splitlines()
 
 
 def down_and_up(lab: Lab, name: str) -> None:
