@@ -92,7 +92,7 @@ async def test_who_waits_for_a_locked_database_waits_no_longer_than_told_and_get
         await asyncio.sleep(after)
         began = time.monotonic()
         with pytest.raises(DatabaseUnavailable, match=r"locked by somebody else|not available"):
-            await store.add_node(f"node{after}", "unix:/run/agent.sock")
+            await store.add_node(f"after{round(after * 1000)}", f"unix:/run/{after}.sock")
         return time.monotonic() - began
 
     waits = await asyncio.gather(*(late(number / 10) for number in range(9)))
@@ -138,11 +138,11 @@ async def test_a_full_disk_is_told_by_every_change_and_by_health_until_there_is_
             pass
     os.close(handle)
     # The last pages of the journal may still take a change or two.
-    assert await told(lambda number: store.add_node(f"n{number}", "unix:/run/agent.sock")) == NO_ROOM
+    assert await told(lambda number: store.add_node(f"n{number}", f"unix:/run/n{number}.sock")) == NO_ROOM
     assert await told(lambda _: store.ping()) == NO_ROOM
     assert NODE in [node.name for node in await store.nodes()]
     ballast.unlink()
-    await store.add_node("after", "unix:/run/agent.sock")
+    await store.add_node("after", "unix:/run/after.sock")
     await store.ping()
     await store.close()
 
