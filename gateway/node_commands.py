@@ -16,7 +16,7 @@ from gateway.agents import Agents, checked_target
 from gateway.agents.codec import objects_of
 from gateway.errors import AgentUnreachable
 from gateway.model import HeldObject, Node
-from gateway.progress import printed_table
+from gateway.progress import plain, printed_table
 from gateway.store import Store
 
 Options = argparse.Namespace
@@ -115,7 +115,7 @@ def _show(held: Sequence[HeldObject], wanted: Sequence[HeldObject]) -> int:
         else:
             continue
         counts[what] += 1
-        print(f"{what}: {detail}")
+        print(plain(f"{what}: {detail}"))
     _explain(f"the node holds {len(on_node)} servers and accounts, the database {len(in_database)}")
     _explain(", ".join(f"{count} {what}" for what, count in counts.items()))
     return DIFFERENT if any(counts.values()) else 0

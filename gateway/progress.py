@@ -73,7 +73,13 @@ def _bar(part: float | None) -> str:
     return f"[{'#' * full}{'.' * (BAR_WIDTH - full)}]"
 
 
+def plain(text: str) -> str:
+    """What others say, an agent perhaps, fit for a terminal: without anything that moves its cursor."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def printed_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    rows = [[plain(text) for text in row] for row in rows]
     widths = [max(len(line[column]) for line in (titles, *rows)) for column in range(len(titles))]
     for line in (titles, *rows):
         print("  ".join(f"{text:{width}}" for text, width in zip(line, widths, strict=True)).rstrip())

@@ -29,6 +29,7 @@ from protos.agent.v1 import agent_pb2 as pb
 
 CHUNK = 500  # objects in one message: at most ~250 bytes each, far below gRPC's default limit of 4 MB
 
+MTUS = range(1280, 9101)  # bytes, of a tunnel; anything else would end in customers' files
 OUTCOMES = {pb.ApplyReply.APPLIED: "applied", pb.ApplyReply.PENDING: "pending", pb.ApplyReply.FAILED: "failed"}
 
 
@@ -144,7 +145,7 @@ def agent_status(reply: pb.StatusReply) -> AgentStatus:
         networks=tuple((IPv4Network(one.network), one.interface) for one in reply.networks),
         marks=reply.marks,
         time_zone=reply.time_zone,
-        tunnel_mtu=reply.tunnel_mtu,
+        tunnel_mtu=reply.tunnel_mtu if reply.tunnel_mtu in MTUS else 0,
         refused_connections=reply.refused_connections,
         origin=_origin_in(reply.origin),
         accounts=reply.accounts,

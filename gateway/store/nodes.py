@@ -26,6 +26,8 @@ from gateway.store.transaction import INSTALLATION, Transaction
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a DNS label: names of nodes become names of hosts
 
+LARGEST_REVISION = 1 << 62  # as many again fit into the database
+
 _columns = (
     nodes.c.id,
     nodes.c.name,
@@ -159,6 +161,8 @@ async def resync(tx: Transaction, name: str, held: Held) -> None:
     The horizon does it: an acknowledgement that is under way may bring the old epoch back, but no revision below. Its
     revision is above what the agent holds: an agent takes nothing that is older.
     """
+    if held.revision > LARGEST_REVISION:
+        raise Conflict(f"Node {name} says that it holds revision {held.revision}, which cannot be: it needs a new file")
     node = await locked(tx, name)
     revision = max(node.revision, held.revision) + 1
     await _mark(tx, node.id, revision)

@@ -380,6 +380,18 @@ def test_an_agent_knows_whose_state_it_holds_after_a_restart(tmp_path: Path) -> 
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("said", [1, 1279, 9101, (1 << 32) - 1])
+def test_what_no_tunnel_can_have_is_not_believed(tmp_path: Path, said: int) -> None:
+    async def story() -> None:
+        agents, agent, target = Agents(), FakeAgent(), f"unix:{tmp_path}/agent.sock"
+        agent.tunnel_mtu = said
+        async with serving(agent, target), asyncio.timeout(30):
+            assert (await agents.status(Node(id=1, name="fra", target=target))).tunnel_mtu == 0
+        await agents.close()
+
+    asyncio.run(story())
+
+
 def test_a_live_read_shows_peer_marks_and_classes(told: Callable[[Story], None]) -> None:
     async def story(it: Rig) -> None:
         accounts = (an_account(1), an_account(2, download=0, upload=0), an_account(3, enabled=False))

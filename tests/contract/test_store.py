@@ -480,6 +480,13 @@ async def test_what_another_database_gave_is_contested_until_the_word_for_exactl
     assert (await store.compared(NODE, Held("x", said.node.revision, taken, 1, 1))).contested == ""
 
 
+async def test_a_revision_that_cannot_be_is_not_followed(store: Store) -> None:
+    await store.add_node(NODE, "unix:/run/agent.sock")
+    with pytest.raises(Conflict, match="which cannot be"):
+        await store.resync_node(NODE, Held("x", (1 << 62) + 1, NOBODY, accounts=1))
+    assert (await store.node(NODE)).revision == 1
+
+
 async def test_two_names_for_one_agent_are_refused(store: Store) -> None:
     await store.add_node(NODE, "unix:/run/agent.sock")
     with pytest.raises(Conflict, match=r"unix:/run/agent\.sock is node local already, and one agent is one node"):

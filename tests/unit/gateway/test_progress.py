@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 
-from gateway.progress import Progress
+import pytest
+
+from gateway.progress import Progress, printed_table
 
 
 class Clock:
@@ -51,3 +53,8 @@ def test_without_an_end_there_is_no_bar() -> None:
     clock.now = 2
     progress.show(50, None)
     assert stream.getvalue() == "\rimported  50  25/s"
+
+
+def test_a_table_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    printed_table(("NAME", "STATE"), [("fra", "problem: \x1b[2J\rgone\nOK")])
+    assert capsys.readouterr().out == "NAME  STATE\nfra   problem: ?[2J?gone?OK\n"
