@@ -41,7 +41,9 @@ TABLE = "wirelane"
 MARKS = "marks"
 CHAIN = Chain("filter", "postrouting", -149)
 BEFORE = Chain("filter", "forward", -149)  # of the version before
-STAMP = "at_"  # an empty chain that nothing leads to: its name says at which revision elements were last made here
+# No packet has this address. The bytes of its element say at which revision elements were last made here; a chain with
+# that name, as iptables has one, would cost each change a grace period of the kernel (20 ms).
+STAMP = IPv4Address("0.0.0.1").packed
 BROKEN = IPv4Address("0.0.0.0")
 """Key of the extra entry in what `read` returns when our table is damaged. It is never the address of an account."""
 ASK_AT_MOST = 300  # elements asked for one by one (10 us each); for more all of them are read
@@ -101,7 +103,7 @@ class NftablesMarks:
         if table is None:
             return {}
         upward, downward = _held(table, FROM), _held(table, TOWARDS)
-        made = _read_stamp()
+        made = _taken_stamp(upward, downward)
         sound = _sound(upward, downward)
         found = {}
         if not table.flags and table.chains.get(MARKS) == CHAIN and _leads(table):
@@ -119,13 +121,13 @@ class NftablesMarks:
         their tables.
         """
         if addresses is not None and len(addresses) <= ASK_AT_MOST:
-            some = {address.packed for address in addresses}
+            some = {STAMP, *(address.packed for address in addresses)}
             upward, downward = (nft_elements.read_some(TABLE, one.name, some) for one in (FROM, TOWARDS))
         else:
             upward, downward = (nft_elements.read(TABLE, one.name, torn_will_do=True) for one in (FROM, TOWARDS))
-            if addresses is not None:
-                upward = {raw: up for address in addresses if (up := upward.get(raw := address.packed))}
-        made = _read_stamp()
+        made = _taken_stamp(upward, downward)
+        if addresses is not None:
+            upward = {raw: up for address in addresses if (up := upward.get(raw := address.packed))}
         return {_address_of(raw): _counters(up, downward[raw], made) for raw, up in upward.items() if raw in downward}
 
     def apply(self, diff: Diff[IPv4Address, Mark]) -> Mapping[IPv4Address, KernelError]:
@@ -214,8 +216,7 @@ def _is_whole(table: Table, with_guard: bool = False) -> bool:
     names = {TOWARDS.name, FROM.name, MOVED.name} if with_guard else {TOWARDS.name, FROM.name}
     led = _is_guarded(table) if with_guard else table.has_rules(MARKS, PLAIN)
     maps = table.sets.keys() == names and table.holds(TOWARDS) and table.holds(FROM)
-    chains = {name: chain for name, chain in table.chains.items() if not name.startswith(STAMP)}
-    return not table.flags and maps and chains == {MARKS: CHAIN} and led and not table.others
+    return not table.flags and maps and table.chains == {MARKS: CHAIN} and led and not table.others
 
 
 def _settled(table: Table | None, with_guard: bool = False) -> list[str]:
@@ -226,8 +227,7 @@ def _settled(table: Table | None, with_guard: bool = False) -> list[str]:
         kept = [one for one in maps if table.holds(one)]
         maps = [one for one in maps if one not in kept]
         chains = {MARKS} if table.chains.get(MARKS) == CHAIN else set()
-        stays = {*chains, *(name for name in table.chains if name.startswith(STAMP))}
-        commands += [_write.flush_rules(), *_write.delete_strays(table, {one.name for one in kept}, stays)]
+        commands += [_write.flush_rules(), *_write.delete_strays(table, {one.name for one in kept}, chains)]
         chains = {MARKS} - chains
     commands += [_write.add_set(one) for one in (*maps, *([MOVED] if with_guard else []))]
     return commands + [_write.add_chain(name, CHAIN) for name in chains]
@@ -238,15 +238,9 @@ def _sound(upward: Mapping[bytes, Element], downward: Mapping[bytes, Element]) -
     return {raw for raw, up in upward.items() if raw in downward and downward[raw][0] == up[0]}
 
 
-def _read_stamp() -> int:
-    """After the elements: a save that comes in between them is not believed."""
-    table = _read_table()
-    return _stamp_of(table.chains if table else ())
-
-
-def _stamp_of(chains: Iterable[str]) -> int:
-    """As in `marktree`."""
-    said = [int(number) for chain in chains if chain.startswith(STAMP) and (number := chain[len(STAMP) :]).isdecimal()]
+def _taken_stamp(*maps: dict[bytes, Element]) -> int:
+    """What the table says of itself; of two that differ the older. It is nobody's address: taken out of the maps."""
+    said = [stamp[2] for elements in maps if (stamp := elements.pop(STAMP, None)) is not None]
     return min(said, default=NO_STAMP)
 
 
@@ -290,25 +284,14 @@ class _Edit:
         """With whatever has to be put right around the elements. A guard stays unless all is repaired."""
         table = self._table
         if table is not None and (_is_whole(table) or (not self._repair and _is_whole(table, with_guard=True))):
-            return [*elements, *self._stamped(table)]
-        return [*_settled(table), *elements, *_write.add_rules(MARKS, PLAIN), *self._stamped(table)]
-
-    def _stamped(self, table: Table | None) -> list[str]:
-        """See `Mark`."""
-        standing = {name for name in table.chains if name.startswith(STAMP)} if table is not None else set()
-        said = _stamp_of(standing)
-        at = {mark.at for mark in self._put.values() if mark.after in (ANY_STAMP, said) or said == NO_STAMP}
-        if not at or standing == {chain := f"{STAMP}{max(at)}"}:
-            return []
-        others = dict.fromkeys(standing - {chain})
-        gone = _write.delete_strays(Table(TABLE, chains=others, handles=table.handles), (), ()) if table else []
-        return [_write.add_plain_chain(chain), *gone]
+            return elements
+        return [*_settled(table), *elements, *_write.add_rules(MARKS, PLAIN)]
 
     def _touched(self, one: Set) -> dict[bytes, Element]:
         """What the map holds of the addresses of the difference; all it holds, if all may matter."""
         if self._table is None or not self._table.holds(one):
             return {}
-        addresses = self._put.keys() | self._gone
+        addresses = self._put.keys() | self._gone | {STAMP}
         if self._repair or len(addresses) > ASK_AT_MOST:
             return nft_elements.read(TABLE, one.name)
         return nft_elements.read_some(TABLE, one.name, addresses)
@@ -316,7 +299,7 @@ class _Edit:
     def _is_emptied(self, held: Mapping[str, dict[bytes, Element]]) -> bool:
         """Will both maps be empty, if nothing is put?"""
         present = [one for one in (FROM, TOWARDS) if self._table is not None and self._table.holds(one)]
-        return not any(_outlast(one, held[one.name], self._gone, self._repair) for one in present)
+        return not any(_outlast(one, held[one.name], self._gone | {STAMP}, self._repair) for one in present)
 
     def _elements(self, one: Set, held: Mapping[bytes, Element]) -> list[str]:
         doomed = [raw for raw in self._gone if raw in held]
@@ -332,7 +315,12 @@ class _Edit:
             if element is not None:
                 doomed.append(raw)
             made.append(f"{mark.address} counter packets {packets} bytes {octets} : {mark.mark}")
-        gone = [str(_address_of(raw)) for raw in doomed]
+        said = held[STAMP][2] if STAMP in held else NO_STAMP
+        at = {mark.at for mark in self._put.values() if mark.after in (ANY_STAMP, said) or said == NO_STAMP}
+        if at and max(at) != said:  # see `Mark`
+            doomed += [STAMP] if STAMP in held else []
+            made.append(f"{_address_of(STAMP)} counter packets 0 bytes {max(at)} : 0")
+        gone = [str(_address_of(raw)) for raw in dict.fromkeys(doomed)]
         return _write.elements("delete", one.name, gone) + _write.elements("add", one.name, made)
 
 
