@@ -277,8 +277,7 @@ NO_STAMP = 1 << 63  # above every revision: a table of before is believed
 class Counters:
     """What the two mark rules of an address have counted; inner IP bytes.
 
-    `made`: the revision at which rules were last made in the table that was read, as it says itself; NO_STAMP = it says
-    none.
+    `made`: what the table that was read says of itself, see stamp_after(); NO_STAMP = nothing.
     """
 
     download_packets: int = 0
@@ -297,8 +296,7 @@ class Mark:
 
     `counters`: what the rules shall start from when they have to be made; a rule that exists keeps its own.
     `restart`: replace rules that exist too, with `counters` (the address has a new owner).
-    `at`: the revision that the table shall say afterwards. `after`: if it says this now, or nothing; one that says
-    something else is a save that somebody put back, and not all of it is looked at here. ANY_STAMP: all of it is.
+    `at`, `after`: see stamp_after().
     """
 
     address: IPv4Address
@@ -308,6 +306,20 @@ class Mark:
     restart: bool = field(default=False, compare=False)
     at: int = field(default=0, compare=False)
     after: int = field(default=ANY_STAMP, compare=False)
+
+
+def stamp_after(diff: Diff[IPv4Address, Mark], said: int) -> int | None:
+    """What a table shall say of itself afterwards, that says `said` now; None = the same.
+
+    The revision (`at`) at which rules last went or were begun anew: from then on an address may have another owner. Not
+    where only a part of the table is looked at and it does not say what it should (`after`): then it is a save that
+    somebody put back. ANY_STAMP: all of it is looked at.
+    """
+    going = [*diff.remove.values(), *(mark for mark in diff.change.values() if mark.restart)]
+    at = {mark.at for mark in going if mark.after in (ANY_STAMP, said)}
+    if said == NO_STAMP:
+        at |= {mark.at for mark in (*diff.add.values(), *diff.change.values())}
+    return max(at, default=0) or None
 
 
 PeerKey = tuple[str, str]

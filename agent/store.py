@@ -48,7 +48,7 @@ CREATE TABLE accounts (
 CREATE TABLE baselines (
     address INTEGER PRIMARY KEY, owner INTEGER NOT NULL, download_packets INTEGER NOT NULL,
     download_bytes INTEGER NOT NULL, upload_packets INTEGER NOT NULL, upload_bytes INTEGER NOT NULL,
-    since INTEGER NOT NULL DEFAULT 0 -- the revision at which the owner got the address
+    since INTEGER NOT NULL DEFAULT 0 -- what the table of marks said of itself when the owner got the address
 );
 -- totals that only grow; seq says in which sample a row changed last
 CREATE TABLE usage (
@@ -68,7 +68,10 @@ UPGRADES = {
 PUT_ACCOUNT = "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 PUT_SERVER = "INSERT OR REPLACE INTO servers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 PUT_BASELINE = "INSERT OR REPLACE INTO baselines VALUES (?, ?, ?, ?, ?, ?, ?)"
-EXPECT_BASELINE = "INSERT OR IGNORE INTO baselines VALUES (?, ?, 0, 0, 0, 0, ?)"
+EXPECT_BASELINE = """
+INSERT OR IGNORE INTO baselines
+VALUES (?, ?, 0, 0, 0, 0, COALESCE((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'stamp'), 0))
+"""
 PUT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
 ADD_USAGE = """
 INSERT INTO usage VALUES (?, ?, ?, ?, ?)
@@ -154,7 +157,7 @@ class Store:
             ),
         )
         # Whose bytes the rules will count must be known even if the account is gone again before the first sample.
-        db.executemany(EXPECT_BASELINE, ((int(a.address), a.id, desired.revision) for a in accounts))
+        db.executemany(EXPECT_BASELINE, ((int(a.address), a.id) for a in accounts))
         origin = desired.origin
         said = {"identity": origin.identity, "revision_mark": str(origin.mark), "node": origin.node}
         said |= {"revision": str(desired.revision), "time_zone": desired.time_zone}
@@ -176,6 +179,9 @@ class Store:
 
     def load_counted_by(self) -> str:
         return self._meta().get("counted_by", "")
+
+    def load_stamp(self) -> int:
+        return int(self._meta().get("stamp", 0))
 
     def save_counted_by(self, backend: str) -> None:
         with self._transaction() as db:
@@ -211,8 +217,10 @@ class Store:
         with self._transaction() as db:
             db.executemany(PUT_BASELINE, _baseline_rows(baselines))
 
-    def forget_baselines(self, addresses: Iterable[IPv4Address]) -> None:
+    def forget_baselines(self, addresses: Iterable[IPv4Address], stamp: int) -> None:
+        """`stamp`: what the table of marks says now. Whoever gets such an address is told apart by it."""
         with self._transaction() as db:
+            db.execute(PUT_META, ("stamp", str(stamp)))
             db.executemany("DELETE FROM baselines WHERE address = ?", ((int(a),) for a in addresses))
 
     # -- usage: what the gateway asks --

@@ -22,7 +22,7 @@ from ipaddress import IPv4Address
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
-from agent.model import ANY_STAMP, NO_COUNTERS, Counters
+from agent.model import NO_COUNTERS, NO_STAMP, Counters
 
 DAY_SECONDS = 86_400
 # Of both directions together. A reset is seen within a sample's time: whoever sends more meanwhile gets it for nothing,
@@ -37,7 +37,7 @@ class Baseline:
 
     owner: int
     counters: Counters
-    since: int = 0  # the revision at which the owner got the address
+    since: int = 0  # what the table said of itself when the owner got the address, at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ class Keeper(Protocol):
     def load_baselines(self) -> dict[IPv4Address, Baseline]: ...
     def load_sampled_at(self) -> float | None: ...
     def load_counted_by(self) -> str: ...
+    def load_stamp(self) -> int: ...
     def save_counted_by(self, backend: str) -> None: ...
     def load_recent(self) -> list[int]: ...
     def save_sample(
@@ -77,7 +78,7 @@ class Keeper(Protocol):
         counted_by: str = "",  # "" = as it was
     ) -> None: ...
     def save_baselines(self, baselines: Mapping[IPv4Address, Baseline]) -> None: ...
-    def forget_baselines(self, addresses: Iterable[IPv4Address]) -> None: ...
+    def forget_baselines(self, addresses: Iterable[IPv4Address], stamp: int) -> None: ...
 
 
 def advance(
@@ -129,7 +130,8 @@ class Usage:
         self.counted_by = keeper.load_counted_by()  # the backend whose numbers the baselines are; "" = nobody said
         self.sampled_at = keeper.load_sampled_at()  # Unix seconds; None = this file has never seen a sample
         self.revision = 0  # of the desired state that is being made true
-        self.stamp = ANY_STAMP  # what the table of marks says of itself, as far as we know
+        self.stamp = NO_STAMP  # what the table of marks says of itself
+        self._latest = keeper.load_stamp()  # the highest that it ever said, or should have
 
     def observe(
         self,
@@ -210,21 +212,27 @@ class Usage:
     def expect(self, owners: Mapping[IPv4Address, int]) -> None:
         """Rules for these accounts are about to be made where there were none. The store knew it with the account."""
         for address, owner in owners.items():
-            self._baselines.setdefault(address, Baseline(owner, NO_COUNTERS, self.revision))
+            self._baselines.setdefault(address, Baseline(owner, NO_COUNTERS, self._latest))
 
     def hand_over(self, owners: Mapping[IPv4Address, int]) -> None:
         """These addresses count for new owners from where they stand. Call before their rules start from zero."""
-        self._save({a: Baseline(owner, self._baselines[a].counters, self.revision) for a, owner in owners.items()})
+        self._save({a: Baseline(owner, self._baselines[a].counters, self._latest) for a, owner in owners.items()})
 
     def restarted(self, owners: Mapping[IPv4Address, int]) -> None:
         """The rules of these addresses have started from zero."""
-        self._save({a: Baseline(owner, NO_COUNTERS, self.revision) for a, owner in owners.items()})
+        self._save({a: Baseline(owner, NO_COUNTERS, self._latest) for a, owner in owners.items()})
 
     def forget(self, addresses: Iterable[IPv4Address]) -> None:
         """The rules of these addresses are gone, and their last sample was taken."""
         gone = [address for address in addresses if self._baselines.pop(address, None)]
         if gone:
-            self._keeper.forget_baselines(gone)
+            self._keeper.forget_baselines(gone, self._latest)
+
+    def stamped(self, stamp: int, *, is_there: bool = True) -> None:
+        """The table of marks says this now, or says nothing any more because all of it is gone."""
+        if stamp != NO_STAMP:
+            self._latest = max(self._latest, stamp)
+        self.stamp = stamp if is_there else NO_STAMP
 
     def _save(self, baselines: dict[IPv4Address, Baseline]) -> None:
         if baselines:

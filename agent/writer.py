@@ -38,7 +38,7 @@ from agent.desired import Desired
 from agent.diff import diff, diff_of, sliced
 from agent.errors import BrokenStore, KernelError, StoreError
 from agent.misfits import of_accounts, of_servers
-from agent.model import ANY_STAMP, ClassKey, Diff, Mark, Peer, Scope, minor
+from agent.model import ANY_STAMP, NO_STAMP, ClassKey, Diff, Mark, Peer, Scope, minor, stamp_after
 from agent.parts import ACCOUNT_PARTS, PARTS, Kernel
 from agent.report import Change, Report
 from agent.shaping import Errors, Shaping, apply, shape
@@ -81,11 +81,12 @@ class Writer:
         mtu = self._kernel.tunnel_mtu(uplink)
         want = wanted(desired, uplink, self._usage.recent() if self._shown is None else (), mtu)
         found = self.read(want, uplink)
-        self._usage.revision, self._usage.stamp = desired.revision, ANY_STAMP
+        self._usage.revision = desired.revision
+        self._usage.stamped(min((mark.counters.made for mark in found.marks.values()), default=NO_STAMP))
         disk_trouble = self._observed(desired, found)
         diffs = {part: diff(getattr(want, part), getattr(found, part)) for part in PARTS}
         addresses = self._usage.addresses().union(desired.by_address)
-        one = _Pass(self._kernel, self._usage, self._shown, desired, uplink, found, diffs, addresses)
+        one = _Pass(self._kernel, self._usage, self._shown, desired, uplink, found, diffs, addresses, is_whole=True)
         report = self._finish(desired, one, desired.accounts)
         report.refuse((0, name, reason) for name, reason in of_servers(desired).items())
         report.fail(0, "", lost)
@@ -156,8 +157,6 @@ class Writer:
 
     def _finish(self, desired: Desired, one: _Pass, account_ids: Iterable[int]) -> Report:
         report = one.run()
-        if self._usage.stamp == ANY_STAMP:
-            self._usage.stamp = next((mark.counters.made for mark in one.found.marks.values()), ANY_STAMP)
         report.refuse(of_accounts(desired, account_ids))
         self._ahead = None
         self._found, self._shown = one.found, desired  # what was refused is left to the full pass that follows
@@ -196,6 +195,8 @@ class _Pass:
         diffs: Mapping[str, Diff[Any, Any]],
         addresses: Iterable[IPv4Address],
         shaping: Shaping | None = None,
+        *,
+        is_whole: bool = False,
     ) -> None:
         self._kernel = kernel
         self._usage = usage
@@ -204,7 +205,7 @@ class _Pass:
         self.found = found
         self._diffs = dict(diffs)
         self._addresses = frozenset(addresses)  # whose baseline is to be checked
-        self._shaping = shaping
+        self._shaping, self._is_whole = shaping, is_whole
         self._report = Report(uplink)
         self._failed_devices: set[str] = set()
         self._failed_owners: set[int] = set()
@@ -234,7 +235,7 @@ class _Pass:
         removed_marks = {a: mark for a, mark in marks.remove.items() if a not in stuck}
         if removed_marks:
             self._sample()
-        self._write("marks", Diff(remove=removed_marks))
+        self._write("marks", Diff(remove=self._started(removed_marks.items())))
         owned = self._desired.by_address  # a disabled account's numbers go on when it is enabled again
         gone = [a for a in removed_marks if a not in self.found.marks and a in owned]
         self._usage.restarted({a: owned[a] for a in gone if self._usage.owner_of(a) != owned[a]})
@@ -305,12 +306,16 @@ class _Pass:
         )
 
     def _started(self, marks: Iterable[tuple[IPv4Address, Mark]]) -> dict[IPv4Address, Mark]:
-        at, after = self._usage.revision, self._usage.stamp
+        at, after = self._usage.revision, self._after
         return {a: replace(m, counters=self._usage.start_of(a, m.owner), at=at, after=after) for a, m in marks}
 
     def _wanted_mark(self, address: IPv4Address) -> Mark:
         account = self._desired.accounts[self._desired.by_address[address]]
-        return Mark(address, account.mark, account.id, at=self._usage.revision, after=self._usage.stamp)
+        return Mark(address, account.mark, account.id, at=self._usage.revision, after=self._after)
+
+    @property
+    def _after(self) -> int:
+        return ANY_STAMP if self._is_whole else self._usage.stamp
 
     def _sample(self) -> None:
         """Of the addresses of this pass only: the rest has its own time."""
@@ -379,8 +384,9 @@ class _Pass:
                     found.pop(key, None)
                 else:
                     found[key] = value
-        if part == "marks" and not errors and (difference.add or difference.change):
-            self._usage.stamp = self._usage.revision
+        if part == "marks" and not errors:
+            said = stamp_after(difference, self._usage.stamp) or self._usage.stamp
+            self._usage.stamped(said, is_there=bool(found))
 
     def _note(self, part: str, key: Any, value: Any, error: KernelError) -> None:
         if part in ("links", "qdiscs", "forwarding"):

@@ -47,7 +47,7 @@ from agent.kernel.marktree import (
     standing_rules,
 )
 from agent.kernel.xtables import Hook, Transaction
-from agent.model import ANY_STAMP, NO_STAMP, Counters, Diff, Mark, Scope
+from agent.model import Counters, Diff, Mark, Scope, stamp_after
 
 TABLE = "mangle"
 HOOKS = (Hook("POSTROUTING", TOP), Hook("OUTPUT", OWN))
@@ -150,6 +150,7 @@ class _Edit:
 
     def __init__(self, transaction: Transaction, diff: Diff[IPv4Address, Mark]) -> None:
         self._to = transaction
+        self._diff = diff
         self._own = _own(transaction.image)
         self._put = {mark.address.packed: mark for mark in (*diff.add.values(), *diff.change.values())}
         self._gone = {address.packed for address in diff.remove if address != BROKEN} - self._put.keys()
@@ -181,9 +182,8 @@ class _Edit:
 
     def _stamp(self, standing: set[str]) -> None:
         """See `Mark`."""
-        said = stamp_of(standing)
-        at = {mark.at for mark in self._put.values() if mark.after in (ANY_STAMP, said) or said == NO_STAMP}
-        if at and standing != {chain := f"{STAMP}{max(at)}"}:
+        at = stamp_after(self._diff, stamp_of(standing))
+        if at is not None and standing != {chain := f"{STAMP}{at}"}:
             self._to.create(chain)
             self._to.drop(standing - {chain})
 

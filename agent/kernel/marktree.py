@@ -105,7 +105,7 @@ LET_GO = entries.entry(entries.jump("RETURN"), match=entries.not_marked(0))  # o
 OWN_RULES = (entries.entry(entries.mark(OWN_MARK), goes_out=LINKS),)
 
 _OWN_CHAINS = frozenset({TOP, OWN, FROM.root, TO.root})
-STAMP = "WL_AT_"  # an empty chain that nothing leads to: its name says at which revision rules were last made here
+STAMP = "WL_AT_"  # an empty chain that nothing leads to: its name is the stamp, see stamp_after()
 _OWN_PREFIXES = (FROM.root + "_", TO.root + "_", STAMP)
 
 

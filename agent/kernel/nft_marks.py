@@ -35,14 +35,13 @@ from agent.errors import KernelError
 from agent.kernel import nft, nft_elements, nft_table
 from agent.kernel.nft_elements import Element
 from agent.kernel.nft_table import Chain, Piece, Set, Table, Writing
-from agent.model import ANY_STAMP, NO_STAMP, Counters, Diff, Mark, Scope
+from agent.model import NO_STAMP, Counters, Diff, Mark, Scope, stamp_after
 
 TABLE = "wirelane"
 MARKS = "marks"
 CHAIN = Chain("filter", "postrouting", -149)
 BEFORE = Chain("filter", "forward", -149)  # of the version before
-# No packet has this address. The bytes of its element say at which revision elements were last made here; a chain with
-# that name, as iptables has one, would cost each change a grace period of the kernel (20 ms).
+# No packet has this address. The bytes of its element are the stamp, see stamp_after().
 STAMP = IPv4Address("0.0.0.1").packed
 BROKEN = IPv4Address("0.0.0.0")
 """Key of the extra entry in what `read` returns when our table is damaged. It is never the address of an account."""
@@ -265,6 +264,7 @@ class _Edit:
 
     def __init__(self, table: Table | None, diff: Diff[IPv4Address, Mark]) -> None:
         self._table = table
+        self._diff = diff
         self._put = {mark.address.packed: mark for mark in (*diff.add.values(), *diff.change.values())}
         self._gone = {address.packed for address in diff.remove if address != BROKEN} - self._put.keys()
         self._repair = BROKEN in diff.remove
@@ -316,10 +316,10 @@ class _Edit:
                 doomed.append(raw)
             made.append(f"{mark.address} counter packets {packets} bytes {octets} : {mark.mark}")
         said = held[STAMP][2] if STAMP in held else NO_STAMP
-        at = {mark.at for mark in self._put.values() if mark.after in (ANY_STAMP, said) or said == NO_STAMP}
-        if at and max(at) != said:  # see `Mark`
+        at = stamp_after(self._diff, said)
+        if at not in (None, said):
             doomed += [STAMP] if STAMP in held else []
-            made.append(f"{_address_of(STAMP)} counter packets 0 bytes {max(at)} : 0")
+            made.append(f"{_address_of(STAMP)} counter packets 0 bytes {at} : 0")
         gone = [str(_address_of(raw)) for raw in dict.fromkeys(doomed)]
         return _write.elements("delete", one.name, gone) + _write.elements("add", one.name, made)
 

@@ -51,6 +51,7 @@ class MemoryKeeper:
         self.days: dict[tuple[int, int], Used] = {}
         self.sampled_at: float | None = None
         self.counted_by = ""
+        self.stamp = 0
 
     def expect(self, accounts: Iterable[Account]) -> None:
         """What the store does when it saves accounts."""
@@ -65,6 +66,9 @@ class MemoryKeeper:
 
     def load_counted_by(self) -> str:
         return self.counted_by
+
+    def load_stamp(self) -> int:
+        return self.stamp
 
     def save_counted_by(self, backend: str) -> None:
         self.counted_by = backend
@@ -89,7 +93,8 @@ class MemoryKeeper:
     def save_baselines(self, baselines: Mapping[IPv4Address, Baseline]) -> None:
         self.baselines.update(baselines)
 
-    def forget_baselines(self, addresses: Iterable[IPv4Address]) -> None:
+    def forget_baselines(self, addresses: Iterable[IPv4Address], stamp: int) -> None:
+        self.stamp = stamp
         for address in addresses:
             self.baselines.pop(address, None)
 

@@ -131,7 +131,7 @@ def test_usage_goes_on_after_a_restart_and_the_cursor_tells_what_changed(path: P
 
 def test_the_owner_of_an_address_is_known_before_the_first_sample(path: Path) -> None:
     store, _ = filled(path)
-    assert store.load_baselines()[A] == Baseline(2, NO_COUNTERS, since=5)
+    assert store.load_baselines()[A] == Baseline(2, NO_COUNTERS)
     usage = Usage(store, lambda: NOW)
     usage.hand_over({A: 9})
     assert store.load_baselines()[A].owner == 9
