@@ -31,6 +31,7 @@ from agent.kernel.answers import Answers
 from agent.kernel.backend import choose_backend
 from agent.kernel.bounded import Bounded
 from agent.kernel.forwarding import Forwardings
+from agent.kernel.host_networks import told
 from agent.kernel.interfaces import read_addresses, read_uplink_mtu, uplink
 from agent.kernel.link import Links, choose_mode
 from agent.kernel.marks import IptablesMarks
@@ -130,7 +131,7 @@ class LinuxKernel:
         return tuple(one for name, one in self.forwarding.read(scope).items() if name)
 
     def host_networks(self) -> tuple[HostNetwork, ...]:
-        return self.links.host_networks()
+        return told(self.links.host_networks())
 
     def peer_states(self, interface: str) -> dict[str, PeerState]:
         return self.peers.peer_states(interface)

@@ -13,7 +13,7 @@ import string
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, collapse_addresses
 
 PASSWORD_LENGTH = 10
 PASSWORD_ALPHABET = string.ascii_letters + string.digits + "*#%!@$&"
@@ -183,6 +183,19 @@ def free_server(is_free: Callable[[NumberedServer], bool]) -> NumberedServer | N
     """The one with the lowest number of which everything that is going to be used is free."""
     candidates = (numbered_server(number) for number in range(1, LAST_SERVER_NUMBER + 1))
     return next((candidate for candidate in candidates if is_free(candidate)), None)
+
+
+class Taken:
+    """Networks that are somebody's. A node that is a router has thousands, and thousands of numbers are tried."""
+
+    def __init__(self, networks: Iterable[IPv4Network]) -> None:
+        apart = sorted(collapse_addresses(networks))
+        self._first = [int(one.network_address) for one in apart]
+        self._last = [int(one.broadcast_address) for one in apart]
+
+    def overlaps(self, network: IPv4Network) -> bool:
+        before = bisect_right(self._first, int(network.broadcast_address))
+        return before > 0 and self._last[before - 1] >= int(network.network_address)
 
 
 def overlaps(network: IPv4Network, others: Sequence[IPv4Network]) -> bool:

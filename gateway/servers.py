@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gateway.allocate import NumberedServer, assignable, free_server, is_assignable, new_id, overlaps
+from gateway.allocate import NumberedServer, Taken, assignable, free_server, is_assignable, new_id, overlaps
 from gateway.creation import GONE
 from gateway.endpoint import RIGHT, is_right
 from gateway.errors import AgentUnreachable, Conflict, InvalidValue, NotFound
@@ -319,14 +319,14 @@ def _numbered(values: ServerValues, node: Node, others: Sequence[Server], foreig
     names = {other.name for other in others}
     interfaces = {other.interface for other in on_node}
     ports = {other.listen_port for other in on_node}
-    networks = [*(other.address.network for other in others), *(network for network, _ in foreign)]
+    taken = Taken([*(other.address.network for other in others), *(network for network, _ in foreign)])
 
     def is_free(number: NumberedServer) -> bool:
         return (
             (values.name is not None or number.name not in names)
             and (values.interface is not None or number.interface not in interfaces)
             and (values.listen_port is not None or number.listen_port not in ports)
-            and (values.address is not None or not overlaps(number.address.network, networks))
+            and (values.address is not None or not taken.overlaps(number.address.network))
         )
 
     found = free_server(is_free)

@@ -6,16 +6,25 @@ it the box. It is refused with the name of the interface that has it; a link tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network
 
 from agent.model import HostNetwork
 
 SHORTEST = 8  # prefix length
+MOST_TOLD = 1_000
 # Whose addresses a customer can have without taking somebody's: RFC 1918, RFC 6598 (carriers), RFC 2544 (benchmarks).
 PRIVATE = tuple(
     IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15")
 )
+
+
+def told(networks: Sequence[HostNetwork]) -> tuple[HostNetwork, ...]:
+    """Those that a status tells: a router has a million routes, and a status has to fit into a message. Of too many the
+    private ones, for no server gets another; what is not told is refused here all the same."""
+    if len(networks) > MOST_TOLD:
+        networks = [one for one in networks if any(one.network.overlaps(private) for private in PRIVATE)]
+    return tuple(networks[:MOST_TOLD])
 
 
 def refusal(network: IPv4Network, host: Iterable[HostNetwork], allow_public: bool) -> str:

@@ -6,7 +6,7 @@ from ipaddress import IPv4Interface, IPv4Network
 
 import pytest
 
-from agent.kernel.host_networks import refusal
+from agent.kernel.host_networks import refusal, told
 from agent.model import HostNetwork
 
 HOST = [
@@ -55,3 +55,12 @@ def test_what_is_private_and_nobody_s_is_right(address: str) -> None:
 def test_public_networks_are_for_who_asks_for_them_and_not_the_host_s_own() -> None:
     assert refusal(IPv4Network("8.8.8.0/24"), HOST, allow_public=True) == ""
     assert "on eth0" in refusal(IPv4Network("203.0.113.0/25"), HOST, allow_public=True)
+
+
+def test_a_status_tells_of_a_million_routes_the_private_ones() -> None:
+    few = [HostNetwork(IPv4Network("10.0.0.0/24"), "eth1"), HostNetwork(IPv4Network("8.8.8.0/24"), "eth0")]
+    assert told(few) == tuple(few)
+    public = [HostNetwork(IPv4Network((20 << 24 | number << 8, 24)), "eth0") for number in range(20_000)]
+    assert told([*public, *few]) == (few[0],)
+    private = [HostNetwork(IPv4Network((10 << 24 | number << 8, 24)), "eth0") for number in range(20_000)]
+    assert len(told(private)) == 1_000
