@@ -20,58 +20,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 from agent.desired import Desired
 from agent.diff import diff_of
-from agent.model import Forwarding, Mark, Scope
-from agent.parts import MarksPart, Part
+from agent.model import Scope
+from agent.parts import Doors, Part
 from agent.usage import BOTH, Usage
 from agent.wanted import wanted
 
 log = logging.getLogger("agent.move")
 
 EVERYWHERE = Scope(frozenset(), "")
-
-
-class MovableMarks(MarksPart, Protocol):
-    """All raise KernelError, and may be repeated."""
-
-    def standing(self) -> bool:
-        """Is anything of it there, led to or not? False where this host cannot have it at all."""
-
-    def unhook(self) -> None:
-        """Packets are not led to it any more; what it has counted can still be read."""
-
-    def clear(self) -> None:
-        """Removes everything of it."""
-
-
-class MovableForwarding(Part[str, Forwarding], Protocol):
-    """As the marks: all raise KernelError, and may be repeated."""
-
-    def standing(self) -> bool: ...
-    def clear(self) -> None: ...
-
-
-class Guard(Protocol):
-    """How nftables defers. Both raise KernelError, and may be repeated."""
-
-    def defer(self, marks: Mapping[IPv4Address, Mark]) -> None:
-        """Packets that iptables has given one of these marks are left to it."""
-
-    def undefer(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Doors:
-    """What a backend is made of. `guard`: only nftables has one."""
-
-    marks: MovableMarks
-    forwarding: MovableForwarding
-    guard: Guard | None = None
 
 
 class Move:

@@ -8,22 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Interface
 
 from agent.config import Config
 from agent.desired import Desired
 from agent.errors import AgentError, KernelError, StoreError
-from agent.kernel import foreign, ip_forward
-from agent.kernel.backend import BACKENDS, choose_backend, refusal
-from agent.kernel.interfaces import uplink
-from agent.kernel.link import choose_mode
-from agent.kernel.probe import Finding, complete, probe
-from agent.model import Forwarding, Scope
+from agent.kernel.linux import LinuxKernel, backend_doors, choose_mode, uplink
+from agent.kernel.trials import BACKENDS, choose_backend, probe, refusal
+from agent.kernel.trials.probe import Finding
 from agent.plan import Plan, plan
 from agent.report import Report
 from agent.store import Store, only_agent, open_store
 from agent.usage import Usage
-from agent.wiring import LinuxKernel, backend_doors, linux
+from agent.wiring import linux
 from agent.writer import Writer
 
 
@@ -73,7 +69,7 @@ def _held(config: Config) -> Iterator[tuple[Store, Desired | None]]:
 
 def diagnose(config: Config) -> tuple[list[Finding], list[str], bool]:
     """The findings, what is chosen and why, and whether the agent can work here."""
-    findings = list(probe())
+    findings = list(probe.probe())
     choices, able = [], True
     try:
         mode = choose_mode(config.wireguard)
@@ -98,17 +94,10 @@ def diagnose(config: Config) -> tuple[list[Finding], list[str], bool]:
 def _beside(config: Config) -> tuple[list[str], bool]:
     """What passes packets on here, and what firewalls of this host do to them; False = the node would be useless."""
     try:
-        device = uplink(config.uplink)
-        kernel = _kernel(config, choose_backend(config.marks_backend))
-        servers = [one for name, one in kernel.forwarding.read(Scope(frozenset(), device)).items() if name]
+        lines, problem = _kernel(config, choose_backend(config.marks_backend)).surroundings()
     except KernelError:  # said already
         return [], True
-    first = Forwarding("wg1", IPv4Interface("10.0.0.1/24"), device, 51820, False, None)  # what will come
-    ruleset = foreign.read()
-    drops = foreign.warnings(ruleset, servers or [first])
-    trouble = foreign.problem(ruleset, {device, *(one.interface for one in servers or [first])})
-    lines = [ip_forward.describe(device), *(f"firewall: {line}" for line in drops)]
-    return [*lines, *([f"problem: {trouble}"] if trouble else [])], not trouble
+    return [*lines, *([f"problem: {problem}"] if problem else [])], not problem
 
 
 # Of CPU, measured among 10,000; see docs/decisions/0006-nftables-beside-iptables.md
@@ -124,7 +113,7 @@ def _backends(config: Config, findings: list[Finding]) -> tuple[list[str], bool]
         chosen = choose_backend(config.marks_backend)
     except KernelError as error:
         return [f"marks: {error}"], False
-    whole = complete(findings)
+    whole = probe.complete(findings)
     lines = [f"marks: {chosen} (marks.backend = {config.marks_backend!r}): {GIVES[chosen]}"]
     for other in (backend for backend in BACKENDS if backend != chosen):
         lacks = refusal(other) or ("" if other in whole else "see what is missing above")

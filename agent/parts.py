@@ -8,6 +8,7 @@ on a thread of its own, there may be calls of every other part.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Protocol, TypeVar
 
@@ -109,3 +110,44 @@ class LiveKernel(Protocol):
 
     def class_text(self, device: str, minor: int) -> str | None:
         """What `tc -s class show` prints for a class, first three lines; None = no such class."""
+
+
+# -- what a move from one backend to the other needs besides -------------------------------------------------------
+
+
+class MovableMarks(MarksPart, Protocol):
+    """All raise KernelError, and may be repeated."""
+
+    def standing(self) -> bool:
+        """Is anything of it there, led to or not? False where this host cannot have it at all."""
+
+    def unhook(self) -> None:
+        """Packets are not led to it any more; what it has counted can still be read."""
+
+    def clear(self) -> None:
+        """Removes everything of it."""
+
+
+class MovableForwarding(Part[str, Forwarding], Protocol):
+    """As the marks: all raise KernelError, and may be repeated."""
+
+    def standing(self) -> bool: ...
+    def clear(self) -> None: ...
+
+
+class Guard(Protocol):
+    """How nftables defers. Both raise KernelError, and may be repeated."""
+
+    def defer(self, marks: Mapping[IPv4Address, Mark]) -> None:
+        """Packets that iptables has given one of these marks are left to it."""
+
+    def undefer(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """What a backend is made of. `guard`: only nftables has one."""
+
+    marks: MovableMarks
+    forwarding: MovableForwarding
+    guard: Guard | None = None

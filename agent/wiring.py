@@ -12,12 +12,9 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from ipaddress import IPv4Address
 from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -25,28 +22,12 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from agent import collector
 from agent.config import Config
 from agent.desired import Desired
-from agent.errors import AgentError, BrokenStore, KernelError
-from agent.kernel import bounded, conntrack, foreign, routed
-from agent.kernel.answers import Answers
-from agent.kernel.backend import choose_backend
-from agent.kernel.bounded import Bounded
-from agent.kernel.forwarding import Forwardings
-from agent.kernel.host_networks import told
-from agent.kernel.interfaces import read_addresses, read_uplink_mtu, uplink
-from agent.kernel.link import Links, choose_mode
-from agent.kernel.marks import IptablesMarks
-from agent.kernel.nft_forwarding import NftForwardings
-from agent.kernel.nft_marks import NftablesMarks
-from agent.kernel.ownership import Ownership
-from agent.kernel.peers import Peers
-from agent.kernel.shaper import Classes, Qdiscs, class_text
-from agent.kernel.watch import ANY, watch
-from agent.kernel.wireguard import Mode
+from agent.errors import AgentError, BrokenStore
+from agent.kernel.linux import ANY, LinuxKernel, Mode, Ownership, backend_doors, choose_mode, watch
+from agent.kernel.trials import choose_backend
 from agent.live import LiveReads
-from agent.model import Forwarding, HostNetwork, Opening, PeerState, Scope, tunnel_mtu
-from agent.move import Doors, Move
+from agent.move import Move
 from agent.notify import tell_systemd, watchdog_seconds
-from agent.parts import MarksPart, Part
 from agent.reconcile import Reconciler
 from agent.rpc.access import bind
 from agent.rpc.server import AgentServicer, RpcServer
@@ -65,81 +46,6 @@ CLOCK_LOOK_SECONDS = 1.0
 CLOCK_STEP_SECONDS = 2.0  # a wall clock that moves by more than this against the monotonic one was set
 
 
-# Each looks for one thing beside ours that does harm: a sentence each, with the cure. Called after every full pass.
-WARNINGS: tuple[Callable[[Scope], Iterable[str]], ...] = (conntrack.warnings, bounded.warnings)
-
-
-@dataclass(frozen=True, slots=True)
-class LinuxKernel:
-    """The doors of one thread."""
-
-    mode: Mode
-    uplink_setting: str
-    backend: str
-    connections: int = 0  # that an account may have; 0 = no bound
-    opened: tuple[Opening, ...] = ()
-    owned: Ownership = field(default_factory=Ownership)
-    allow_public: bool = False
-    links: Links = field(init=False)
-    qdiscs: Qdiscs = field(default_factory=Qdiscs)
-    classes: Classes = field(default_factory=Classes)
-    forwarding: Part[str, Forwarding] = field(init=False)
-    marks: MarksPart = field(init=False)
-    peers: Peers = field(init=False)
-    answers: Answers = field(default_factory=Answers)
-
-    def __post_init__(self) -> None:
-        doors = backend_doors(self.opened)[self.backend]
-        object.__setattr__(self, "links", Links(self.mode, self.owned, self.allow_public))
-        object.__setattr__(self, "peers", Peers(self.owned))
-        object.__setattr__(self, "forwarding", Bounded(doors.forwarding, self.connections))
-        object.__setattr__(self, "marks", doors.marks)
-
-    def uplink(self) -> str:
-        return uplink(self.uplink_setting)
-
-    def tunnel_mtu(self, uplink: str) -> int:
-        return tunnel_mtu(read_uplink_mtu(uplink))
-
-    def keep_answers(self, serves: bool) -> KernelError | None:
-        try:
-            self.answers.keep(serves and self.mode == "userspace")  # the kernel's answers as the routes say
-        except KernelError as error:
-            return error
-        return None
-
-    def forget_connections(self, addresses: Collection[IPv4Address]) -> None:
-        try:
-            conntrack.forget(addresses)
-        except KernelError as error:
-            if error.retry:  # else a warning says what this kernel lacks
-                raise
-
-    def refused_connections(self) -> int:
-        return bounded.refused()
-
-    def warnings(self, scope: Scope) -> tuple[str, ...]:
-        found, servers = (warning for look in WARNINGS for warning in look(scope)), self._servers(scope)
-        beside = routed.warnings(servers, self.host_networks(), read_addresses())
-        narrow = routed.narrow(scope.uplink, read_uplink_mtu(scope.uplink))
-        return (*found, *foreign.warnings(foreign.read(), servers), *beside, *narrow)
-
-    def problem(self, scope: Scope) -> str:
-        return foreign.problem(foreign.read(), scope.devices)
-
-    def _servers(self, scope: Scope) -> tuple[Forwarding, ...]:
-        return tuple(one for name, one in self.forwarding.read(scope).items() if name)
-
-    def host_networks(self) -> tuple[HostNetwork, ...]:
-        return told(self.links.host_networks())
-
-    def peer_states(self, interface: str) -> dict[str, PeerState]:
-        return self.peers.peer_states(interface)
-
-    def class_text(self, device: str, minor: int) -> str | None:
-        return class_text(device, minor)
-
-
 def linux(config: Config, mode: Mode, backend: str, owned: Ownership | None = None) -> LinuxKernel:
     """`owned`: shared by the doors of all threads, so that each knows whose a link is."""
     return LinuxKernel(
@@ -151,15 +57,6 @@ def linux(config: Config, mode: Mode, backend: str, owned: Ownership | None = No
         owned or Ownership(),
         config.public_networks,
     )
-
-
-def backend_doors(opened: tuple[Opening, ...] = ()) -> dict[str, Doors]:
-    """By the name of the backend. `opened`: what of the box accounts may use."""
-    nftables = NftablesMarks()
-    return {
-        "iptables": Doors(IptablesMarks(), Forwardings(opened)),
-        "nftables": Doors(nftables, NftForwardings(opened), guard=nftables),
-    }
 
 
 def set_up_logging(level: str) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from agent import collector
 from agent.config import load_config
-from agent.kernel.backend import choose_backend
-from agent.kernel.link import choose_mode
+from agent.kernel.linux import LinuxKernel
+from agent.kernel.trials.backend import choose_backend
+from agent.kernel.wireguard.links import choose_mode
 from agent.model import Scope
-from agent.wiring import LinuxKernel
 from bench.measure import median
 
 ROUNDS = 7

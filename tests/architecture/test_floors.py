@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -56,3 +58,43 @@ def test_an_only_contract_binds_every_room_but_those_it_names(name: str) -> None
 def test_every_room_stands_on_a_floor(process: str) -> None:
     layers = contracts()[f"{process} floors"]["layers"]
     assert {room.strip() for layer in layers for room in layer.split("|")} == rooms(process)
+
+
+# -- the kernel's house: each room has a face, which is all that others see of it ------------------------------------
+
+KERNEL = ROOT / "agent" / "kernel"
+FACES = ("iptables", "netlink", "nftables", "tc", "wireguard")
+DOORS = {"agent.kernel.linux", "agent.kernel.trials"}  # of the house
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports from."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def modules_of(room: str) -> set[str]:
+    face = KERNEL / room / "__init__.py"
+    shown = set(re.findall(r'"(\w+)"', face.read_text().partition("__all__")[2]))
+    return {f"agent.kernel.{room}.{path.stem}" for path in (KERNEL / room).glob("*.py") if path.stem not in shown}
+
+
+@pytest.mark.parametrize("room", FACES)
+def test_a_room_is_used_by_its_face_alone(room: str) -> None:
+    inside = modules_of(room)
+    assert inside
+    users = [path for path in (ROOT / "agent").rglob("*.py") if path.parent != KERNEL / room]
+    # The trials try the tools of each room one by one.
+    peeking = {str(path): imports(path) & inside for path in users if path.parent != KERNEL / "trials"}
+    assert not {path: names for path, names in peeking.items() if names}
+
+
+def test_the_house_is_entered_by_its_doors_alone() -> None:
+    users = [path for path in (ROOT / "agent").rglob("*.py") if KERNEL not in path.parents]
+    entered = {name for path in users for name in imports(path) if name.startswith("agent.kernel.")}
+    assert {".".join(name.split(".")[:3]) for name in entered} == DOORS

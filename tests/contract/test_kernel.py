@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from agent.errors import KernelError
-from agent.kernel.backend import BACKENDS, Backend
+from agent.kernel.trials.backend import BACKENDS, Backend
 from agent.model import Class, Counters, Diff, Forwarding, Link, Mark, Peer, Qdisc, Scope, Secret, clamped
 from agent.parts import PARTS
 from agent.shaping import shape
@@ -76,8 +76,8 @@ class Held:
 
 @contextmanager
 def real(make: Callable[[], str], backend: Backend) -> Iterator[Held]:
-    from agent.kernel.link import choose_mode
-    from agent.wiring import LinuxKernel
+    from agent.kernel.linux import LinuxKernel
+    from agent.kernel.wireguard.links import choose_mode
 
     namespace = make()
     for command in (

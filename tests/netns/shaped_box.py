@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agent.kernel import shaper
-from agent.kernel.tc_text import ClassCounters, class_counters
+from agent.kernel.tc import shaper
+from agent.kernel.tc.printed import ClassCounters, class_counters
 from agent.model import Class, ClassKey, Diff, Qdisc, Scope
 from tests.netns.conftest import enter
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.kernel.answers import PROTOCOL, Answers
+from agent.kernel.host.answers import PROTOCOL, Answers
 from tests.netns.conftest import enter
 
 WEB = "203.0.113.9"

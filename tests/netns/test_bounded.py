@@ -12,10 +12,11 @@ import pytest
 
 from agent.diff import diff
 from agent.errors import KernelError
-from agent.kernel import bounded, conntrack, nft
-from agent.kernel.bounded import BROKEN, Bounded, wanted_rules
+from agent.kernel.host import conntrack
+from agent.kernel.linux import backend_doors
+from agent.kernel.nftables import bounded, nft
+from agent.kernel.nftables.bounded import BROKEN, Bounded, wanted_rules
 from agent.model import Diff, Forwarding, Scope
-from agent.wiring import backend_doors
 from tests.netns import crossing as networks
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, iptables

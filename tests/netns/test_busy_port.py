@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from agent.desired import Desired, Snapshot
-from agent.kernel.link import choose_mode
+from agent.kernel.linux import LinuxKernel
+from agent.kernel.wireguard.links import choose_mode
 from agent.report import Report
 from agent.usage import Usage
-from agent.wiring import LinuxKernel
 from agent.writer import Writer
 from tests.fakes.state import EPOCH, MemoryKeeper, server
 from tests.netns.conftest import enter

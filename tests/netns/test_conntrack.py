@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from agent.errors import KernelError
-from agent.kernel import conntrack
+from agent.kernel.host import conntrack
+from agent.kernel.linux import backend_doors
 from agent.model import Diff, Forwarding, Scope
-from agent.wiring import backend_doors
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, iptables, nft
 

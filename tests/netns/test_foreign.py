@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from agent.kernel import foreign
-from agent.kernel.forwarding import Forwardings
-from agent.kernel.nft_forwarding import NftForwardings
+from agent.kernel.iptables.forwarding import Forwardings
+from agent.kernel.nftables import foreign
+from agent.kernel.nftables.forwarding import NftForwardings
 from agent.model import Diff
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, CAROL, DEADLINE, INTERNET, Crossing, build, ip, nft

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from agent.diff import diff
-from agent.kernel.forwarding import Forwardings
-from agent.kernel.nft_forwarding import NftForwardings
+from agent.kernel.iptables.forwarding import Forwardings
+from agent.kernel.nftables.forwarding import NftForwardings
 from agent.model import CLOSED, Diff, Forwarding, Reach, Scope
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, ip, iptables, nft, saved

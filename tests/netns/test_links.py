@@ -21,12 +21,13 @@ import pytest
 
 from agent.diff import diff
 from agent.errors import KernelError
-from agent.kernel import interfaces, uapi
-from agent.kernel.link import Links, choose_mode, udp_ports
-from agent.kernel.peers import Peers
-from agent.kernel.shaper import Qdiscs
-from agent.kernel.watch import ANY, watch
-from agent.kernel.wireguard import PortBusy
+from agent.kernel.host import interfaces
+from agent.kernel.host.watch import ANY, watch
+from agent.kernel.tc.shaper import Qdiscs
+from agent.kernel.wireguard import uapi
+from agent.kernel.wireguard.door import PortBusy
+from agent.kernel.wireguard.links import Links, choose_mode, udp_ports
+from agent.kernel.wireguard.peers import Peers
 from agent.model import Diff, Link, Qdisc, Scope, Secret
 from tests.netns import tunnels
 from tests.netns.conftest import enter
@@ -277,8 +278,8 @@ def test_link_made_in_the_other_mode_is_used_as_it_is(process_server: Server) ->
 AGENT = """
 import pickle, sys
 from agent.diff import diff
-from agent.kernel.link import Links
-from agent.kernel.peers import Peers
+from agent.kernel.wireguard.links import Links
+from agent.kernel.wireguard.peers import Peers
 mode, scope, links, peers = pickle.load(sys.stdin.buffer)
 todo = []
 for part, wanted in ((Links(mode), links), (Peers(), peers)):

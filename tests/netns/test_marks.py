@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from agent.diff import diff
-from agent.kernel import tables, xtables
-from agent.kernel.entries import Image
-from agent.kernel.marks import BROKEN, IptablesMarks
-from agent.kernel.nft_marks import NftablesMarks
+from agent.kernel.iptables import tables, xtables
+from agent.kernel.iptables.entries import Image
+from agent.kernel.iptables.marks import BROKEN, IptablesMarks
+from agent.kernel.nftables.marks import NftablesMarks
 from agent.model import Counters, Diff, Mark, Scope
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, INTERNET, Crossing, build, iptables, nft, saved, sysctl, watch, watched

@@ -10,12 +10,14 @@ import pytest
 
 from agent.desired import Desired, Snapshot
 from agent.errors import KernelError
-from agent.kernel import nft, tables
+from agent.kernel.iptables import tables
+from agent.kernel.linux import backend_doors
+from agent.kernel.nftables import nft
 from agent.model import Diff, Mark, Scope
-from agent.move import Doors, Move
+from agent.move import Move
+from agent.parts import Doors
 from agent.usage import Usage
 from agent.wanted import wanted
-from agent.wiring import backend_doors
 from tests.fakes.state import EPOCH, MemoryKeeper, account, server
 from tests.netns.conftest import enter
 from tests.netns.crossing import iptables

@@ -8,8 +8,9 @@ import socket
 import pytest
 
 from agent.errors import KernelError
-from agent.kernel import netlink, tc
 from agent.kernel.netlink import Netlink, Refusal
+from agent.kernel.netlink import sender as netlink
+from agent.kernel.tc import wire
 from tests.netns.conftest import enter
 
 LOOPBACK = 1
@@ -22,17 +23,19 @@ def send(messages: list[bytes]) -> list[Refusal]:
 
 def minors_on_loopback() -> set[int]:
     with Netlink() as door:
-        return {tc.parse(data).handle & 0xFFFF for data in door.dump(tc.list_classes(LOOPBACK))}
+        return {wire.parse(data).handle & 0xFFFF for data in door.dump(wire.list_classes(LOOPBACK))}
 
 
 def test_each_refusal_names_its_message_and_says_why(namespace: str) -> None:
     wrong = {0, 1, 199, 200, 450, 999}  # first and last of a chunk too
     batch = [
-        tc.change_leaf(LOOPBACK, 0x100 + i, tc.Leaf("bfifo", 1)) if i in wrong else tc.put_class(LOOPBACK, 0x100 + i, 1)
+        wire.change_leaf(LOOPBACK, 0x100 + i, wire.Leaf("bfifo", 1))
+        if i in wrong
+        else wire.put_class(LOOPBACK, 0x100 + i, 1)
         for i in range(1000)
     ]
     with enter(namespace) as run:
-        assert run(send, [tc.add_root(LOOPBACK)]) == []
+        assert run(send, [wire.add_root(LOOPBACK)]) == []
         refusals = run(send, batch)
         assert {item.index for item in refusals} == wrong
         assert {(item.errno, item.text) for item in refusals} == {(errno.ENOENT, "Specified class not found")}
@@ -41,15 +44,15 @@ def test_each_refusal_names_its_message_and_says_why(namespace: str) -> None:
 
 def test_thirty_thousand_messages_are_all_answered(namespace: str) -> None:
     with enter(namespace) as run:
-        run(send, [tc.add_root(LOOPBACK)])
-        refusals = run(send, [tc.delete_class(LOOPBACK, 0x100 + i) for i in range(30_000)])
+        run(send, [wire.add_root(LOOPBACK)])
+        refusals = run(send, [wire.delete_class(LOOPBACK, 0x100 + i) for i in range(30_000)])
     assert [item.index for item in refusals] == list(range(30_000))
     assert {item.errno for item in refusals} == {errno.ENOENT}
 
 
 def test_answers_lost_for_want_of_memory_are_asked_for_again(namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(netlink, "RECEIVE_BUFFER_BYTES", 2048)  # the kernel's least; a chunk's errors do not fit
-    batch = [tc.delete_class(LOOPBACK, 0x100 + i) for i in range(150)] + [tc.put_class(LOOPBACK, 0x5000, 1)]
+    batch = [wire.delete_class(LOOPBACK, 0x100 + i) for i in range(150)] + [wire.put_class(LOOPBACK, 0x5000, 1)]
 
     def overrun() -> str:
         with Netlink() as door:
@@ -61,7 +64,7 @@ def test_answers_lost_for_want_of_memory_are_asked_for_again(namespace: str, mon
                 return str(error)
 
     with enter(namespace) as run:
-        run(send, [tc.add_root(LOOPBACK)])
+        run(send, [wire.add_root(LOOPBACK)])
         assert "receive buffer was full" in run(overrun)
         assert [item.index for item in run(send, batch)] == list(range(150))
         assert run(minors_on_loopback) == {0x5000}
@@ -78,11 +81,11 @@ def test_one_object_is_asked_for_by_name(namespace: str) -> None:
             return door.ask(request)
 
     with enter(namespace) as run:
-        run(send, [tc.add_root(LOOPBACK), tc.put_class(LOOPBACK, 0x109, 20)])
-        answer = run(ask, tc.get_class(LOOPBACK, 0x109))
-        assert tc.rate_of(tc.parse(answer).options) == 20
-        assert run(ask, tc.get_class(LOOPBACK, 0x110)).errno == errno.ENOENT
-        assert run(ask, tc.get_root(4711)).errno == errno.ENODEV
+        run(send, [wire.add_root(LOOPBACK), wire.put_class(LOOPBACK, 0x109, 20)])
+        answer = run(ask, wire.get_class(LOOPBACK, 0x109))
+        assert wire.rate_of(wire.parse(answer).options) == 20
+        assert run(ask, wire.get_class(LOOPBACK, 0x110)).errno == errno.ENOENT
+        assert run(ask, wire.get_root(4711)).errno == errno.ENODEV
 
 
 def test_silence_ends_with_an_error(namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:

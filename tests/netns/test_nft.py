@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from agent.errors import KernelError
-from agent.kernel import nft, nft_elements, nft_table
-from agent.kernel.nft_forwarding import NftForwardings
-from agent.kernel.nft_marks import TOWARDS, NftablesMarks
-from agent.kernel.nft_table import Writing
+from agent.kernel.nftables import nft, readout, ruleset
+from agent.kernel.nftables.forwarding import NftForwardings
+from agent.kernel.nftables.marks import TOWARDS, NftablesMarks
+from agent.kernel.nftables.ruleset import Writing
 from agent.model import Diff, Forwarding, Mark, Scope
 from tests.netns import crossing
 from tests.netns.conftest import enter
@@ -41,7 +41,7 @@ def test_commands_are_one_transaction_and_errors_are_the_librarys_own_words(name
         with pytest.raises(KernelError, match=r"No such file or directory \(one of 3 commands\)$") as got:
             run(nft.apply, [*MAKE, "delete table ip nowhere"])
         assert got.value.retry
-        assert nft_table.find(run(nft.listing, "t"), "t") is None
+        assert ruleset.find(run(nft.listing, "t"), "t") is None
         with pytest.raises(KernelError, match=r"syntax error.* \(make me a table\)"):
             run(nft.apply, ["make me a table"])
 
@@ -50,17 +50,17 @@ def test_every_call_works_in_the_namespace_of_its_thread(make_namespace: Callabl
     one, other = make_namespace(), make_namespace()
     with enter(one) as here, enter(other) as there:
         here(nft.apply, MAKE)
-        assert nft_table.find(here(nft.listing, "t"), "t") is not None
-        assert nft_table.find(there(nft.listing, "t"), "t") is None
-        assert there(nft_elements.read, "t", TOWARDS.name) == {}
+        assert ruleset.find(here(nft.listing, "t"), "t") is not None
+        assert ruleset.find(there(nft.listing, "t"), "t") is None
+        assert there(readout.read, "t", TOWARDS.name) == {}
 
 
 @pytest.mark.parametrize("count", [0, 1, 60, 3000])
 def test_elements_are_read_as_nft_shows_them(namespace: str, count: int) -> None:
     with enter(namespace) as run:
         run(nft.apply, [*MAKE, *WRITE.elements("add", TOWARDS.name, elements(count))])
-        found = run(nft_elements.read, "t", TOWARDS.name)
-        few = run(nft_elements.peek, "t", TOWARDS.name)
+        found = run(readout.read, "t", TOWARDS.name)
+        few = run(readout.peek, "t", TOWARDS.name)
     listed = json.loads(crossing.nft(namespace, "-j list map ip t towards"))["nftables"][1]["map"].get("elem", [])
     shown = {
         IPv4Address(one["elem"]["val"]).packed: (
@@ -79,9 +79,9 @@ def test_elements_are_read_as_nft_shows_them(namespace: str, count: int) -> None
 def test_single_elements_are_found_and_absent_ones_are_not(namespace: str) -> None:
     asked = [IPv4Address(text(n)).packed for n in (3, 70, 7)]
     with enter(namespace) as run:
-        assert run(nft_elements.read_some, "t", TOWARDS.name, asked) == {}
+        assert run(readout.read_some, "t", TOWARDS.name, asked) == {}
         run(nft.apply, [*MAKE, *WRITE.elements("add", TOWARDS.name, elements(10))])
-        found = run(nft_elements.read_some, "t", TOWARDS.name, asked)
+        found = run(readout.read_some, "t", TOWARDS.name, asked)
     assert found == {asked[0]: (103, 3, 3000), asked[2]: (107, 7, 7000)}
 
 
@@ -98,9 +98,9 @@ def test_a_map_without_counters_and_one_with_timeouts_read_too(namespace: str) -
     ):
         crossing.nft(namespace, line)
     with enter(namespace) as run:
-        assert run(nft_elements.read, "t", "plain") == {bytes([10, 0, 0, 1]): (7, 0, 0)}
-        assert run(nft_elements.read, "t", "timed") == {bytes([10, 0, 0, 1]): (8, 0, 0)}
-        assert run(nft_elements.read, "t", "wide") == {}
+        assert run(readout.read, "t", "plain") == {bytes([10, 0, 0, 1]): (7, 0, 0)}
+        assert run(readout.read, "t", "timed") == {bytes([10, 0, 0, 1]): (8, 0, 0)}
+        assert run(readout.read, "t", "wide") == {}
 
 
 def test_whatever_others_keep_in_nftables_does_not_disturb(namespace: str) -> None:
@@ -148,7 +148,7 @@ def test_thousands_of_calls_keep_no_memory_and_no_file(namespace: str) -> None:
         for number in range(times):
             nft.apply(WRITE.elements("add", TOWARDS.name, [f"{text(number % 100)} : 7"]))
             nft.listing("t")
-            nft_elements.read("t", TOWARDS.name)
+            readout.read("t", TOWARDS.name)
 
     with enter(namespace) as run:
         run(nft.apply, MAKE)
@@ -217,10 +217,10 @@ def test_the_rights_of_the_service_are_enough(namespace: str) -> None:
     """No CAP_SYS_ADMIN, no CAP_DAC_OVERRIDE."""
     code = """
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from agent.kernel.backend import BACKENDS, refusal
-from agent.kernel.marks import IptablesMarks
-from agent.kernel.nft_forwarding import NftForwardings
-from agent.kernel.nft_marks import NftablesMarks
+from agent.kernel.trials.backend import BACKENDS, refusal
+from agent.kernel.iptables.marks import IptablesMarks
+from agent.kernel.nftables.forwarding import NftForwardings
+from agent.kernel.nftables.marks import NftablesMarks
 from agent.model import Diff, Forwarding, Mark, Scope
 address, scope = IPv4Address("10.0.0.1"), Scope(frozenset(), "up0")
 marks = {address: Mark(address, 109)}

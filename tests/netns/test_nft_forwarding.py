@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from agent.kernel.nft_forwarding import BROKEN, NftForwardings
+from agent.kernel.nftables.forwarding import BROKEN, NftForwardings
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, ip, nft
 from tests.netns.test_forwarding import ROUTER, WANTED, Run, make, read, seen_source

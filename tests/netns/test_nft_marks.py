@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from agent.diff import diff
-from agent.kernel.marks import IptablesMarks
-from agent.kernel.nft_marks import BROKEN, NftablesMarks
+from agent.kernel.iptables.marks import IptablesMarks
+from agent.kernel.nftables.marks import BROKEN, NftablesMarks
 from agent.model import Counters, Diff, Mark
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, INTERNET, Crossing, build, iptables, nft, sysctl, watch, watched

@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 from agent.errors import KernelError
-from agent.kernel import probe, shaper, xtables
-from agent.kernel.backend import BACKENDS
+from agent.kernel.iptables import xtables
+from agent.kernel.linux import choose_mode
+from agent.kernel.tc import shaper
+from agent.kernel.trials import probe
+from agent.kernel.trials.backend import BACKENDS
 from tests.netns.conftest import enter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,11 +72,6 @@ def test_findings_agree_with_ordinary_tools(namespace: str, name: str, line: str
     assert works(name) == succeeds(namespace, line.format(pid=os.getpid()))
 
 
-def test_kernel_wireguard_is_told_on_its_own(namespace: str) -> None:
-    with enter(namespace) as run:
-        assert run(probe.has_kernel_wireguard) == succeeds(namespace, f"ip link add wlx{os.getpid()} type wireguard")
-
-
 def test_a_probe_leaves_nothing_behind(namespace: str) -> None:
     def look() -> list[str]:
         lines = ["ip -d addr show", "tc qdisc show", "iptables-legacy-save", "nft list ruleset"]
@@ -87,7 +85,6 @@ def test_a_probe_leaves_nothing_behind(namespace: str) -> None:
         run(probe.probe)  # what is opened once and kept, is open now
         before, files, threads = look(), set(os.listdir("/proc/self/fd")), threading.active_count()
         run(probe.probe)
-        run(probe.has_kernel_wireguard)
         assert without_comments(look()) == without_comments(before)
         assert set(os.listdir("/proc/self/fd")) == files
         assert threading.active_count() == threads
@@ -132,14 +129,15 @@ def service(namespace: str) -> Callable[[str], subprocess.CompletedProcess[str]]
 def test_a_service_without_namespaces_still_knows_wireguard_and_its_leaves(
     service: Callable[[str], subprocess.CompletedProcess[str]],
 ) -> None:
-    code = "from agent.kernel import probe, shaper; print(probe.has_kernel_wireguard(), shaper.leaf_kind())"
+    imports = "from agent.kernel.linux import choose_mode; from agent.kernel.tc import shaper"
+    code = f"{imports}; print(choose_mode('auto'), shaper.leaf_kind())"
     done = service(code)
-    assert done.stdout == f"{probe.has_kernel_wireguard()} {shaper.leaf_kind()}\n", done.stderr
+    assert done.stdout == f"{choose_mode('auto')} {shaper.leaf_kind()}\n", done.stderr
 
 
 def test_a_whole_probe_without_leave_to_make_a_namespace_says_so(
     service: Callable[[str], subprocess.CompletedProcess[str]],
 ) -> None:
-    done = service("from agent.kernel import probe; probe.probe()")
+    done = service("from agent.kernel.trials import probe; probe.probe()")
     assert done.returncode == 1
     assert "NoNamespace: no scratch network namespace: Operation not permitted" in done.stderr

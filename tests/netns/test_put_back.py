@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from agent.desired import Desired, Patch, Snapshot
-from agent.kernel.marks import IptablesMarks
-from agent.kernel.nft_marks import NftablesMarks
+from agent.kernel.iptables.marks import IptablesMarks
+from agent.kernel.nftables.marks import NftablesMarks
 from agent.model import Account
 from agent.store import Store, open_store
 from agent.usage import Usage

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from agent.diff import diff
-from agent.kernel.forwarding import BROKEN, Forwardings
-from agent.kernel.nft_forwarding import NftForwardings
+from agent.kernel.iptables.forwarding import BROKEN, Forwardings
+from agent.kernel.nftables.forwarding import NftForwardings
 from agent.model import Diff, Forwarding, Opening, Reach, Scope
 from agent.ways import closed
 from tests.netns.conftest import enter

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from agent.kernel.interfaces import read_addresses, read_networks, read_uplink_mtu
-from agent.kernel.routed import MOST_TOLD, narrow, warnings
+from agent.kernel.host.interfaces import read_addresses, read_networks, read_uplink_mtu
+from agent.kernel.host.routed import MOST_TOLD, narrow, warnings
 from agent.model import Forwarding, HostNetwork, Reach
 from tests.netns.conftest import enter
 

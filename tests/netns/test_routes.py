@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from agent.kernel.answers import Answers
-from agent.kernel.interfaces import read_device_routes, read_interfaces, read_networks, read_uplink_mtu, uplink
-from agent.kernel.routes import MAIN_TABLE, Hop, read_defaults
-from agent.kernel.shaper import Qdiscs
+from agent.kernel.host.answers import Answers
+from agent.kernel.host.interfaces import read_device_routes, read_interfaces, read_networks, read_uplink_mtu, uplink
+from agent.kernel.host.routes import MAIN_TABLE, Hop, read_defaults
+from agent.kernel.tc.shaper import Qdiscs
 from agent.model import Diff, HostNetwork, Qdisc, Scope
 from tests.netns.conftest import enter
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from agent.errors import KernelError
-from agent.kernel import shaper
-from agent.kernel.scratch import NoNamespace, in_scratch_namespace
+from agent.kernel.host.scratch import NoNamespace, in_scratch_namespace
+from agent.kernel.tc import shaper
 from agent.model import Class, Diff, Qdisc, Scope, minor
 from tests.netns.shaped_box import DEVICE, SCOPE, Box, classes, make_box
 
@@ -313,7 +313,7 @@ def test_a_root_that_drops_what_has_no_class_is_made_anew_with_its_classes(box: 
 
 @pytest.mark.parametrize("name", ["lo", "wan0", "absent0"])
 def test_the_uplink_is_a_real_interface_under_its_own_name(box: Box, name: str) -> None:
-    from agent.kernel.interfaces import uplink
+    from agent.kernel.host.interfaces import uplink
 
     box.command("ip", "link", "property", "add", "dev", DEVICE, "altname", "wan0")
     box.command("ip", "route", "add", "default", "dev", DEVICE)

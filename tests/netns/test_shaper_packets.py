@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from agent.kernel import shaper
+from agent.kernel.tc import shaper
 from agent.model import Diff, minor
 from tests.netns.shaped_box import DEVICE, SO_MARK, Box, classes, make_box
 

@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from agent.kernel.genetlink_wireguard import KernelWireGuard
-from agent.kernel.uapi import UserspaceWireGuard
-from agent.kernel.wireguard import Mode, WireGuard
+from agent.kernel.wireguard.door import Mode, WireGuard
+from agent.kernel.wireguard.genetlink import KernelWireGuard
+from agent.kernel.wireguard.uapi import UserspaceWireGuard
 from agent.model import Link, Peer, PeerKey, Scope, Secret
 from tests.netns.conftest import enter
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from agent.kernel import entries
-from agent.kernel.entries import Image
+from agent.kernel.iptables import entries
+from agent.kernel.iptables.entries import Image
 
 VERDICTS = {"ACCEPT": -2, "DROP": -1, "RETURN": -5}
 ERROR_SIZE = 176

@@ -9,9 +9,11 @@ import pytest
 from agent import offline
 from agent.config import Config
 from agent.errors import KernelError
-from agent.kernel import backend, nft, tables
-from agent.kernel.backend import choose_backend, refusal
-from agent.kernel.probe import Finding
+from agent.kernel.iptables import tables
+from agent.kernel.nftables import nft
+from agent.kernel.trials import backend
+from agent.kernel.trials.backend import choose_backend, refusal
+from agent.kernel.trials.probe import Finding
 
 
 @pytest.fixture

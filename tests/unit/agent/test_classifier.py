@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from agent.kernel import classifier
+from agent.kernel.tc import classifier
 from agent.model import is_mark, minor
 
 WORD = 0xFFFFFFFF

@@ -7,8 +7,8 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from agent.kernel import entries
-from agent.kernel.entries import entry, jump
+from agent.kernel.iptables import entries
+from agent.kernel.iptables.entries import entry, jump
 from tests.unit.agent.tables import image
 
 NETWORK = IPv4Network("10.0.0.0/24")

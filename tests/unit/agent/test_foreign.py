@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.kernel import foreign
+from agent.kernel.nftables import foreign
 
 
 def listed(dev: Any, family: str = "inet", table: str = "wall") -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
 
-from agent.kernel import entries
-from agent.kernel.forwarding import FORWARD, INPUT, NAT, all_rules, guessed, sound, wanted_rules
+from agent.kernel.iptables import entries
+from agent.kernel.iptables.forwarding import FORWARD, INPUT, NAT, all_rules, guessed, sound, wanted_rules
 from agent.model import Forwarding, Opening, Reach
 
 FIRST = Forwarding("wg1", IPv4Interface("10.66.0.1/24"), "up0", 51820, False, None)

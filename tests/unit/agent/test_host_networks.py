@@ -6,7 +6,7 @@ from ipaddress import IPv4Interface, IPv4Network
 
 import pytest
 
-from agent.kernel.host_networks import refusal, told
+from agent.kernel.host.networks import refusal, told
 from agent.model import HostNetwork
 
 HOST = [

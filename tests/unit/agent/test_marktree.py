@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.kernel.entries import Image, entry, jump
-from agent.kernel.marktree import DIRECTIONS, FROM, TO, Direction, is_own, leaf_rules, read_branch, standing_rules
+from agent.kernel.iptables.entries import Image, entry, jump
+from agent.kernel.iptables.marktree import (
+    DIRECTIONS,
+    FROM,
+    TO,
+    Direction,
+    is_own,
+    leaf_rules,
+    read_branch,
+    standing_rules,
+)
 from tests.unit.agent.tables import image
 
 ADDRESS = IPv4Address("10.64.1.42").packed

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from agent.kernel.netlink import attribute, message
-from agent.kernel.nft_elements import Element, _parsed
+from agent.kernel.nftables.readout import Element, _parsed
 
 # A dump of two elements; libnftables 1.0.6 had written them.
 GIVEN = bytes.fromhex(

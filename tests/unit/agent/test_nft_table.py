@@ -6,10 +6,10 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
-from agent.kernel import nft_table
-from agent.kernel.nft_forwarding import CHAINS, FORWARD, INPUT, MSS, NAT, all_rules, guessed, sound
-from agent.kernel.nft_marks import CHAIN, GUARDED, MARKS, MOVED, PLAIN, TOWARDS
-from agent.kernel.nft_table import Chain, Set, Writing, normal
+from agent.kernel.nftables import ruleset
+from agent.kernel.nftables.forwarding import CHAINS, FORWARD, INPUT, MSS, NAT, all_rules, guessed, sound
+from agent.kernel.nftables.marks import CHAIN, GUARDED, MARKS, MOVED, PLAIN, TOWARDS
+from agent.kernel.nftables.ruleset import Chain, Set, Writing, normal
 from agent.model import CLOSED, Forwarding
 
 FIRST = Forwarding("wl0", IPv4Interface("10.66.0.1/24"), "up0", 51820, False, None)
@@ -82,19 +82,19 @@ LISTING: list[dict[str, Any]] = [
 
 
 def test_a_table_is_found_among_others_with_all_that_is_in_it() -> None:
-    table = nft_table.find(LISTING, "wirelane")
+    table = ruleset.find(LISTING, "wirelane")
     assert table is not None
     assert table.chains == {MARKS: CHAIN, "loose": None}
     assert table.holds(TOWARDS) and not table.holds(MOVED)
     assert table.has_rules(MARKS, PLAIN) and not table.has_rules(MARKS, GUARDED)
     assert table.others == [("counter", "stray")]
-    assert nft_table.find(LISTING, "nowhere") is None
-    other = nft_table.find(LISTING, "other")
+    assert ruleset.find(LISTING, "nowhere") is None
+    other = ruleset.find(LISTING, "other")
     assert other is not None and not other.holds(TOWARDS)
 
 
 def test_strays_go_by_handle_sets_before_chains_before_the_rest() -> None:
-    table = nft_table.find(LISTING, "wirelane")
+    table = ruleset.find(LISTING, "wirelane")
     assert table is not None
     assert Writing("wirelane").delete_strays(table, [], [MARKS]) == [
         "delete set ip wirelane handle 1",

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from pyroute2.netlink.generic.wireguard import wgmsg
 
 from agent.errors import KernelError
-from agent.kernel import genetlink_wireguard, uapi
+from agent.kernel.host.watch import ANY, News
 from agent.kernel.netlink import attribute
-from agent.kernel.watch import ANY, News
-from agent.kernel.wireguard import HeldPeer, PeerChange, Refused, set_in_batches
+from agent.kernel.wireguard import genetlink, uapi
+from agent.kernel.wireguard.door import HeldPeer, PeerChange, Refused, set_in_batches
 from agent.model import PeerState, Secret
 
 KEY_A, KEY_B, KEY_C = (base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2, 3))
@@ -134,14 +134,14 @@ def test_kernel_change_is_byte_for_byte_what_the_header_file_says() -> None:
     )  # fmt: skip
     length = struct.pack("=H", 4 + 36 + 8 + 32).hex()
     outer = struct.pack("=H", 8 + 36 + 8 + 32).hex()
-    assert genetlink_wireguard.peers_attribute([PeerChange(KEY_A, ADDRESS)]) == bytes.fromhex(
+    assert genetlink.peers_attribute([PeerChange(KEY_A, ADDRESS)]) == bytes.fromhex(
         f"{outer} 0880 {length} 0080 {peer}"
     )
 
 
 def test_kernel_removal_and_reset_are_understood_by_others() -> None:
     changes = [PeerChange(KEY_A, None), PeerChange(KEY_B, ADDRESS, reset=True)]
-    removed, mended = decoded_peers(genetlink_wireguard.peers_attribute(changes))
+    removed, mended = decoded_peers(genetlink.peers_attribute(changes))
     assert removed["WGPEER_A_FLAGS"] == 1  # WGPEER_F_REMOVE_ME
     assert removed["WGPEER_A_PUBLIC_KEY"] == KEY_A.encode()
     assert "WGPEER_A_ALLOWEDIPS" not in removed
@@ -152,8 +152,8 @@ def test_kernel_removal_and_reset_are_understood_by_others() -> None:
 
 
 def test_kernel_message_of_the_largest_batch_fits_a_nested_attribute() -> None:
-    changes = [PeerChange(KEY_A, ADDRESS, reset=True)] * genetlink_wireguard.PEERS_PER_MESSAGE
-    packed = genetlink_wireguard.peers_attribute(changes)
+    changes = [PeerChange(KEY_A, ADDRESS, reset=True)] * genetlink.PEERS_PER_MESSAGE
+    packed = genetlink.peers_attribute(changes)
     assert struct.unpack("=H", packed[:2])[0] == len(packed)
     assert len(decoded_peers(packed)) == len(changes)
 
@@ -162,7 +162,7 @@ def test_kernel_message_of_the_largest_batch_fits_a_nested_attribute() -> None:
 @given(st.lists(st.tuples(st.binary(min_size=32, max_size=32), st.ip_addresses(v=4)), unique_by=lambda one: one[0]))
 def test_kernel_parse_reads_what_was_packed(peers: list[tuple[bytes, IPv4Address]]) -> None:
     changes = [PeerChange(base64.b64encode(key).decode(), address) for key, address in peers]
-    held = genetlink_wireguard.parse_peers([genetlink_wireguard.peers_attribute(changes)])
+    held = genetlink.parse_peers([genetlink.peers_attribute(changes)])
     assert [(one.state.public_key, one.state.address) for one in held] == [
         (one.public_key, one.address) for one in changes
     ]
@@ -195,7 +195,7 @@ FULL_PEER = (
 
 def test_kernel_dump_becomes_peers() -> None:
     keyed = attribute(1, b"\x02" * 32) + attribute(2, b"\x09" * 32)
-    assert genetlink_wireguard.parse_peers([dumped(FULL_PEER, keyed)]) == [
+    assert genetlink.parse_peers([dumped(FULL_PEER, keyed)]) == [
         HeldPeer(PeerState(KEY_A, ADDRESS, "192.0.2.1:40000", 25, 1700000000, 1 << 40, 11), preshared=False),
         HeldPeer(PeerState(KEY_B, None, "", 0, 0, 0, 0), preshared=True),
     ]
@@ -204,7 +204,7 @@ def test_kernel_dump_becomes_peers() -> None:
 def test_kernel_peer_that_goes_on_in_the_next_message_is_one_peer() -> None:
     rest = attribute(1, b"\x01" * 32) + attribute(0x8009, allowed_ip(2, bytes([10, 0, 9, 0]), 24))
     other = attribute(1, b"\x02" * 32)
-    first, second = genetlink_wireguard.parse_peers([dumped(FULL_PEER), dumped(rest, other)])
+    first, second = genetlink.parse_peers([dumped(FULL_PEER), dumped(rest, other)])
     assert first.state.public_key == KEY_A
     assert first.state.address is None  # it has two allowed IPs
     assert (first.state.rx_bytes, first.state.endpoint) == (1 << 40, "192.0.2.1:40000")
@@ -217,21 +217,21 @@ def test_kernel_peer_that_goes_on_in_the_next_message_is_one_peer() -> None:
     ids=["a wider network", "IPv6", "none"],
 )
 def test_kernel_peer_with_anything_but_one_32_has_no_address(allowed: bytes) -> None:
-    (held,) = genetlink_wireguard.parse_peers([dumped(attribute(1, b"\x01" * 32) + attribute(0x8009, allowed))])
+    (held,) = genetlink.parse_peers([dumped(attribute(1, b"\x01" * 32) + attribute(0x8009, allowed))])
     assert held.state.address is None
 
 
 def test_kernel_endpoint_of_ipv6_is_bracketed() -> None:
     endpoint = struct.pack("=H", 10) + struct.pack("!HI", 51820, 0) + bytes(15) + b"\x01" + bytes(4)
-    (held,) = genetlink_wireguard.parse_peers([dumped(attribute(1, b"\x01" * 32) + attribute(4, endpoint))])
+    (held,) = genetlink.parse_peers([dumped(attribute(1, b"\x01" * 32) + attribute(4, endpoint))])
     assert held.state.endpoint == "[::1]:51820"
 
 
 def test_kernel_dump_becomes_a_device() -> None:
-    device = genetlink_wireguard.parse_device(dumped(FULL_PEER) + attribute(3, b"\x0a" * 32))
+    device = genetlink.parse_device(dumped(FULL_PEER) + attribute(3, b"\x0a" * 32))
     assert (device.listen_port, device.has_peers) == (51820, True)
     assert device.private_key == Secret(base64.b64encode(b"\x0a" * 32).decode())
-    blank = genetlink_wireguard.parse_device(attribute(2, b"wg0\0") + attribute(6, b"\0\0"))
+    blank = genetlink.parse_device(attribute(2, b"wg0\0") + attribute(6, b"\0\0"))
     assert (blank.private_key, blank.listen_port, blank.has_peers) == (Secret(""), 0, False)
 
 

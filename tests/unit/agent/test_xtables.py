@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from agent.errors import KernelError
-from agent.kernel.entries import Image, entry, jump
-from agent.kernel.tables import locked
-from agent.kernel.xtables import Hook, is_hooked
+from agent.kernel.iptables.entries import Image, entry, jump
+from agent.kernel.iptables.tables import locked
+from agent.kernel.iptables.xtables import Hook, is_hooked
 from tests.unit.agent.tables import image
 
 HOOK = Hook("FORWARD", "OURS", behind=("OTHER",))

@@ -1,0 +1,1 @@
+"""The host: interfaces, addresses, routes, connections and switches, whoever they belong to."""

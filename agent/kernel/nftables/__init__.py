@@ -1,0 +1,8 @@
+"""Marks and forwarding by nftables, the bound on connections, and what other tables of this host do to our packets."""
+
+from agent.kernel.nftables import bounded, foreign
+from agent.kernel.nftables.bounded import Bounded
+from agent.kernel.nftables.forwarding import NftForwardings
+from agent.kernel.nftables.marks import NftablesMarks
+
+__all__ = ["Bounded", "NftForwardings", "NftablesMarks", "bounded", "foreign"]

@@ -1,0 +1,341 @@
+"""What lets the traffic of a server through, by nftables: NAT, forward and input rules, MSS clamp, and the switch of
+forwarding.
+
+Owns the table `ip wirelane_forwarding` whole; whatever else is found in it goes; and what `ip_forward` owns. Touches no
+other table or setting. Called by the writer on hosts whose marks are nftables' too; iptables/forwarding.py is the
+same for legacy iptables, and says why each rule is there.
+
+    postrouting   nat, 100       network to the uplink: snat to the external address, or masquerade
+    clamp         forward, -150  TCP SYNs from and to the link: MSS clamped to the path
+    forward       forward, 0     link to uplink from its network, to the networks of its reach: accept
+                                 the same to what is the internet, where its reach has that: accept
+                                 uplink to link to its network, if it belongs to a connection: accept
+                                 link to the same link: accept or drop (internal_traffic)
+                                 all else from or to the link: drop
+                                 at the end what came in on the uplink for others: drop or return, see `ip_forward`
+    input         input, 0       from the link: answers to the box, echo requests and what is opened: accept; else drop
+                                 UDP to the server's port, not from a link: accept
+
+What differs from iptables: an accept ends only our own chain. It does not overrule a drop in another table, so where
+the host closes forwarding or input by itself (firewalld, ufw, Docker's policy), the host has to let the network and the
+port through (`foreign` says where it does not). A drop of ours is final whatever others say. Our accepts of input open
+nothing then; they say what is meant, and are how `read` knows a server's port.
+
+`read` computes, as there, the rules that each interface's Forwarding would have and compares them with those that
+libnftables lists. If anything in the table is wrong, one more entry under the key `BROKEN` says so. `apply` writes
+all rules anew, in one transaction: none of them counts, and connections keep their translation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Any
+
+from agent.errors import KernelError
+from agent.kernel.host import ip_forward
+from agent.kernel.nftables import nft, ruleset
+from agent.kernel.nftables.ruleset import Chain, Expressions, Piece, Rule, Table, Writing, normal
+from agent.model import CLOSED, INTERFACE_PATTERN, Diff, Forwarding, Opening, Reach, Scope
+
+TABLE = "wirelane_forwarding"
+BROKEN = ""
+"""Key of the extra entry in what `read` returns when our table is damaged. It is never the name of an interface."""
+_NOTHING = Forwarding(BROKEN, IPv4Interface("0.0.0.0/32"), "", 0, False, None)
+
+NAT, MSS, FORWARD, INPUT = "postrouting", "clamp", "forward", "input"
+CHAINS = {
+    NAT: Chain("nat", "postrouting", 100),
+    MSS: Chain("filter", "forward", -150),
+    FORWARD: Chain("filter", "forward", 0),
+    INPUT: Chain("filter", "input", 0),
+}
+Rules = Mapping[str, tuple[Rule, ...]]  # by chain, in order
+
+_write = Writing(TABLE)
+
+
+# -- what should be there -----------------------------------------------------------------------------------------
+
+
+def _match(left: Mapping[str, Any], right: Any, op: str = "==") -> dict[str, Any]:
+    return {"match": {"op": op, "left": left, "right": right}}
+
+
+def _interface(key: str, name: str, op: str = "==") -> Piece:
+    sign = "" if op == "==" else f"{op} "
+    return Piece(f'{key} {sign}"{name}"', _match({"meta": {"key": key}}, name, op))
+
+
+def _address(field: str, network: IPv4Network) -> Piece:
+    prefix = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
+    listed = str(network.network_address) if network.prefixlen == 32 else prefix
+    return Piece(f"ip {field} {network}", _match({"payload": {"protocol": "ip", "field": field}}, listed))
+
+
+def _port(port: int, protocol: str = "udp") -> Piece:
+    return Piece(f"{protocol} dport {port}", _match({"payload": {"protocol": protocol, "field": "dport"}}, port))
+
+
+def _verdict(name: str) -> Piece:
+    return Piece(name, {name: None})
+
+
+ACCEPT, DROP, RETURN, MASQUERADE = (_verdict(name) for name in ("accept", "drop", "return", "masquerade"))
+VERDICTS = {"DROP": DROP, "RETURN": RETURN}
+ESTABLISHED = Piece("ct state established,related", _match({"ct": {"key": "state"}}, ["established", "related"], "in"))
+REPLY = Piece("ct direction reply", _match({"ct": {"key": "direction"}}, "reply"))
+ECHO = Piece("icmp type echo-request", _match({"payload": {"protocol": "icmp", "field": "type"}}, "echo-request"))
+THE_INTERNET = Piece(
+    f"ip daddr != {{ {', '.join(map(str, CLOSED))} }}",
+    _match(
+        {"payload": {"protocol": "ip", "field": "daddr"}},
+        {"set": [{"prefix": {"addr": str(one.network_address), "len": one.prefixlen}} for one in CLOSED]},
+        "!=",
+    ),
+)
+SYN = Piece(
+    "tcp flags & (syn | rst) == syn",
+    _match({"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, ["syn", "rst"]]}, "syn"),
+)
+CLAMP = Piece(
+    "tcp option maxseg size set rt mtu",
+    {"mangle": {"key": {"tcp option": {"name": "maxseg", "field": "size"}}, "value": {"rt": {"key": "mtu"}}}},
+)
+
+
+def _snat(address: IPv4Address) -> Piece:
+    return Piece(f"snat to {address}", {"snat": {"addr": str(address)}})
+
+
+@lru_cache(1024)
+def wanted_rules(forwarding: Forwarding, opened: tuple[Opening, ...] = ()) -> Rules:
+    """The rules of one interface."""
+    network, external = forwarding.network, forwarding.external_ip
+    from_link, to_link = _interface("iifname", forwarding.interface), _interface("oifname", forwarding.interface)
+    from_uplink, to_uplink = _interface("iifname", forwarding.uplink), _interface("oifname", forwarding.uplink)
+    elsewhere = _interface("iifname", forwarding.interface, "!=")
+    out = (from_link, to_uplink, _address("saddr", network))
+    reached = [_address("daddr", one) for one in forwarding.reach.networks]
+    reached += [THE_INTERNET] if forwarding.reach.internet else []
+    own = _address("daddr", IPv4Network(forwarding.address.ip))
+    doors = (ECHO, *(_port(one.port, one.protocol) for one in opened))
+    outside = (
+        *((*out, there, ACCEPT) for there in reached),
+        (from_uplink, to_link, _address("daddr", network), ESTABLISHED, ACCEPT),
+    )
+    nat = (_address("saddr", network), to_uplink, MASQUERADE if external is None else _snat(external))
+    return {
+        NAT: (nat,) if forwarding.uplink else (),
+        MSS: ((from_link, SYN, CLAMP), (to_link, SYN, CLAMP)),
+        FORWARD: (
+            *(outside if forwarding.uplink else ()),
+            (from_link, to_link, ACCEPT if forwarding.internal_traffic else DROP),
+            (from_link, DROP),
+            (to_link, DROP),
+        ),
+        # The rule of the port names the link again, to be told to be its own.
+        INPUT: (
+            (from_link, ESTABLISHED, REPLY, ACCEPT),
+            *((from_link, own, door, ACCEPT) for door in doors),
+            (from_link, DROP),
+            *([(elsewhere, _port(forwarding.listen_port), ACCEPT)] if forwarding.listen_port else []),
+        ),
+    }
+
+
+def all_rules(
+    forwardings: Iterable[Forwarding], opened: tuple[Opening, ...] = (), endings: Mapping[str, str] | None = None
+) -> Rules:
+    """The chains whole, interfaces in order of their names; in input first all that is closed, as in iptables."""
+    each = [wanted_rules(one, opened) for one in sorted(forwardings, key=lambda one: one.interface)]
+    joined = {chain: tuple(rule for rules in each for rule in rules[chain]) for chain in CHAINS}
+    joined[INPUT] = tuple(sorted(joined[INPUT], key=lambda rule: "!=" in rule[0].text))
+    last = ((_interface("iifname", uplink), VERDICTS[verdict]) for uplink, verdict in (endings or {}).items())
+    return {**joined, FORWARD: (*joined[FORWARD], *last)}
+
+
+# -- what is there ------------------------------------------------------------------------------------------------
+
+
+def _listed(rule: Rule) -> Expressions:
+    listed: Expressions = normal([piece.listed for piece in rule])
+    return listed
+
+
+def _matched(rule: Expressions, field: str, op: str = "==") -> Any:
+    """What a rule compares a field of the packet with; None = it does not."""
+    for piece in rule:
+        match = piece.get("match", {}) if isinstance(piece, dict) else {}
+        left = match.get("left", {})
+        if match.get("op") != op:
+            continue
+        if isinstance(left, dict) and field in (left.get("meta", {}).get("key"), left.get("payload", {}).get("field")):
+            return match.get("right")
+    return None
+
+
+def _network(listed: Any) -> IPv4Network | None:
+    prefix = listed.get("prefix", {}) if isinstance(listed, dict) else {"addr": listed, "len": 32}
+    try:
+        return IPv4Network((prefix.get("addr"), prefix.get("len")))
+    except ValueError:
+        return None
+
+
+def _source(rule: Expressions) -> IPv4Address | None:
+    for piece in rule:
+        if isinstance(piece, dict) and isinstance(piece.get("snat"), dict):
+            try:
+                return IPv4Address(piece["snat"].get("addr"))
+            except ValueError:
+                return None
+    return None
+
+
+def guessed(rules: Mapping[str, list[Expressions]]) -> dict[str, Forwarding]:
+    """The Forwarding that the listed rules of each interface seem to be, right or not."""
+    inputs = rules.get(INPUT, [])
+    ports = {_matched(rule, "iifname", "!="): _matched(rule, "dport") for rule in inputs}
+    own = {
+        _matched(rule, "iifname"): _network(_matched(rule, "daddr"))
+        for rule in inputs
+        if _matched(rule, "type") is not None
+    }
+    sources = {
+        (_network(_matched(rule, "saddr")), _matched(rule, "oifname")): _source(rule) for rule in rules.get(NAT, [])
+    }
+    guesses: dict[str, Forwarding] = {}
+    for rule in rules.get(FORWARD, []):
+        link, uplink, network = _matched(rule, "iifname"), _matched(rule, "oifname"), _network(_matched(rule, "saddr"))
+        port, address = ports.get(link, 0), own.get(link)
+        if link in guesses or not isinstance(port, int) or network is None or (network, uplink) not in sources:
+            continue
+        if address is None:
+            continue
+        inside = _listed((_interface("iifname", link), _interface("oifname", link), ACCEPT))
+        internal = inside in rules.get(FORWARD, [])
+        interface = IPv4Interface((address.network_address, network.prefixlen))
+        reach = _reach(rules, link, uplink)
+        guesses[link] = Forwarding(link, interface, uplink, port, internal, sources[network, uplink], reach)
+    return guesses
+
+
+def _reach(rules: Mapping[str, list[Expressions]], link: str, uplink: str) -> Reach:
+    internet, networks = False, []
+    for rule in rules.get(FORWARD, []):
+        if (_matched(rule, "iifname"), _matched(rule, "oifname")) != (link, uplink):
+            continue
+        there = _network(_matched(rule, "daddr"))
+        internet = internet or _matched(rule, "daddr", "!=") is not None
+        if there is not None:
+            networks.append(there)
+    return Reach(internet, tuple(networks))
+
+
+def sound(found: Mapping[str, list[Expressions]], opened: tuple[Opening, ...] = ()) -> dict[str, Forwarding]:
+    """The interfaces whose rules are all there, once, in order. `found`: as listed, normal."""
+    right = {}
+    for interface, forwarding in guessed(found).items():
+        wanted = {chain: [_listed(rule) for rule in rules] for chain, rules in wanted_rules(forwarding, opened).items()}
+        if all(wanted[chain] == [rule for rule in found.get(chain, []) if rule in wanted[chain]] for chain in CHAINS):
+            right[interface] = forwarding
+    return right
+
+
+def last_rules(found: Mapping[str, list[Expressions]]) -> dict[str, str]:
+    """DROP or RETURN by uplink, as `ip_forward` means them. What is dropped both ways is a link."""
+    rules, ends = found.get(FORWARD, []), {}
+    for rule in rules:
+        device = _matched(rule, "iifname")
+        for verdict, piece in VERDICTS.items():
+            if isinstance(device, str) and rule == _listed((_interface("iifname", device), piece)):
+                ends[device] = verdict
+    return {device: end for device, end in ends.items() if _listed((_interface("oifname", device), DROP)) not in rules}
+
+
+# -- the door -----------------------------------------------------------------------------------------------------
+
+
+class NftForwardings:
+    """`Part[str, Forwarding]`. Any thread, any network namespace; each call opens what it needs.
+
+    `opened`: what of the box accounts may use.
+    """
+
+    def __init__(self, opened: tuple[Opening, ...] = ()) -> None:
+        self._opened = opened
+
+    def read(self, scope: Scope) -> dict[str, Forwarding]:
+        """What is right, and `BROKEN` if something is not. Raises KernelError."""
+        table = _read_table()
+        if table is None:
+            return {}
+        if not _is_framed(table):
+            return {BROKEN: _NOTHING}
+        rules = _rules(table)
+        right = sound(rules, self._opened)
+        uplinks = {one.uplink for one in right.values()}
+        wanted = all_rules(right.values(), self._opened, ip_forward.endings(uplinks, right, last_rules(rules)))
+        whole = bool(right) and all(table.has_rules(chain, wanted[chain]) for chain in CHAINS)
+        result = {link: one for link, one in right.items() if not ip_forward.is_off(link)}
+        if not whole or any(map(ip_forward.is_off, uplinks)):
+            result[BROKEN] = _NOTHING
+        return result
+
+    def apply(self, diff: Diff[str, Forwarding]) -> Mapping[str, KernelError]:
+        """One transaction. Raises KernelError; returns no errors of single interfaces."""
+        if not diff:
+            return {}
+        table = _read_table()
+        rules = _rules(table) if table else {}
+        # What is wanted and not right is in `add`; what is not right and not there belongs to nobody.
+        stay = {key: one for key, one in sound(rules, self._opened).items() if key not in diff.remove}
+        final = stay | {**diff.add, **diff.change}
+        last = last_rules(rules)
+        uplinks = ip_forward.uplinks(final.values(), last)
+        endings = ip_forward.endings(uplinks, final, last)
+        ip_forward.switch_back(last, uplinks)
+        if final:
+            _write_all(table, final.values(), all_rules(final.values(), self._opened, endings))
+            ip_forward.switch_on(final, uplinks)
+        elif table is not None:
+            nft.apply([_write.delete_table()])
+        return {}
+
+    def standing(self) -> bool:
+        """Is anything of ours there? Raises KernelError; False where there is no nftables."""
+        return nft.has_table(TABLE)
+
+    def clear(self) -> None:
+        """Removes everything of ours, right or not. Raises KernelError."""
+        if self.standing():
+            nft.apply([_write.delete_table()])
+
+
+def _write_all(table: Table | None, final: Iterable[Forwarding], wanted: Rules) -> None:
+    for one in final:
+        if one.uplink and not INTERFACE_PATTERN.fullmatch(one.uplink):  # nft(8) would take some for a pattern
+            raise KernelError(f"nftables: the uplink's name {one.uplink!r} cannot be used in a rule", retry=False)
+    if table is not None and _is_framed(table):
+        if all(table.has_rules(chain, wanted[chain]) for chain in CHAINS):
+            return
+        frame = [_write.flush_rules()]
+    else:
+        anew = [_write.add_table(), _write.delete_table()] if table is not None else []
+        frame = [*anew, _write.add_table(), *(_write.add_chain(name, chain) for name, chain in CHAINS.items())]
+    nft.apply([*frame, *(line for chain in CHAINS for line in _write.add_rules(chain, wanted[chain]))])
+
+
+def _read_table() -> Table | None:
+    return ruleset.find(nft.listing(TABLE), TABLE)
+
+
+def _is_framed(table: Table) -> bool:
+    """Is all but the rules as it should be?"""
+    return table.chains == CHAINS and not (table.flags or table.sets or table.others)
+
+
+def _rules(table: Table) -> dict[str, list[Expressions]]:
+    return {chain: [normal(rule) for rule in rules] for chain, rules in table.rules.items()}

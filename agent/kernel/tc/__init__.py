@@ -1,0 +1,5 @@
+"""Traffic control: the root qdiscs, the classes of the accounts, and what `tc` would print of one."""
+
+from agent.kernel.tc.shaper import Classes, Qdiscs, class_text
+
+__all__ = ["Classes", "Qdiscs", "class_text"]

@@ -1,0 +1,86 @@
+"""The peers of our links: the part of the kernel that lets an account in.
+
+Owns which peers WireGuard holds on links of ours (`ownership`). Never touches a peer of another link, an endpoint or a
+session: a peer that is right is not written, and one that is wrong is mended in place. The keepalive is the client's
+business, a preshared key is not in use: a peer that has either is drift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agent.errors import KernelError
+from agent.kernel.host.interfaces import Interface, read_interfaces, read_link, set_threaded
+from agent.kernel.wireguard.door import Absent, HeldPeer, PeerChange, WireGuard
+from agent.kernel.wireguard.genetlink import KernelWireGuard
+from agent.kernel.wireguard.ownership import Ownership
+from agent.kernel.wireguard.uapi import UserspaceWireGuard
+from agent.model import Diff, Peer, PeerKey, PeerState, Scope
+
+
+class Peers:
+    """`owned`: shared with the links, which learn whose they are."""
+
+    def __init__(self, owned: Ownership | None = None) -> None:
+        self._owned = owned or Ownership()
+        self._doors: dict[str, WireGuard] = {"wireguard": KernelWireGuard(), "tun": UserspaceWireGuard()}
+
+    def read(self, scope: Scope) -> dict[PeerKey, Peer]:
+        """The peers of the links of the scope that exist and are ours."""
+        links = read_interfaces()
+        found: dict[PeerKey, Peer] = {}
+        for name in sorted(scope.interfaces & links.keys()):
+            if not self._owned.owns(links[name]):
+                continue
+            try:
+                held = self._doors[links[name].kind].read_peers(name)
+            except Absent:
+                continue  # its process is gone, and with it the peers; the link itself is next
+            for peer in held:
+                found[name, peer.state.public_key] = _peer(name, peer)
+        return found
+
+    def apply(self, diff: Diff[PeerKey, Peer]) -> Mapping[PeerKey, KernelError]:
+        """Link by link: removals first, since they may set free an address that another peer is to have."""
+        changes: dict[str, list[PeerChange]] = {}
+        for interface, public_key in diff.remove:
+            changes.setdefault(interface, []).append(PeerChange(public_key, None))
+        for peers, reset in ((diff.change, True), (diff.add, False)):
+            for (interface, public_key), peer in peers.items():
+                changes.setdefault(interface, []).append(PeerChange(public_key, peer.address, reset))
+        errors: dict[PeerKey, KernelError] = {}
+        for interface, wanted in changes.items():
+            refused = self._set_peers(interface, wanted)
+            errors |= {(interface, public_key): error for public_key, error in refused.items()}
+        return errors
+
+    def peer_states(self, interface: str) -> dict[str, PeerState]:
+        """The peers of a link by public key, as WireGuard has them now. Raises KernelError."""
+        held = self._doors[self._link(interface).kind].read_peers(interface)
+        return {peer.state.public_key: peer.state for peer in held}
+
+    def _set_peers(self, interface: str, wanted: list[PeerChange]) -> dict[str, KernelError]:
+        try:
+            link = self._link(interface)
+            refused = self._doors[link.kind].set_peers(interface, wanted)
+            if link.kind == "wireguard":
+                set_threaded(link)
+        except KernelError as error:
+            refused = {change.public_key: error for change in wanted}
+        # A peer of a link that is not there is removed already.
+        gone = {change.public_key for change in wanted if change.address is None}
+        return {key: error for key, error in refused.items() if not (isinstance(error, Absent) and key in gone)}
+
+    def _link(self, name: str) -> Interface:
+        interface = read_link(name)
+        if interface is not None and self._owned.owns(interface):
+            return interface
+        if (now := self._owned.elsewhere(name)) and now != name:
+            # Absent would mean that its peers are gone, and what shapes and counts them may go too.
+            raise KernelError(f"link {name} was renamed to {now} by somebody: its peers live on there")
+        raise Absent(f"there is no link {name}" if interface is None else f"{name} is not a link of ours")
+
+
+def _peer(interface: str, held: HeldPeer) -> Peer:
+    plain = not held.preshared and not held.state.keepalive
+    return Peer(interface, held.state.public_key, held.state.address if plain else None)
