@@ -11,7 +11,7 @@ from agent.config import Config
 from agent.errors import KernelError
 from agent.kernel.iptables import tables
 from agent.kernel.nftables import nft
-from agent.kernel.trials import backend
+from agent.kernel.trials import backend, probe
 from agent.kernel.trials.backend import choose_backend, refusal
 from agent.kernel.trials.probe import Finding
 
@@ -125,7 +125,7 @@ def test_the_doctor_says_what_is_chosen_and_what_the_other_would_give(
     able: bool,
     says: str,
 ) -> None:
-    monkeypatch.setattr(offline.probe, "probe", lambda: findings(*missing))
+    monkeypatch.setattr(probe, "probe", lambda: findings(*missing))
     monkeypatch.setattr(offline, "choose_mode", lambda configured: "kernel")
     monkeypatch.setattr(offline, "uplink", lambda configured: "eth0")
     _, choices, can = offline.diagnose(Config(marks_backend=configured))
@@ -135,7 +135,7 @@ def test_the_doctor_says_what_is_chosen_and_what_the_other_would_give(
 
 def test_a_host_without_legacy_tables_is_fine_with_nftables(monkeypatch: pytest.MonkeyPatch, lacking: set[str]) -> None:
     lacking.add("iptables")
-    monkeypatch.setattr(offline.probe, "probe", lambda: findings("MARK"))
+    monkeypatch.setattr(probe, "probe", lambda: findings("MARK"))
     monkeypatch.setattr(offline, "choose_mode", lambda configured: "kernel")
     monkeypatch.setattr(offline, "uplink", lambda configured: "eth0")
     _, choices, can = offline.diagnose(Config())
