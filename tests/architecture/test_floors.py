@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -37,10 +39,47 @@ def rooms(process: str) -> set[str]:
     return modules | {path.parent.name for path in folder.glob("*/__init__.py")}
 
 
+def linted(root: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-logo", "--no-cache"]
+    wide = {**os.environ, "COLUMNS": "500"}  # a line for each name
+    return subprocess.run(command, cwd=root, env=wide, capture_output=True, text=True, timeout=100, check=False)
+
+
 def test_every_import_contract_holds() -> None:
-    linter = Path(sys.executable).with_name("lint-imports")
-    done = subprocess.run([linter, "--no-logo"], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    done = linted(ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def against(contract: dict[str, Any]) -> tuple[str, str]:
+    """Who would import whom: the one that stands lowest the one that stands highest, a stranger the other."""
+    match contract["type"]:
+        case "forbidden":
+            return contract["source_modules"][0], contract["forbidden_modules"][0]
+        case "independence":
+            return contract["modules"][0], contract["modules"][1]
+    (container,), layers = contract["containers"], [layer.split(" | ") for layer in contract["layers"]]
+    return f"{container}.{layers[-1][0]}", f"{container}.{layers[0][0]}"
+
+
+HTTP = next(name for name in contracts() if name.startswith("gateway/http floors"))
+SABOTAGES = [
+    *((name, *against(contract)) for name, contract in contracts().items()),
+    (HTTP, "gateway.http.pages.link", "gateway.http.v1.account"),
+    (HTTP, "gateway.http.v1.account", "gateway.http.pages.link"),
+    (HTTP, "gateway.http.envelope", "gateway.http.v1"),
+    (HTTP, "gateway.http.access", "gateway.http.pages"),
+]
+
+
+@pytest.mark.parametrize(("name", "who", "whom"), SABOTAGES, ids=lambda each: each.replace(" ", "_"))
+def test_a_contract_catches_what_it_is_about(name: str, who: str, whom: str, tmp_path: Path) -> None:
+    for package in ("agent", "gateway", "protos"):
+        shutil.copytree(ROOT / package, tmp_path / package)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    path = tmp_path / who.replace(".", "/")
+    with (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).open("a") as file:
+        file.write(f"\nimport {whom}\n")
+    assert f"{name} BROKEN" in linted(tmp_path).stdout.splitlines()
 
 
 def test_every_only_contract_is_known_here() -> None:

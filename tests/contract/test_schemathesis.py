@@ -19,9 +19,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from gateway.fields import new_account, server_values
-from gateway.http.app import CALLS
-from gateway.http.calls import Call
-from gateway.http.openapi import document
+from gateway.http.v1 import CALLS
+from gateway.http.v1.calls import Call
+from gateway.http.v1.openapi import document
 from tests.contract.served import Served, served
 from tests.fakes.product import migrated_sqlite
 

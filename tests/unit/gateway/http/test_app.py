@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from gateway.errors import DatabaseUnavailable
-from gateway.http.app import CALLS, HttpSettings, build_app
+from gateway.http.app import HttpSettings, build_app
+from gateway.http.v1 import CALLS
 from tests.fakes.product import NODE
 from tests.unit.gateway.http.conftest import CLIENT, PUBLIC_URL, Api, _client
 
@@ -152,7 +153,7 @@ async def test_healthz_tells_whether_the_store_answers(api: Api) -> None:
     assert await health(api, api.product.store.ping) == (200, "ok")
     assert await health(api, away) == (503, "the database is not available")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gateway.http.system.PING_SECONDS", 0.01)
+        patch.setattr("gateway.http.health.PING_SECONDS", 0.01)
         assert await health(api, stuck) == (503, "the database is not available")
 
 

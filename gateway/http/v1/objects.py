@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
-from gateway.http.calls import BOOLEAN, INTEGER, TEXT, record, texts
+from gateway.http.configuration import unreadable
+from gateway.http.v1.calls import BOOLEAN, INTEGER, TEXT, record, texts
 from gateway.model import Account, DayUsage, MarkCounters, PeerState, Server
 
 ACCOUNT = texts(
@@ -51,13 +52,6 @@ def account_object(account: Account) -> dict[str, str]:
         "wg_name": account.server,
         **_problem(account),
     }
-
-
-def unreadable(of: Account | Server) -> str:
-    """What is wrong with it; "" = nothing."""
-    names = " and ".join(column.replace("_", " ") for column in of.unreadable)
-    kind = "account" if isinstance(of, Account) else "server"
-    return names and f"The {names} of {kind} {of.name} cannot be decrypted (the database was edited or damaged)"
 
 
 def _problem(of: Account | Server) -> dict[str, str]:

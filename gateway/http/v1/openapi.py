@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the same declarations as the routes. Pure. Called once, by app.py."""
+"""The OpenAPI 3.1 document, made from the same declarations as the routes. Pure. Called once, at the start."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from gateway.http.access import COOKIE, OPENAPI_PATH
-from gateway.http.calls import TEXT, Call, Field, Schema, record
 from gateway.http.envelope import IGNORED_HEADER, PENDING_HEADER
+from gateway.http.v1.calls import TEXT, Call, Field, Schema, record
 
 MEDIA_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data", "application/json")
 ERROR = record({"error": {"type": "string", "minLength": 1}, "msg": {"const": ""}, "status": {"const": "error"}})

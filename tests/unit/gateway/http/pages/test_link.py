@@ -1,4 +1,4 @@
-"""gateway/http/link.py: the one-time link's pages, as bytes. What a browser makes of them: tests/contract."""
+"""gateway/http/pages/link.py: the one-time link's pages, as bytes. What a browser makes of them: tests/contract."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gateway.errors import DatabaseUnavailable
 from gateway.http.app import HttpSettings, build_app
-from gateway.http.link import file_name
+from gateway.http.pages.link import file_name
 from gateway.store.tables import one_time_links
 from tests.unit.gateway.http.conftest import Api
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from zoneinfo import ZoneInfo
 
 from gateway import fields
-from gateway.errors import Conflict, InvalidValue
-from gateway.http import objects
-from gateway.http.calls import ROOT, TEXT, Asked, Call, Field, by_name, listing, texts
+from gateway.errors import InvalidValue
+from gateway.http.configuration import refuse_unreadable
+from gateway.http.v1 import objects
+from gateway.http.v1.calls import ROOT, TEXT, Asked, Call, Field, by_name, listing, texts
 from gateway.model import Server, Settled
 
 MISSING = "Wireguard server not found"
@@ -26,8 +27,7 @@ async def _list(asked: Asked) -> dict[str, ServerObject]:
 
 async def _detail(asked: Asked) -> ServerObject:
     server = await _server(asked)
-    if server.unreadable:
-        raise Conflict(objects.unreadable(server))
+    refuse_unreadable(server)
     return objects.server_object(server)
 
 

@@ -1,4 +1,4 @@
-"""gateway/http/forms.py: whatever clients call their bodies, fields come out; what cannot be read is refused."""
+"""gateway/http/v1/forms.py: whatever clients call their bodies, fields come out; what cannot be read is refused."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.types import Message
 
-from gateway.http import forms
 from gateway.http.envelope import HttpError
+from gateway.http.v1 import forms
 
 URLENCODED = "application/x-www-form-urlencoded"
 LIMIT = 2000

@@ -1,4 +1,5 @@
-"""A request's body and query become form fields: text by name. Owns the limits of size and time. Called by app.py.
+"""A request's body and query become form fields: text by name. Owns the limits of size and time.
+Called by answering.py.
 
 urlencoded, multipart and JSON objects, whatever PHP or curl says they are: `curl -d` labels its bodies urlencoded, some
 clients label nothing, and a PHP client may label its multipart urlencoded. Fields of the query count like those of the

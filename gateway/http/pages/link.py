@@ -23,7 +23,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import ApiError
-from gateway.http.account import config_picture, config_text
+from gateway.http.configuration import config_picture, config_text
 from gateway.http.note import Note
 from gateway.http.services import HttpSettings, Services
 from gateway.links import Links
@@ -38,7 +38,7 @@ WINDOWS_OWN = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])", re.IGNORECASE) 
 
 
 def _page(name: str) -> str:
-    return files("gateway.http").joinpath("pages", name).read_text(encoding="utf-8")
+    return files("gateway.http.pages").joinpath(name).read_text(encoding="utf-8")
 
 
 def _source(text: str) -> str:

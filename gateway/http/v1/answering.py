@@ -1,13 +1,13 @@
 """From a request to the answer of its call: the fields are read, the use case is asked, the change is noted.
 
 What was meant is never ignored in silence: a known field in a wrong spelling is an error, and names that the call does
-not know are told in a header, unless what they ask for is what stands. Called by app.py.
+not know are told in a header, unless what they ask for is what stands. Called by the paths.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,13 +17,12 @@ from starlette.responses import Response
 from gateway.errors import ApiError
 from gateway.fields import REFUSED_FIELDS, is_name, understood
 from gateway.http import envelope
-from gateway.http.calls import ROOT, Asked, Call
-from gateway.http.forms import Pairs, merged, read_form
 from gateway.http.note import Note, shown
+from gateway.http.path import Answer
 from gateway.http.services import HttpSettings, Services
+from gateway.http.v1.calls import ROOT, Asked, Call
+from gateway.http.v1.forms import Pairs, merged, read_form
 from gateway.model import Settled
-
-Answer = Callable[[Request], Awaitable[Response]]
 
 WITH_FIELDS = ("POST", "PUT")  # v1 clients send bodies with GET and DELETE too, which mean nothing
 

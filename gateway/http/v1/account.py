@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from gateway import fields, profile
 from gateway.errors import Conflict, InvalidValue, NotFound
-from gateway.http import objects
-from gateway.http.calls import ROOT, TEXT, Asked, Call, Field, listing
+from gateway.http.configuration import config_picture, config_text, refuse_unreadable
 from gateway.http.envelope import Encoded, encoded
-from gateway.http.services import HttpSettings, Services
+from gateway.http.v1 import objects
+from gateway.http.v1.calls import ROOT, TEXT, Asked, Call, Field, listing
 from gateway.model import Account, LiveAccount, Settled
 
 T = TypeVar("T")
@@ -21,19 +20,6 @@ MISSING = "Account not found"
 NO_PUBLIC_URL = "One-time links need public_url in gateway.toml (where customers reach it: https://vpn.example.com)"
 ACCOUNTS = f"{ROOT}/account"
 ACCOUNT = ACCOUNTS + "/{name}"
-
-
-async def config_text(services: Services, settings: HttpSettings, account: Account) -> str:
-    """The client's configuration, as the one-time link shows it too."""
-    _refuse_unreadable(account)
-    server = await services.servers.get(account.server)
-    endpoint, mtu = await services.servers.endpoint(server), await services.servers.node_mtu(server)
-    return profile.config_text(account, server, endpoint, settings.tabs, mtu)
-
-
-async def config_picture(text: str) -> bytes:
-    """Drawing takes tens of milliseconds: not on the loop's time."""
-    return await asyncio.to_thread(profile.config_qr, text)
 
 
 async def _list(asked: Asked) -> Encoded:
@@ -49,7 +35,7 @@ async def _list(asked: Asked) -> Encoded:
 
 async def _detail(asked: Asked) -> dict[str, str]:
     account = await _account(asked)
-    _refuse_unreadable(account)
+    refuse_unreadable(account)
     return objects.account_object(account)
 
 
@@ -132,12 +118,6 @@ async def _parsed(asked: Asked, parse: Callable[[], T]) -> T:
 
 async def _account(asked: Asked) -> Account:
     return await asked.services.accounts.get(asked.name(MISSING))
-
-
-def _refuse_unreadable(account: Account) -> None:
-    """Half an account would be taken for a whole one."""
-    if account.unreadable:
-        raise Conflict(objects.unreadable(account))
 
 
 async def _live(asked: Asked) -> tuple[Account, LiveAccount]:

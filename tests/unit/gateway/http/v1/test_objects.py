@@ -1,4 +1,4 @@
-"""gateway/http/objects.py: v1's spelling of our values."""
+"""gateway/http/v1/objects.py: v1's spelling of our values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import date
 from ipaddress import IPv4Address, IPv4Interface
 from zoneinfo import ZoneInfo
 
-from gateway.http import objects
+from gateway.http.v1 import objects
 from gateway.model import Account, DayUsage, MarkCounters, PeerState, Secret, Server
 
 ACCOUNT = Account(

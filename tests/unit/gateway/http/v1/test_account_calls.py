@@ -1,4 +1,4 @@
-"""gateway/http/account.py: the twelve calls, told as a customer's life."""
+"""gateway/http/v1/account.py: the twelve calls, told as a customer's life."""
 
 from __future__ import annotations
 

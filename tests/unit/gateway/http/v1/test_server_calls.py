@@ -1,4 +1,4 @@
-"""gateway/http/server.py and system.py: the calls around servers."""
+"""gateway/http/v1/server.py and system.py: the calls around servers."""
 
 from __future__ import annotations
 
