@@ -1,8 +1,7 @@
 """gateway.toml -> Config. Every key has a type, a unit, a default and a sentence; an unknown key is an error.
 
-All problems are reported together, with the line where the key stands. The secrets themselves come from files: the
-database's password (`database_url`) and the key that seals its secrets (`read_key`). Knows no database and no network.
-`wirelane-gateway check` prints what is in force.
+All problems are reported together, with the line where the key stands. Holds no secret: those are in files of their own
+(gateway/secret_files.py). Knows no database and no network. `wirelane-gateway check` prints what is in force.
 """
 
 from __future__ import annotations
@@ -10,17 +9,14 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import os
 import re
-import secrets
-import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from gateway import endpoint
@@ -29,8 +25,6 @@ from gateway.fields import network
 
 DEFAULT_PATH = Path("/etc/wirelane/gateway.toml")
 CREDENTIAL = "wirelane-gateway.key"  # the systemd credential that takes the place of key_file
-CREDENTIALS = Path("/run/credentials")  # systemd guards what is in here by more than modes
-KEY_BYTES = 32
 
 Check = Callable[[Any], str]  # of a value: what is wrong with it, "" = nothing
 
@@ -292,76 +286,3 @@ def advice(config: Config) -> list[str]:
     if config.public_url:
         return []
     return ["public_url is not set: no one-time links can be made; set it to where customers reach the gateway"]
-
-
-# -- secrets ----------------------------------------------------------------------------------------------------------
-
-
-def database_url(config: Config) -> str:
-    """The database with its password. Raises ConfigError."""
-    if not config.database_password_file:
-        return config.database
-    password = _read_secret("database_password_file", Path(config.database_password_file), 0o007).rstrip("\r\n")
-    url = urlsplit(config.database)
-    user, _, host = url.netloc.rpartition("@")
-    user = user.partition(":")[0]
-    return url._replace(netloc=f"{user}:{quote(password, safe='')}@{host}").geturl()
-
-
-def read_key(config: Config, *, may_make: bool = False) -> bytes:
-    """The key that seals secrets in the database. `may_make`: there is no database yet that would need an older one.
-
-    Raises ConfigError, which names the cure.
-    """
-    path = Path(config.key_file)
-    if folder := os.environ.get("CREDENTIALS_DIRECTORY"):
-        credential = Path(folder, CREDENTIAL)
-        path = credential if credential.exists() else path
-    if may_make and not path.exists():
-        _make_key(path)
-    text = _read_secret("key_file", path, 0 if CREDENTIALS in path.parents else 0o077).strip()
-    if len(text) != 2 * KEY_BYTES or not set(text) <= set("0123456789abcdefABCDEF"):
-        raise ConfigError([f"key_file: {path} must hold {2 * KEY_BYTES} hex digits: put it back from your backup"])
-    return bytes.fromhex(text)
-
-
-def _read_secret(name: str, path: Path, forbidden: int) -> str:
-    """`forbidden`: bits of the mode that let too many people read it."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            text = file.read(4096)
-    except FileNotFoundError:
-        raise ConfigError([f"{name}: {path} is missing: put it back from your backup"]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not plain text"
-        raise ConfigError([f"{name}: {path} cannot be read: {reason}"]) from None
-    if mode & forbidden:
-        raise ConfigError(
-            [f"{name}: {path} can be read by others (mode {mode:04o}): chmod {mode & ~forbidden:o} {path}"]
-        )
-    return text
-
-
-def _make_key(path: Path) -> None:
-    """Whole or not at all, also when several processes start at once: the first one's key counts."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, f"{secrets.token_hex(KEY_BYTES)}\n".encode())
-            os.fsync(descriptor)
-            os.link(draft, path)
-        except FileExistsError:
-            pass
-        finally:
-            os.close(descriptor)
-            os.unlink(draft)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        cure = f"make the folder {path.parent} for the gateway's user, with mode 0700"
-        raise ConfigError([f"key_file: {path} cannot be made: {error.strerror}: {cure}"]) from None

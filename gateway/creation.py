@@ -1,7 +1,7 @@
 """What a create means: a batch of new accounts in one transaction, of which a refused one spoils only itself.
 
-Owns: the order of the checks and what is generated for whom, as if one account came after the other; and who shares a
-transaction (group commit). Never speaks SQL or HTTP. Called by gateway/accounts.py.
+Owns: the order of the checks and what is generated for whom, as if one account came after the other. Never speaks SQL
+or HTTP; who shares a transaction is group_commit.py's. Called by gateway/accounts.py.
 
 Everything is decided in memory between a few reads and a few writes of the whole batch, so the cost of a commit, and of
 each round trip, is shared by all of its accounts. Uniqueness stays the database's promise: what it does not take is
@@ -10,7 +10,6 @@ looked at once more, and gets other numbers or a refusal.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,8 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from gateway.allocate import Free, is_assignable, name_of, new_id, new_password
-from gateway.errors import ApiError, Conflict, DatabaseUnavailable, InvalidValue
+from gateway.errors import ApiError, Conflict, InvalidValue
+from gateway.group_commit import GroupCommit
 from gateway.keypair import WRONG_KEYS, KeyPair
 from gateway.model import Account, NewAccount, Secret, Server
 from gateway.store import Store, Transaction, ranges
@@ -31,10 +31,6 @@ from gateway.store.transaction import NUMBERS
 
 # How often a generated value may turn out to belong to somebody; only an edited database makes it more than never.
 ATTEMPTS = 50
-# How many may share a transaction while others wait. Half of them: the node applies these while the others are written,
-# where all of them together would let the agent wait for the database, and then the database for the agent.
-FEW_TOGETHER = 8
-MOST_TOGETHER = 500
 
 GONE = "The caller hung up before it was his turn: nothing was created"
 OUT_OF_RANGE = "The IP address is not within the range of the wireguard server"
@@ -66,15 +62,6 @@ def taken_error(field: str) -> ApiError:
     return kind(text, v1_field)
 
 
-# -- who shares a transaction -------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False, slots=True)
-class _Waiting:
-    newcomer: Newcomer
-    outcome: KeptAccount | Exception | None = None
-
-
 class Creation:
     """`limit`: how many accounts there may be in all; 0 = no limit. `rested`: until when an address must have been
     given back to be like any other (Unix seconds)."""
@@ -83,58 +70,27 @@ class Creation:
         self._store = store
         self._limit = limit
         self._rested = rested
-        self._waiting: list[_Waiting] = []
-        self._turn = asyncio.Lock()
+        self._shared = GroupCommit[Newcomer, KeptAccount](self.many)
 
     async def many(self, newcomers: Sequence[Newcomer]) -> list[Outcome]:
         """In one transaction: an account or a refusal for each, in the same order."""
-        return await self._store.change(lambda tx: _create(tx, newcomers, self._limit, self._rested()))
+        return await self._store.change(lambda tx: create(tx, newcomers, self._limit, self._rested()))
 
     async def one(self, newcomer: Newcomer) -> KeptAccount:
-        """Callers that come while a transaction is under way share the next one. Raises ApiError.
-
-        The first of them runs it for all; if it is cancelled, the next one begins again.
-        """
-        mine = _Waiting(newcomer)
-        self._waiting.append(mine)
-        try:
-            async with self._turn:
-                while mine.outcome is None:
-                    half = -(-len(self._waiting) // 2)
-                    await self._serve(self._waiting[: min(max(half, FEW_TOGETHER), MOST_TOGETHER)])
-        finally:
-            self._waiting = [each for each in self._waiting if each is not mine and each.outcome is None]
-        if isinstance(mine.outcome, Exception):
-            raise mine.outcome
-        return mine.outcome
-
-    async def _serve(self, together: Sequence[_Waiting]) -> None:
-        try:
-            outcomes = await self.many([each.newcomer for each in together])
-        except DatabaseUnavailable as error:
-            for each in together:
-                each.outcome = DatabaseUnavailable(error.reason, error.state)
-        except Exception as error:  # whose fault it is shows when each is alone
-            if len(together) > 1:
-                for each in together:
-                    await self._serve([each])
-            else:
-                together[0].outcome = error
-        else:
-            for each, outcome in zip(together, outcomes, strict=True):
-                each.outcome = outcome
+        """In a transaction that it may share with others who ask at the same time. Raises ApiError."""
+        return await self._shared.one(newcomer)
 
 
 # -- the transaction ----------------------------------------------------------------------------------------------
 
 
-async def _create(tx: Transaction, newcomers: Sequence[Newcomer], limit: int, rested: int) -> list[Outcome]:
+async def create(tx: Transaction, newcomers: Sequence[Newcomer], limit: int, rested: int) -> list[Outcome]:
     places = await server_rows.find_all_locked(tx, {each.new.server for each in newcomers})
     await tx.lock(NUMBERS)
     # Waiting is over. Who was not waited with would never hear of the account, nor of its keys.
     if any(each.is_gone() for each in newcomers):
         there = [each for each in newcomers if not each.is_gone()]
-        made = iter(await _create(tx, there, limit, rested) if there else ())
+        made = iter(await create(tx, there, limit, rested) if there else ())
         return [next(made) if each in there else Conflict(GONE) for each in newcomers]
     room = limit - await rows.count(tx) if limit else len(newcomers)
     free = await _loaded(tx, newcomers, places, rested)

@@ -21,7 +21,7 @@ from pathlib import Path
 from gateway.accounts import Accounts
 from gateway.agents import Agents
 from gateway.collect import Collect
-from gateway.config import Config, advice, database_url, listen_address, read_key
+from gateway.config import Config, advice, listen_address
 from gateway.errors import ConfigError
 from gateway.fields import network
 from gateway.http.app import HttpSettings, Services, build_app
@@ -31,6 +31,7 @@ from gateway.http.ports import bound_socket, may_listen, port_cure
 from gateway.keys import Keys
 from gateway.links import Links
 from gateway.notify import keep_watchdog, tell
+from gateway.secret_files import database_url, read_key
 from gateway.servers import Servers
 from gateway.store import Store, is_empty, migrate, open_store
 from gateway.sync import Sync

@@ -1,8 +1,7 @@
-"""gateway.toml: what is accepted, what is refused and in which words, and where the secrets come from."""
+"""gateway.toml: what is accepted, what is refused and in which words."""
 
 from __future__ import annotations
 
-import os
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config import CREDENTIAL, Config, database_url, load_config, parse_config, read_key, shown
+from gateway.config import Config, load_config, parse_config, shown
 from gateway.errors import ConfigError
 
 
@@ -24,10 +23,6 @@ def written(folder: Path, text: str) -> Path:
     path = folder / "gateway.toml"
     path.write_text(text)
     return path
-
-
-def with_key_file(folder: Path) -> Config:
-    return Config(database=f"sqlite:///{folder}/gateway.db", key_file=str(folder / "secret.key"))
 
 
 def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
@@ -151,70 +146,3 @@ def test_the_example_file_names_every_key_with_its_default() -> None:
     table = tomllib.loads(text)
     assert set(table) == {f.name for f in fields(Config)}
     assert parse_config(table) == Config()
-
-
-# -- secrets ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_password_comes_from_its_file_and_may_hold_anything(tmp_path: Path) -> None:
-    secret = tmp_path / "password"
-    secret.write_text("p@ss:w/rd\n")
-    secret.chmod(0o640)
-    config = Config(database="postgresql://wirelane@db:5433/wirelane", database_password_file=str(secret))
-    assert database_url(config) == "postgresql://wirelane:p%40ss%3Aw%2Frd@db:5433/wirelane"
-    secret.chmod(0o644)
-    with pytest.raises(ConfigError, match=r"database_password_file: .* can be read by others .* chmod 640"):
-        database_url(config)
-
-
-def test_the_first_start_makes_a_private_key_file_and_the_next_one_reads_it(tmp_path: Path) -> None:
-    config = with_key_file(tmp_path)
-    old = os.umask(0)
-    try:
-        key = read_key(config, may_make=True)
-    finally:
-        os.umask(old)
-    assert len(key) == 32
-    assert (tmp_path / "secret.key").stat().st_mode & 0o777 == 0o600
-    assert os.listdir(tmp_path) == ["secret.key"]
-    assert read_key(config) == read_key(config, may_make=True) == key
-
-
-def test_a_key_that_is_missing_is_never_replaced_beside_a_database(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is missing: put it back from your backup"):
-        read_key(with_key_file(tmp_path))
-    assert not os.listdir(tmp_path)
-
-
-@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
-def test_a_key_file_that_others_can_read_is_refused_with_the_cure(tmp_path: Path, mode: int) -> None:
-    config = with_key_file(tmp_path)
-    read_key(config, may_make=True)
-    (tmp_path / "secret.key").chmod(mode)
-    with pytest.raises(ConfigError, match=f"can be read by others .* chmod 600 {tmp_path}/secret.key"):
-        read_key(config)
-
-
-@pytest.mark.parametrize("text", ["", "abc", "z" * 64, "a" * 63, "\xff" * 64])
-def test_a_key_file_with_anything_else_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "secret.key").write_bytes(text.encode("latin-1"))
-    (tmp_path / "secret.key").chmod(0o600)
-    with pytest.raises(ConfigError, match="key_file: "):
-        read_key(with_key_file(tmp_path))
-
-
-def test_a_folder_that_is_missing_is_named_with_the_cure(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="make the folder"):
-        read_key(with_key_file(tmp_path / "absent"), may_make=True)
-
-
-def test_a_systemd_credential_takes_the_place_of_the_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = with_key_file(tmp_path)
-    key = read_key(config, may_make=True)
-    folder = tmp_path / "credentials"
-    folder.mkdir()
-    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
-    assert read_key(config) == key
-    (folder / CREDENTIAL).write_text("ab" * 32)
-    (folder / CREDENTIAL).chmod(0o400)
-    assert read_key(config) == b"\xab" * 32

@@ -141,7 +141,7 @@ async def test_when_the_one_who_runs_it_is_cancelled_the_next_begins_again(
     product: Product, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await with_server(product)
-    use, real, started = Creation(product.store), creation._create, asyncio.Event()
+    use, real, started = Creation(product.store), creation.create, asyncio.Event()
 
     async def slow(*given: Any) -> list[Outcome]:
         outcomes = await real(*given)
@@ -149,7 +149,7 @@ async def test_when_the_one_who_runs_it_is_cancelled_the_next_begins_again(
         await asyncio.sleep(0.2)
         return outcomes
 
-    monkeypatch.setattr(creation, "_create", slow)
+    monkeypatch.setattr(creation, "create", slow)
     first = asyncio.create_task(use.one(newcomer(name="first")))
     others = [asyncio.create_task(use.one(newcomer(name=f"other_{n}"))) for n in range(3)]
     await started.wait()
@@ -161,14 +161,14 @@ async def test_when_the_one_who_runs_it_is_cancelled_the_next_begins_again(
 
 async def test_a_bug_in_one_ends_only_that_one(product: Product, monkeypatch: pytest.MonkeyPatch) -> None:
     await with_server(product)
-    use, real = Creation(product.store), creation._create
+    use, real = Creation(product.store), creation.create
 
     async def picky(tx: Any, newcomers: Sequence[Newcomer], limit: int, rested: int) -> list[Outcome]:
         if any(each.new.name == "bad" for each in newcomers):
             raise RuntimeError("a bug")
         return await real(tx, newcomers, limit, rested)
 
-    monkeypatch.setattr(creation, "_create", picky)
+    monkeypatch.setattr(creation, "create", picky)
     names = ["a", "b", "bad", "c"]
     found = await asyncio.gather(*(use.one(newcomer(name=name)) for name in names), return_exceptions=True)
     assert [isinstance(each, RuntimeError) for each in found] == [False, False, True, False]
@@ -179,7 +179,7 @@ async def test_a_database_that_is_away_is_an_error_of_each(product: Product, mon
     async def away(*given: Any) -> list[Outcome]:
         raise DatabaseUnavailable("away")
 
-    monkeypatch.setattr(creation, "_create", away)
+    monkeypatch.setattr(creation, "create", away)
     use = Creation(product.store)
     found = await asyncio.gather(*(use.one(newcomer()) for _ in range(3)), return_exceptions=True)
     assert all(isinstance(each, DatabaseUnavailable) for each in found)
@@ -198,7 +198,7 @@ async def test_who_hung_up_gets_nothing_and_costs_the_others_nothing(product: Pr
     await with_server(product)
     gone = Newcomer(NewAccount("s", name="gone"), new_pair(), lambda: True)
     first, last = (Newcomer(NewAccount("s"), new_pair()) for _ in range(2))
-    outcomes = await product.store.change(lambda tx: creation._create(tx, [first, gone, last], 0, 0))
+    outcomes = await product.store.change(lambda tx: creation.create(tx, [first, gone, last], 0, 0))
     assert [isinstance(outcome, Conflict) for outcome in outcomes] == [False, True, False]
     assert next(outcome.text for outcome in outcomes if isinstance(outcome, Conflict)) == creation.GONE
     assert [account.name for account in await product.accounts.list()] == ["peer_1", "peer_2"]
