@@ -10,15 +10,14 @@ and sync brings it to the node however long that takes. Inside the transaction t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from gateway.agents import AgentLacks
 from gateway.allocate import is_assignable
-from gateway.creation import OUT_OF_RANGE, Creation, Newcomer, taken_error
-from gateway.errors import AgentUnreachable, ApiError, InvalidValue, NodeUnavailable, NotFound
-from gateway.keypair import KeyPair, checked_pair
+from gateway.creation import OUT_OF_RANGE, Creation, taken_error
+from gateway.errors import AgentUnreachable, InvalidValue, NodeUnavailable, NotFound
 from gateway.model import Account, AccountEdit, DayUsage, LiveAccount, NewAccount, Server, Settled
 from gateway.store import Store, Transaction, ranges
 from gateway.store import accounts as rows
@@ -36,62 +35,49 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REFRESH_SECONDS = 2.0
-ADDRESS_REST_SECONDS = 3600
-PAGE = 500  # accounts in memory at once
 # What the agent has to know of; an edit of anything else is not a change for it.
 _NODE_FIELDS = ("address", "download", "upload", "enabled")
 
 
 class Accounts:
-    """`account_limit`: how many there may be in all; 0 = no limit. `address_rest_seconds`: how long an address that was
-    given back is nobody's, while others are free."""
-
     def __init__(
         self,
         store: Store,
+        creation: Creation,
         sync: Sync,
         collect: Collect,
         agents: Agents,
-        account_limit: int = 0,
-        address_rest_seconds: int = ADDRESS_REST_SECONDS,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
-        self._now = now
+        self._creation = creation
         self._sync = sync
         self._collect = collect
         self._agents = agents
-        self._creation = Creation(store, account_limit, lambda: int(now()) - address_rest_seconds)
+        self._now = now
 
     # -- reading --------------------------------------------------------------------------------------------------
 
     async def list(self) -> list[Account]:
         """All of them, by name."""
         found: list[Account] = []
-        await self.visit(lambda page, done, total: found.extend(page))
+        await self.visit(found.extend)
         return found
 
     async def get(self, name: str) -> Account:
         return _found(await self._store.read(lambda tx: rows.find(tx, name))).account
 
-    async def named(self, names: Collection[str]) -> dict[str, Account]:
-        """Those that exist, by name."""
-        return await self._store.read(lambda tx: rows.by_names(tx, names)) if names else {}
-
-    async def visit(self, page: Callable[[Sequence[Account], int, int], None]) -> int:
-        """Shows all of them by name as they are at one moment: some, how many until now, how many in all.
+    async def visit(self, page: Callable[[Sequence[Account]], None]) -> None:
+        """Shows all of them by name as they are at one moment, some at a time.
 
         Others get their turn between two pages, and no more than a page has to be in memory.
         """
 
-        async def work(tx: Transaction) -> int:
-            done, total = 0, await rows.count(tx)
-            async for some in rows.pages(tx, PAGE):
-                done += len(some)
-                page(some, done, total)
-            return done
+        async def work(tx: Transaction) -> None:
+            async for some in rows.pages(tx):
+                page(some)
 
-        return await self._store.read(work)
+        await self._store.read(work)
 
     async def live(self, name: str) -> tuple[Account, LiveAccount]:
         """As its node's kernel has it now. Raises NodeUnavailable while the agent is away, or behind."""
@@ -117,19 +103,8 @@ class Accounts:
 
         `is_gone`: has the caller hung up? Then nothing is created any more.
         """
-        kept = await self._creation.one(Newcomer(new, checked_pair(new.private_key, new.public_key), is_gone))
+        kept = await self._creation.one(new, is_gone)
         return await self._settled(kept.account, kept)
-
-    async def create_many(self, batch: Sequence[NewAccount]) -> Sequence[Account | ApiError]:
-        """The same for a batch, in one transaction: an account or a refusal for each, in the same order.
-
-        Their nodes are not waited for: `sync` brings the accounts there, of whichever gateway is running.
-        """
-        pairs = [_pair(new) for new in batch]
-        good = [Newcomer(new, pair) for new, pair in zip(batch, pairs, strict=True) if not isinstance(pair, ApiError)]
-        outcomes = iter(await self._creation.many(good)) if good else iter(())
-        found = [pair if isinstance(pair, ApiError) else next(outcomes) for pair in pairs]
-        return [each if isinstance(each, ApiError) else each.account for each in found]
 
     async def edit(self, name: str, edit: AccountEdit) -> Settled[Account]:
         kept = await self._store.change(lambda tx: _edit(tx, name, edit, int(self._now())))
@@ -150,13 +125,6 @@ def _found(kept: KeptAccount | None) -> KeptAccount:
     if kept is None:
         raise NotFound("Account not found")
     return kept
-
-
-def _pair(new: NewAccount) -> KeyPair | ApiError:
-    try:
-        return checked_pair(new.private_key, new.public_key)
-    except ApiError as error:
-        return error
 
 
 # -- edit and delete ----------------------------------------------------------------------------------------------

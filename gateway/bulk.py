@@ -1,7 +1,7 @@
 """Accounts by the thousand: from a file into the database, and from the database into a file.
 
 Owns: batches, what counts as done, the list of refused lines. Values are judged by fields.py and accounts are made by
-accounts.py, as for the API. Never speaks SQL, and knows neither terminals nor paths. Called by the command line.
+creation.py, as for the API. Never speaks SQL, and knows neither terminals nor paths. Called by the command line.
 
 An import can be run again at any time: an account is known by its name, one that is there exactly as its line asks is
 counted as done, and nothing is ever changed. Each batch is a transaction of its own, short enough for a gateway that
@@ -16,10 +16,11 @@ from itertools import islice
 
 from gateway import account_file, fields
 from gateway.account_file import Line
-from gateway.accounts import Accounts
-from gateway.creation import taken_error
+from gateway.creation import Creation, taken_error
 from gateway.errors import ApiError, InvalidValue
 from gateway.model import Account, NewAccount
+from gateway.store import Store, Transaction
+from gateway.store import accounts as rows
 
 BATCH = 250  # lines; about a tenth of a second
 # What a line can ask for; compared where it does.
@@ -48,7 +49,8 @@ Asked = tuple[int, NewAccount]  # with the number of its line
 
 
 async def import_accounts(
-    accounts: Accounts,
+    store: Store,
+    creation: Creation,
     lines: Iterable[Line],
     refuse: Callable[[Refusal], None],
     progress: Callable[[Counts], None],
@@ -56,7 +58,7 @@ async def import_accounts(
     """`refuse` is called for each line that is not done, in order within a batch; `progress` after each batch."""
     counts, left = Counts(), iter(lines)
     while batch := list(islice(left, BATCH)):
-        refusals = await _import_batch(accounts, batch, counts)
+        refusals = await _import_batch(store, creation, batch, counts)
         for number, error in sorted(refusals.items()):
             refuse(Refusal(number, error.field, error.text))
         counts.lines += len(batch)
@@ -65,20 +67,20 @@ async def import_accounts(
     return counts
 
 
-async def _import_batch(accounts: Accounts, batch: Sequence[Line], counts: Counts) -> dict[int, ApiError]:
+async def _import_batch(store: Store, creation: Creation, batch: Sequence[Line], counts: Counts) -> dict[int, ApiError]:
     """Refusals by the number of the line."""
     refusals: dict[int, ApiError] = {}
     asked = [(line.number, new) for line, new in _parsed(batch, refusals)]
-    fresh = await _without_done(accounts, asked, counts, refusals)
+    fresh = await _without_done(store, asked, counts, refusals)
     double: list[Asked] = []
-    for (number, new), made in zip(fresh, await accounts.create_many([new for _, new in fresh]), strict=True):
+    for (number, new), made in zip(fresh, await creation.many([new for _, new in fresh]), strict=True):
         if not isinstance(made, ApiError):
             counts.created += 1
         elif made.field == "name":  # by a line before it, or by somebody else a moment ago
             double.append((number, new))
         else:
             refusals[number] = made
-    for number, _ in await _without_done(accounts, double, counts, refusals):
+    for number, _ in await _without_done(store, double, counts, refusals):
         refusals[number] = taken_error("name")  # and deleted since
     return refusals
 
@@ -97,10 +99,11 @@ def _parsed(batch: Iterable[Line], refusals: dict[int, ApiError]) -> Iterator[tu
 
 
 async def _without_done(
-    accounts: Accounts, asked: Sequence[Asked], counts: Counts, refusals: dict[int, ApiError]
+    store: Store, asked: Sequence[Asked], counts: Counts, refusals: dict[int, ApiError]
 ) -> list[Asked]:
     """Those whose names nobody has. The others are done, or have other values."""
-    there = await accounts.named({new.name for _, new in asked if new.name})
+    names = {new.name for _, new in asked if new.name}
+    there = await store.read(lambda tx: rows.by_names(tx, names)) if names else {}
     fresh: list[Asked] = []
     for number, new in asked:
         account = there.get(new.name or "")
@@ -118,7 +121,7 @@ def _is_as_asked(account: Account, new: NewAccount) -> bool:
 
 
 async def export_accounts(
-    accounts: Accounts,
+    store: Store,
     format_name: str,
     write: Callable[[bytes], object],
     progress: Callable[[int, int], None],
@@ -129,17 +132,17 @@ async def export_accounts(
     `left_out` is called for an account whose secrets cannot be read: a line without them would be imported as another.
     """
     write(account_file.header(format_name))
-    written = 0
 
-    def page(some: Sequence[Account], done: int, total: int) -> None:
-        nonlocal written
-        whole = [account for account in some if not account.unreadable]
-        for account in some:
-            if account.unreadable:
-                left_out(account)
-        written += len(whole)
-        write(account_file.written(whole, format_name))
-        progress(done, total)
+    async def work(tx: Transaction) -> int:
+        done, written, total = 0, 0, await rows.count(tx)
+        async for page in rows.pages(tx):
+            whole = [account for account in page if not account.unreadable]
+            for account in page:
+                if account.unreadable:
+                    left_out(account)
+            done, written = done + len(page), written + len(whole)
+            write(account_file.written(whole, format_name))
+            progress(done, total)
+        return written
 
-    await accounts.visit(page)
-    return written
+    return await store.read(work)

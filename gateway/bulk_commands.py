@@ -50,7 +50,7 @@ def account_import(config: Config, options: Options) -> int:
 
 
 async def _import(config: Config, options: Options, source: BinaryIO, refusals: BinaryIO | None) -> int:
-    from gateway.wiring import opened_accounts
+    from gateway.wiring import opened_creation
 
     lines, report = Lines(source, options.format), _Refusals(refusals, options.errors)
     size, counts, progress = _size(source), Counts(), Progress("rehearsed" if options.dry_run else "imported")
@@ -59,8 +59,8 @@ async def _import(config: Config, options: Options, source: BinaryIO, refusals: 
         progress.show(now.lines, lines.read_bytes / size if size else None, f"{now.refused} refused")
 
     try:
-        async with opened_accounts(config, rehearsal=options.dry_run) as accounts:
-            counts = await import_accounts(accounts, lines, report.add, show)
+        async with opened_creation(config, rehearsal=options.dry_run) as (store, creation):
+            counts = await import_accounts(store, creation, lines, report.add, show)
     except asyncio.CancelledError:
         progress.clear()
         _explain("interrupted: what was imported stays; run the same command again for the rest")
@@ -179,7 +179,7 @@ class _Output:
 
 
 async def _export(config: Config, format_name: str, target: _Output, left_out: list[Account]) -> int:
-    from gateway.wiring import opened_accounts
+    from gateway.wiring import opened_store
 
     progress = Progress("exported")
 
@@ -187,8 +187,8 @@ async def _export(config: Config, format_name: str, target: _Output, left_out: l
         progress.show(done, done / total if total else None)
 
     try:
-        async with opened_accounts(config) as accounts:
-            return await export_accounts(accounts, format_name, target.write, show, left_out.append)
+        async with opened_store(config) as store:
+            return await export_accounts(store, format_name, target.write, show, left_out.append)
     finally:
         progress.clear()
 

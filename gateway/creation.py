@@ -1,7 +1,8 @@
 """What a create means: a batch of new accounts in one transaction, of which a refused one spoils only itself.
 
 Owns: the order of the checks and what is generated for whom, as if one account came after the other. Never speaks SQL
-or HTTP; who shares a transaction is group_commit.py's. Called by gateway/accounts.py.
+or HTTP; who shares a transaction is group_commit.py's. Called by gateway/accounts.py and
+gateway/bulk.py.
 
 Everything is decided in memory between a few reads and a few writes of the whole batch, so the cost of a commit, and of
 each round trip, is shared by all of its accounts. Uniqueness stays the database's promise: what it does not take is
@@ -10,6 +11,7 @@ looked at once more, and gets other numbers or a refusal.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ from typing import Any
 from gateway.allocate import Free, is_assignable, name_of, new_id, new_password
 from gateway.errors import ApiError, Conflict, InvalidValue
 from gateway.group_commit import GroupCommit
-from gateway.keypair import WRONG_KEYS, KeyPair
+from gateway.keypair import WRONG_KEYS, KeyPair, checked_pair
 from gateway.model import Account, NewAccount, Secret, Server
 from gateway.store import Store, Transaction, ranges
 from gateway.store import accounts as rows
@@ -31,6 +33,7 @@ from gateway.store.transaction import NUMBERS
 
 # How often a generated value may turn out to belong to somebody; only an edited database makes it more than never.
 ATTEMPTS = 50
+ADDRESS_REST_SECONDS = 3600
 
 GONE = "The caller hung up before it was his turn: nothing was created"
 OUT_OF_RANGE = "The IP address is not within the range of the wireguard server"
@@ -63,28 +66,57 @@ def taken_error(field: str) -> ApiError:
 
 
 class Creation:
-    """`limit`: how many accounts there may be in all; 0 = no limit. `rested`: until when an address must have been
-    given back to be like any other (Unix seconds)."""
+    """`account_limit`: how many there may be in all; 0 = no limit. `address_rest_seconds`: how long an address that was
+    given back is nobody's, while others are free."""
 
-    def __init__(self, store: Store, limit: int = 0, rested: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        store: Store,
+        account_limit: int = 0,
+        address_rest_seconds: int = ADDRESS_REST_SECONDS,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._store = store
-        self._limit = limit
-        self._rested = rested
-        self._shared = GroupCommit[Newcomer, KeptAccount](self.many)
+        self._limit = account_limit
+        self._rest_seconds = address_rest_seconds
+        self._now = now
+        self._shared = GroupCommit[Newcomer, KeptAccount](self._commit)
 
-    async def many(self, newcomers: Sequence[Newcomer]) -> list[Outcome]:
-        """In one transaction: an account or a refusal for each, in the same order."""
-        return await self._store.change(lambda tx: create(tx, newcomers, self._limit, self._rested()))
+    async def one(self, new: NewAccount, is_gone: Callable[[], bool] = lambda: False) -> KeptAccount:
+        """In a transaction that others may share who ask at the same time. Raises ApiError.
 
-    async def one(self, newcomer: Newcomer) -> KeptAccount:
-        """In a transaction that it may share with others who ask at the same time. Raises ApiError."""
-        return await self._shared.one(newcomer)
+        `is_gone`: has the caller hung up? Then nothing is created any more.
+        """
+        return await self._shared.one(Newcomer(new, checked_pair(new.private_key, new.public_key), is_gone))
+
+    async def many(self, batch: Sequence[NewAccount]) -> list[Account | ApiError]:
+        """In one transaction: an account or a refusal for each, in the same order.
+
+        No node is waited for: `sync` brings the accounts there, of whichever gateway is running.
+        """
+        pairs = [_pair(new) for new in batch]
+        good = [Newcomer(new, pair) for new, pair in zip(batch, pairs, strict=True) if not isinstance(pair, ApiError)]
+        outcomes = iter(await self._commit(good)) if good else iter(())
+        found = [pair if isinstance(pair, ApiError) else next(outcomes) for pair in pairs]
+        return [each if isinstance(each, ApiError) else each.account for each in found]
+
+    async def _commit(self, newcomers: Sequence[Newcomer]) -> list[Outcome]:
+        rested = int(self._now()) - self._rest_seconds
+        return await self._store.change(lambda tx: create(tx, newcomers, self._limit, rested))
+
+
+def _pair(new: NewAccount) -> KeyPair | ApiError:
+    try:
+        return checked_pair(new.private_key, new.public_key)
+    except ApiError as error:
+        return error
 
 
 # -- the transaction ----------------------------------------------------------------------------------------------
 
 
 async def create(tx: Transaction, newcomers: Sequence[Newcomer], limit: int, rested: int) -> list[Outcome]:
+    """`rested`: until when an address must have been given back to be like any other (Unix seconds)."""
     places = await server_rows.find_all_locked(tx, {each.new.server for each in newcomers})
     await tx.lock(NUMBERS)
     # Waiting is over. Who was not waited with would never hear of the account, nor of its keys.

@@ -22,6 +22,7 @@ from gateway.accounts import Accounts
 from gateway.agents import Agents
 from gateway.collect import Collect
 from gateway.config import Config, advice, listen_address
+from gateway.creation import Creation
 from gateway.errors import ConfigError
 from gateway.fields import network
 from gateway.http.app import HttpSettings, Services, build_app
@@ -99,18 +100,17 @@ async def opened_store(config: Config) -> AsyncIterator[Store]:
 
 
 @asynccontextmanager
-async def opened_accounts(config: Config, *, rehearsal: bool = False) -> AsyncIterator[Accounts]:
-    """For the command line: nothing is sent to agents here, that is for the gateways that run.
-
-    `rehearsal`: on a copy of the database, which is forgotten afterwards.
-    """
+async def opened_creation(config: Config, *, rehearsal: bool) -> AsyncIterator[tuple[Store, Creation]]:
+    """For the command line. `rehearsal`: on a copy of the database, which is forgotten afterwards."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(opened_store(config))
-        agents = await stack.enter_async_context(_agents())
         if rehearsal:
             store = await stack.enter_async_context(store.rehearsal())
-        sync, collect = Sync(store, agents), Collect(store, agents)
-        yield Accounts(store, sync, collect, agents, config.account_limit, config.address_rest_seconds)
+        yield store, _creation(config, store)
+
+
+def _creation(config: Config, store: Store) -> Creation:
+    return Creation(store, config.account_limit, config.address_rest_seconds)
 
 
 # -- the process ------------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def _listener(
     config: Config, certificate: Certificate | None, store: Store, agents: Agents, sync: Sync, collect: Collect
 ) -> Listener:
     services = Services(
-        accounts=Accounts(store, sync, collect, agents, config.account_limit, config.address_rest_seconds),
+        accounts=Accounts(store, _creation(config, store), sync, collect, agents),
         servers=Servers(store, sync, agents, config.endpoint, config.handshake_uptime),
         links=Links(store, config.link_days),
         keys=Keys(store),

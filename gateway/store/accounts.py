@@ -54,6 +54,7 @@ _insert = text(
 _written = select(accounts.c.id).where(
     accounts.c.node_id == bindparam("node"), accounts.c.revision == bindparam("change")
 )
+PAGE = 500  # accounts in memory at once
 _MOST_VALUES = 5000  # in one statement; SQLite takes 32,766 parameters
 # A field that no two accounts share, and within what: None = the whole installation.
 _UNIQUE: dict[str, tuple[Column[Any], Column[Any] | None]] = {
@@ -122,11 +123,11 @@ async def ids_of(tx: Transaction, server_id: int) -> set[int]:
     return {row.id for row in await tx.all(select(accounts.c.id).where(accounts.c.server_id == server_id))}
 
 
-async def pages(tx: Transaction, size: int) -> AsyncIterator[list[Account]]:
-    """All of them by name, never more than `size` in memory."""
+async def pages(tx: Transaction) -> AsyncIterator[list[Account]]:
+    """All of them by name, never more than PAGE in memory."""
     # SQLite's own order; PostgreSQL would sort after the language of its host.
     name = accounts.c.name if tx.is_sqlite else collate(accounts.c.name, "C")
-    async for part in tx.parts(_select.order_by(name), size):
+    async for part in tx.parts(_select.order_by(name), PAGE):
         yield [_parsed(tx, row) for row in part]
 
 

@@ -17,8 +17,10 @@ from gateway import bulk
 from gateway.account_file import Lines
 from gateway.accounts import Accounts
 from gateway.bulk import Counts, Refusal, export_accounts, import_accounts
+from gateway.creation import Creation
 from gateway.model import Account, AccountEdit, NewAccount, ServerValues
 from gateway.store import Store, open_store
+from gateway.store import accounts as account_rows
 from gateway.store.tables import accounts as accounts_table
 from gateway.store.tables import free_ranges
 from tests.contract.test_concurrency import check_ranges
@@ -45,23 +47,28 @@ class Imported:
 
 
 async def run_import(
-    accounts: Accounts, text: str, format_name: str = "csv", progress: Callable[[Counts], None] = lambda counts: None
+    store: Store,
+    text: str,
+    format_name: str = "csv",
+    progress: Callable[[Counts], None] = lambda counts: None,
+    limit: int = 0,
 ) -> Imported:
     refused: list[Refusal] = []
     lines = Lines(io.BytesIO(text.encode()), format_name)
-    return Imported(await import_accounts(accounts, lines, refused.append, progress), refused)
+    counts = await import_accounts(store, Creation(store, limit), lines, refused.append, progress)
+    return Imported(counts, refused)
 
 
-async def exported(accounts: Accounts, format_name: str) -> str:
+async def exported(store: Store, format_name: str) -> str:
     parts: list[bytes] = []
-    count = await export_accounts(accounts, format_name, parts.append, lambda done, total: None, lambda account: None)
-    assert count == len(await accounts.list())
+    count = await export_accounts(store, format_name, parts.append, lambda done, total: None, lambda account: None)
+    assert count == await store.read(account_rows.count)
     return b"".join(parts).decode()
 
 
-async def ready(store: Store, **settings: Any) -> Accounts:
+async def ready(store: Store) -> Accounts:
     await store.add_node(NODE, "unix:/run/agent.sock")
-    accounts, servers = use_cases(store, **settings)
+    accounts, servers = use_cases(store)
     await servers.create(ServerValues(name="s", address=IPv4Interface("10.50.0.1/16"), download=7))
     await servers.create(ServerValues(name="small", address=IPv4Interface("10.60.0.1/29")))
     return accounts
@@ -78,7 +85,7 @@ async def test_thousands_are_imported_and_a_second_run_finds_them_all(store: Sto
     accounts = await ready(store)
     seen: list[int] = []
     text = HEADER + rows(range(MANY))
-    done = await run_import(accounts, text, progress=lambda counts: seen.append(counts.lines))
+    done = await run_import(store, text, progress=lambda counts: seen.append(counts.lines))
     assert done.shown == (MANY, MANY, 0, 0)
     assert seen == list(range(bulk.BATCH, MANY + 1, bulk.BATCH))
     made = await accounts.list()
@@ -89,21 +96,21 @@ async def test_thousands_are_imported_and_a_second_run_finds_them_all(store: Sto
         assert len({getattr(account, unique) for account in made}) == MANY, unique
     await check_ranges(store)
     revision = (await store.node(NODE)).revision
-    assert (await run_import(accounts, text)).shown == (MANY, 0, MANY, 0)
+    assert (await run_import(store, text)).shown == (MANY, 0, MANY, 0)
     assert (await store.node(NODE)).revision == revision and await accounts.list() == made
 
 
 async def test_one_revision_carries_a_whole_batch(store: Store) -> None:
-    accounts = await ready(store)
+    await ready(store)
     before = (await store.node(NODE)).revision
-    await run_import(accounts, HEADER + rows(range(3 * bulk.BATCH)))
+    await run_import(store, HEADER + rows(range(3 * bulk.BATCH)))
     assert (await store.node(NODE)).revision == before + 3
 
 
 async def test_a_bad_line_spoils_only_itself_and_is_named(store: Store) -> None:
     accounts = await ready(store)
     await accounts.create(NewAccount("s", name="there", username="taken"))
-    address = (await accounts.named(["there"]))["there"].address
+    address = (await accounts.get("there")).address
     text = (
         "name,username,wg_name,allowed_IPs,b_download,b_upload,password,private_key,public_key,status\n"
         "good_1,,s,,,,,,,\n"
@@ -124,7 +131,7 @@ async def test_a_bad_line_spoils_only_itself_and_is_named(store: Store) -> None:
         "there,,s,,5,,,,,\n"
         "good_2,,small,,,,,,,disable\n"
     )
-    done = await run_import(accounts, text)
+    done = await run_import(store, text)
     assert done.shown == (17, 2, 0, 15)
     names = {account.name for account in await accounts.list()}
     assert names == {"there", "good_1", "good_2"}
@@ -152,21 +159,21 @@ async def test_an_interrupted_import_goes_on_where_it_was(store: Store) -> None:
     accounts = await ready(store)
     text = HEADER + rows(range(4 * bulk.BATCH))
     reached = asyncio.Event()
-    task = asyncio.create_task(run_import(accounts, text, progress=lambda counts: reached.set()))
+    task = asyncio.create_task(run_import(store, text, progress=lambda counts: reached.set()))
     await reached.wait()
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
     there = len(await accounts.list())
     assert there and there % bulk.BATCH == 0 and there < 4 * bulk.BATCH
-    assert (await run_import(accounts, text)).shown == (4 * bulk.BATCH, 4 * bulk.BATCH - there, there, 0)
+    assert (await run_import(store, text)).shown == (4 * bulk.BATCH, 4 * bulk.BATCH - there, there, 0)
     await check_ranges(store)
 
 
 async def test_done_is_what_is_there_exactly_as_asked(store: Store) -> None:
     accounts = await ready(store)
     head = "name,wg_name,b_download,password,status\n"
-    assert (await run_import(accounts, head + "a,s,5,secret,\n")).shown == (1, 1, 0, 0)
+    assert (await run_import(store, head + "a,s,5,secret,\n")).shown == (1, 1, 0, 0)
     await accounts.edit("a", AccountEdit(enabled=False))  # suspended since: nobody asked for it to be enabled
     for line, done in (
         ("a,s,5,secret,", True),
@@ -177,23 +184,23 @@ async def test_done_is_what_is_there_exactly_as_asked(store: Store) -> None:
         ("a,s,5,other,", False),
         ("a,small,5,secret,", False),
     ):
-        again = await run_import(accounts, head + line + "\n")
+        again = await run_import(store, head + line + "\n")
         assert again.shown == (1, 0, int(done), int(not done)), line
         assert again.texts == ([] if done else [(2, "name", "The name is already in use")])
     assert not (await accounts.get("a")).enabled
 
 
 async def test_the_same_line_twice_is_one_account_and_another_one_of_its_name_is_refused(store: Store) -> None:
-    accounts = await ready(store)
-    done = await run_import(accounts, HEADER + "a,s,1\nb,s,2\na,s,1\na,s,3\n")
+    await ready(store)
+    done = await run_import(store, HEADER + "a,s,1\nb,s,2\na,s,1\na,s,3\n")
     assert done.shown == (4, 2, 1, 1)
     assert done.texts == [(5, "name", "The name is already in use")]
 
 
 async def test_a_full_server_and_the_limit_of_accounts_are_kept(store: Store) -> None:
-    accounts = await ready(store, account_limit=8)
+    await ready(store)
     text = HEADER + "".join(f"a{n},small,\n" for n in range(7)) + rows(range(5))
-    done = await run_import(accounts, text)
+    done = await run_import(store, text, limit=8)
     assert done.shown == (12, 8, 0, 4)
     assert [text for _, _, text in done.texts] == [
         *["No free IP address left on the wireguard server"] * 2,
@@ -210,9 +217,9 @@ async def test_a_rehearsal_tells_exactly_what_would_happen_and_changes_nothing(s
     text = HEADER + rows(range(bulk.BATCH)) + "".join(f"d{n},small,\n" for n in range(7)) + "c00001,s,99\n"
     before, revision = await accounts.list(), (await store.node(NODE)).revision
     async with store.rehearsal() as copy:
-        rehearsed = await run_import(use_cases(copy)[0], text)
+        rehearsed = await run_import(copy, text)
     assert await accounts.list() == before and (await store.node(NODE)).revision == revision
-    real = await run_import(accounts, text)
+    real = await run_import(store, text)
     assert (rehearsed.shown, rehearsed.texts) == (real.shown, real.texts)
     assert real.shown == (bulk.BATCH + 8, bulk.BATCH + 3, 1, 4)
     await check_ranges(store)
@@ -221,16 +228,16 @@ async def test_a_rehearsal_tells_exactly_what_would_happen_and_changes_nothing(s
 @pytest.mark.parametrize("format_name", ["csv", "jsonl"])
 async def test_an_export_is_imported_as_the_same_accounts(store: Store, format_name: str) -> None:
     accounts = await ready(store)
-    await run_import(accounts, HEADER + rows(range(1200)))
+    await run_import(store, HEADER + rows(range(1200)))
     first = await accounts.get("c00000")
     await accounts.create(NewAccount("small", name="own_key", public_key=first.public_key, enabled=False))
     before = await accounts.list()
-    text = await exported(accounts, format_name)
-    assert (await run_import(accounts, text, format_name)).shown == (1201, 0, 1201, 0)
+    text = await exported(store, format_name)
+    assert (await run_import(store, text, format_name)).shown == (1201, 0, 1201, 0)
     for account in before[:1000:3]:
         await accounts.delete(account.name)
     await accounts.delete("own_key")
-    assert (await run_import(accounts, text, format_name)).shown == (1201, 335, 866, 0)
+    assert (await run_import(store, text, format_name)).shown == (1201, 335, 866, 0)
 
     def bare(account: Account) -> Account:
         return replace(account, id=0, mark=0)
@@ -240,13 +247,13 @@ async def test_an_export_is_imported_as_the_same_accounts(store: Store, format_n
 
 
 async def test_names_that_could_be_generated_leave_the_others_free(store: Store) -> None:
-    accounts = await ready(store)
+    await ready(store)
     # Every second number, from the end: as many free ranges as accounts.
     names = [f"peer_{n}" for n in range(600, 0, -2)]
     text = "name,username,wg_name\n" + "".join(f"{name},{name.replace('peer', 'user')},s\n" for name in names)
-    assert (await run_import(accounts, text)).shown == (300, 300, 0, 0)
+    assert (await run_import(store, text)).shown == (300, 300, 0, 0)
     await check_ranges(store)
-    made = await accounts.create_many([NewAccount("s")] * 302)
+    made = await Creation(store).many([NewAccount("s")] * 302)
     assert [each.name for each in made if isinstance(each, Account)] == [
         *(f"peer_{n}" for n in range(1, 600, 2)),
         *("peer_601", "peer_602"),
@@ -258,7 +265,7 @@ async def test_a_gateway_creates_while_an_import_runs(store: Store, database_url
     accounts = await ready(store)
     other = await open_store(database_url, KEY)
     try:
-        importing = asyncio.create_task(run_import(use_cases(other)[0], HEADER + rows(range(1500))))
+        importing = asyncio.create_task(run_import(other, HEADER + rows(range(1500))))
         count, slowest = 0, 0.0
         while not importing.done():
             started = asyncio.get_running_loop().time()
@@ -278,7 +285,7 @@ async def test_what_a_create_reads_does_not_grow_with_the_accounts(store: Store)
     accounts = await ready(store)
     # Every second number is free: as many ranges as accounts.
     lines = "".join(f"peer_{n},user_{n},s,10.50.{n // 250}.{n % 250}\n" for n in range(4, 4000, 2))
-    assert (await run_import(accounts, "name,username,wg_name,allowed_IPs\n" + lines)).counts.created == 1998
+    assert (await run_import(store, "name,username,wg_name,allowed_IPs\n" + lines)).counts.created == 1998
     prefix = "EXPLAIN QUERY PLAN " if (await store.read(_is_sqlite)) else "EXPLAIN "
     statements: list[tuple[str, Any]] = []
 

@@ -17,6 +17,7 @@ import pytest
 from gateway.accounts import Accounts
 from gateway.agents import Agents
 from gateway.collect import Collect
+from gateway.creation import Creation
 from gateway.model import AccountEdit, NewAccount, ServerValues
 from gateway.servers import Servers
 from gateway.store import Store, migrate, open_store
@@ -34,7 +35,7 @@ class Gateway:
     def __init__(self, store: Store, agents: Agents) -> None:
         self.store = store
         self.sync = Sync(store, agents, 5.0, poll_seconds=0.1)
-        self.accounts = Accounts(store, self.sync, Collect(store, agents), agents)
+        self.accounts = Accounts(store, Creation(store), self.sync, Collect(store, agents), agents)
         self.servers = Servers(store, self.sync, agents)
 
     async def problem(self) -> str:

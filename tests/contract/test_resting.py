@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from gateway.accounts import Accounts
 from gateway.allocate import Range, together
+from gateway.creation import Creation
 from gateway.errors import Conflict
 from gateway.model import AccountEdit, NewAccount, Server, ServerValues
 from gateway.servers import Servers
@@ -30,6 +31,7 @@ class Shop:
         self.now = 1_700_000_000.0
         use: tuple[Accounts, Servers] = use_cases(store, now=lambda: self.now, address_rest_seconds=seconds)
         self.accounts, self.servers = use
+        self.creation = Creation(store, address_rest_seconds=seconds, now=lambda: self.now)
 
     async def open(self, network: str = "10.9.0.1/29") -> Server:
         await self.store.add_node(NODE, "unix:/run/agent.sock")
@@ -113,7 +115,7 @@ async def test_a_batch_takes_the_free_ones_then_the_resting_ones_and_refuses_the
         shop.now += 1
     batch = [NewAccount(server=shop.server.name) for _ in range(4)]
     batch.insert(1, NewAccount(server=shop.server.name, address=IPv4Address("10.9.0.3")))
-    found = await shop.accounts.create_many(batch)
+    found = await shop.creation.many(batch)
     got = [each.text if isinstance(each, Exception) else str(each.address).rpartition(".")[2] for each in found]
     assert got == ["5", "3", "6", "2", "No free IP address left on the wireguard server"]
     assert await shop.resting() == 0
@@ -145,7 +147,7 @@ async def test_no_rest_means_at_once(store: Store) -> None:
 async def test_thousands_that_have_rested_come_back_in_one_change(store: Store) -> None:
     shop = Shop(store)
     await shop.open("10.9.0.1/20")
-    await shop.accounts.create_many([NewAccount(server=shop.server.name) for _ in range(600)])
+    await shop.creation.many([NewAccount(server=shop.server.name) for _ in range(600)])
     accounts = await shop.accounts.list()
     for account in accounts[::2]:
         await shop.accounts.delete(account.name)

@@ -7,6 +7,7 @@ import random
 import re
 import sqlite3
 import stat
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +25,7 @@ from sqlalchemy.exc import IntegrityError
 
 from gateway.accounts import Accounts
 from gateway.collect import Collect
+from gateway.creation import Creation
 from gateway.errors import ConfigError, Conflict, DatabaseUnavailable, InvalidValue, NotFound
 from gateway.model import (
     NOBODY,
@@ -74,10 +76,10 @@ def held(epoch: str, revision: int) -> Held:
     return Held(epoch, revision, accounts=1)
 
 
-def use_cases(store: Store, **settings: Any) -> tuple[Accounts, Servers]:
+def use_cases(store: Store, now: Callable[[], float] = time.time, **settings: Any) -> tuple[Accounts, Servers]:
     sync, agents = InstantSync(), FakeAgents()
     return (
-        Accounts(store, sync, Collect(store, agents), agents, **settings),
+        Accounts(store, Creation(store, now=now, **settings), sync, Collect(store, agents), agents, now),
         Servers(store, sync, agents, default_endpoint="vpn.example.com"),
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gateway.accounts import Accounts
 from gateway.collect import Collect
+from gateway.creation import Creation
 from gateway.keys import Keys
 from gateway.links import Links
 from gateway.servers import Servers
@@ -33,6 +34,7 @@ class Product:
     agents: FakeAgents
     sync: Sync
     collect: Collect
+    creation: Creation
     accounts: Accounts
     servers: Servers
     links: Links
@@ -61,13 +63,14 @@ async def running_product(url: str, *, account_limit: int = 0, settle_seconds: f
     store, agents = await open_store(url, KEY), FakeAgents()
     await store.add_node(NODE, "unix:/run/agent.sock", "vpn.example.com")
     sync = Sync(store, agents, settle_seconds, poll_seconds=0.2)
-    collect = Collect(store, agents)
+    collect, creation = Collect(store, agents), Creation(store, account_limit)
     product = Product(
         store=store,
         agents=agents,
         sync=sync,
         collect=collect,
-        accounts=Accounts(store, sync, collect, agents, account_limit),
+        creation=creation,
+        accounts=Accounts(store, creation, sync, collect, agents),
         servers=Servers(store, sync, agents),
         links=Links(store),
         keys=Keys(store),

@@ -26,7 +26,7 @@ async def _list(asked: Asked) -> Encoded:
     """Ten thousand accounts are encoded page by page, so that no other call waits for the whole list."""
     pages: list[bytes] = []
 
-    def encode(page: Sequence[Account], _done: int, _total: int) -> None:
+    def encode(page: Sequence[Account]) -> None:
         pages.append(encoded([objects.account_object(account) for account in page])[1:-1])
 
     await asked.services.accounts.visit(encode)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
@@ -19,8 +18,9 @@ from hypothesis import strategies as st
 from gateway import creation
 from gateway.creation import Creation, Newcomer, Outcome
 from gateway.errors import ApiError, Conflict, DatabaseUnavailable, InvalidValue
-from gateway.keypair import KeyPair, new_pair
+from gateway.keypair import new_pair
 from gateway.model import Account, NewAccount, Secret, ServerValues
+from gateway.store import accounts as rows
 from gateway.store import ranges
 from gateway.store.tables import accounts as accounts_table
 from tests.fakes.product import NODE, Product, migrated_sqlite, running_product
@@ -51,7 +51,7 @@ def shown(outcome: Account | ApiError) -> tuple[Any, ...]:
 
 
 async def one_by_one(product: Product, wishes: Sequence[NewAccount]) -> list[tuple[Any, ...]]:
-    return [shown((await product.accounts.create_many([new]))[0]) for new in wishes]
+    return [shown((await product.creation.many([new]))[0]) for new in wishes]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -63,10 +63,10 @@ def test_a_batch_is_what_its_accounts_are_one_after_the_other(tmp_path: Path, wi
             expected = await one_by_one(product, wishes)
         async with running_product(urls[1], account_limit=6) as product:
             await with_server(product)
-            outcomes = await product.accounts.create_many(wishes)
+            outcomes = await product.creation.many(wishes)
             assert [shown(outcome) for outcome in outcomes] == expected
             made = {each.name: each for each in outcomes if isinstance(each, Account)}
-            assert await product.accounts.named(list(made)) == made
+            assert await product.store.read(lambda tx: rows.by_names(tx, list(made))) == made
             for scope in (ranges.PEERS, ranges.USERS):
                 left = await product.store.read(partial(ranges.free, scope=scope))
                 taken = {n for each in made.values() for n in numbers_of(each, scope)}
@@ -85,27 +85,27 @@ def numbers_of(account: Account, scope: str) -> list[int]:
 async def test_one_transaction_and_one_revision_for_a_batch(product: Product) -> None:
     await with_server(product)
     before = (await product.store.node(NODE)).revision
-    made = await product.accounts.create_many([NewAccount("s"), NewAccount("nowhere"), NewAccount("s")])
+    made = await product.creation.many([NewAccount("s"), NewAccount("nowhere"), NewAccount("s")])
     assert [isinstance(each, Account) for each in made] == [True, False, True]
     assert (await product.store.node(NODE)).revision == before + 1
-    assert await product.accounts.create_many([]) == []
-    assert isinstance((await product.accounts.create_many([NewAccount("nowhere")]))[0], InvalidValue)
+    assert await product.creation.many([]) == []
+    assert isinstance((await product.creation.many([NewAccount("nowhere")]))[0], InvalidValue)
     assert (await product.store.node(NODE)).revision == before + 1, "nothing came of it, so the node need not know"
 
 
 async def test_a_key_that_cannot_be_spoils_only_its_own_line(product: Product) -> None:
     await with_server(product)
     bad = NewAccount("s", private_key=Secret("short"))
-    made = await product.accounts.create_many([NewAccount("s"), bad, NewAccount("s")])
+    made = await product.creation.many([NewAccount("s"), bad, NewAccount("s")])
     assert [shown(each)[0] for each in made] == ["peer_1", InvalidValue, "peer_2"]
 
 
 async def test_generated_values_that_somebody_has_are_passed_over_within_a_batch(product: Product) -> None:
     await with_server(product)
-    await product.accounts.create_many([NewAccount("s")])
+    await product.creation.many([NewAccount("s")])
     values = {"name": "peer_3", "username": "user_2", "mark": 102, "address": int(IPv4Address("10.5.0.4"))}
     await product.store.change(lambda tx: tx.run(sa.update(accounts_table).values(**values)))
-    made = await product.accounts.create_many([NewAccount("s")] * 3)
+    made = await product.creation.many([NewAccount("s")] * 3)
     assert all(isinstance(each, Account) for each in made)
     found = [each for each in made if isinstance(each, Account)]
     assert sorted(each.name for each in found) == ["peer_2", "peer_4", "peer_5"]
@@ -116,15 +116,11 @@ async def test_generated_values_that_somebody_has_are_passed_over_within_a_batch
 # -- group commit -------------------------------------------------------------------------------------------------
 
 
-def newcomer(**values: Any) -> Newcomer:
-    return Newcomer(NewAccount("s", **values), new_pair())
-
-
 async def test_callers_that_come_meanwhile_share_a_transaction(product: Product) -> None:
     await with_server(product)
     before = (await product.store.node(NODE)).revision
     use = Creation(product.store)
-    made = await asyncio.gather(*(use.one(newcomer()) for _ in range(5)))
+    made = await asyncio.gather(*(use.one(NewAccount("s")) for _ in range(5)))
     assert len({each.account.id for each in made}) == 5
     assert [each.revision for each in made] == [before + 1] + [before + 2] * 4
 
@@ -133,7 +129,7 @@ async def test_a_refused_caller_spoils_nobody_elses_create(product: Product) -> 
     await with_server(product)
     use = Creation(product.store)
     names = ["a", "b", "b", "c", "b"]
-    found = await asyncio.gather(*(use.one(newcomer(name=name)) for name in names), return_exceptions=True)
+    found = await asyncio.gather(*(use.one(NewAccount("s", name=name)) for name in names), return_exceptions=True)
     assert [isinstance(each, Conflict) for each in found] == [False, False, True, False, True]
 
 
@@ -150,8 +146,8 @@ async def test_when_the_one_who_runs_it_is_cancelled_the_next_begins_again(
         return outcomes
 
     monkeypatch.setattr(creation, "create", slow)
-    first = asyncio.create_task(use.one(newcomer(name="first")))
-    others = [asyncio.create_task(use.one(newcomer(name=f"other_{n}"))) for n in range(3)]
+    first = asyncio.create_task(use.one(NewAccount("s", name="first")))
+    others = [asyncio.create_task(use.one(NewAccount("s", name=f"other_{n}"))) for n in range(3)]
     await started.wait()
     first.cancel()
     await asyncio.gather(*others)
@@ -170,7 +166,7 @@ async def test_a_bug_in_one_ends_only_that_one(product: Product, monkeypatch: py
 
     monkeypatch.setattr(creation, "create", picky)
     names = ["a", "b", "bad", "c"]
-    found = await asyncio.gather(*(use.one(newcomer(name=name)) for name in names), return_exceptions=True)
+    found = await asyncio.gather(*(use.one(NewAccount("s", name=name)) for name in names), return_exceptions=True)
     assert [isinstance(each, RuntimeError) for each in found] == [False, False, True, False]
     assert [each.name for each in await product.accounts.list()] == ["a", "b", "c"]
 
@@ -181,7 +177,7 @@ async def test_a_database_that_is_away_is_an_error_of_each(product: Product, mon
 
     monkeypatch.setattr(creation, "create", away)
     use = Creation(product.store)
-    found = await asyncio.gather(*(use.one(newcomer()) for _ in range(3)), return_exceptions=True)
+    found = await asyncio.gather(*(use.one(NewAccount("s")) for _ in range(3)), return_exceptions=True)
     assert all(isinstance(each, DatabaseUnavailable) for each in found)
     assert len({id(each) for each in found}) == 3
 
@@ -190,7 +186,7 @@ async def test_the_servers_own_key_is_refused_in_a_batch(product: Product) -> No
     await with_server(product)
     server = await product.servers.get("s")
     use = Creation(product.store)
-    (refusal,) = await use.many([replace(newcomer(), pair=KeyPair(Secret(), server.public_key))])
+    (refusal,) = await use.many([NewAccount("s", public_key=server.public_key)])
     assert isinstance(refusal, InvalidValue) and refusal.field == "public_key"
 
 

@@ -39,7 +39,7 @@ async def test_account_with_a_damaged_key_spoils_only_itself(api: Api, value: by
     parts: list[bytes] = []
     left_out: list[str] = []
     count = await export_accounts(
-        api.product.accounts, "csv", parts.append, lambda *_: None, lambda account: left_out.append(account.name)
+        api.product.store, "csv", parts.append, lambda *_: None, lambda account: left_out.append(account.name)
     )
     assert (count, left_out) == (1, ["one"]) and b"\ntwo," in b"".join(parts) and b"\none," not in b"".join(parts)
     assert await api.msg("DELETE", "/account/one") == "success"
