@@ -115,6 +115,10 @@ class Desired:
         )
         return replace(patched, origin=patch.origin)
 
+    def server_on(self, device: str) -> Server | None:
+        """Whose accounts come in by this interface."""
+        return next((server for server in self.servers.values() if device in server.devices), None)
+
     def leaving(self, after: Desired, account_ids: Iterable[int]) -> frozenset[int]:
         """Who of these gets in here, and afterwards no more, or by another key or server only."""
         old = [account for i in account_ids if (account := self.accounts.get(i)) is not None and account.enabled]

@@ -5,18 +5,45 @@ Applying the difference to found gives wanted, and the difference of two equal m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from agent.model import Diff
+from agent.parts import ACCOUNT_PARTS, PARTS, Part
+from agent.wanted import Wanted
 
 K = TypeVar("K")
 V = TypeVar("V")
-Diffs = Mapping[str, Diff[Any, Any]]  # by part
+
+
+class Diffs:
+    """A difference for each part."""
+
+    def __init__(self, held: Mapping[Part[Any, Any], Diff[Any, Any]]) -> None:
+        self._held = dict(held)
+
+    def __getitem__(self, part: Part[K, V]) -> Diff[K, V]:
+        return self._held[part]
+
+    def __setitem__(self, part: Part[K, V], difference: Diff[K, V]) -> None:
+        self._held[part] = difference
+
+
+def diffs(want: Wanted, found: Wanted) -> Diffs:
+    """The whole difference."""
+    return Diffs({part: diff(want[part], found[part]) for part in PARTS})
+
+
+def diffs_of(keys_of: Iterable[Wanted], want: Wanted, found: Wanted) -> Diffs:
+    """The difference as far as the keys of these go, at a cost that depends on them alone."""
+    keys_of = tuple(keys_of)
+    return Diffs(
+        {part: diff_of([key for one in keys_of for key in one[part]], want[part], found[part]) for part in PARTS}
+    )
 
 
 def diff(wanted: Mapping[K, V], found: Mapping[K, V]) -> Diff[K, V]:
-    """The whole difference."""
+    """Of one part."""
     return Diff(
         add={key: value for key, value in wanted.items() if key not in found},
         change={key: value for key, value in wanted.items() if key in found and found[key] != value},
@@ -33,19 +60,19 @@ def diff_of(keys: Iterable[K], wanted: Mapping[K, V], found: Mapping[K, V]) -> D
     )
 
 
-def sliced(
-    diffs: Mapping[str, Diff[Any, Any]], parts: Sequence[str], size: int
-) -> Iterator[Mapping[str, Diff[Any, Any]]]:
-    """Everything of the owners of which anything changes, at once, for they may swap things; and what is only to add,
-    `size` owners after the others. Without what is to be removed. `parts`: those whose values have an owner."""
-    owners = dict.fromkeys(value.owner for part in reversed(parts) for value in diffs[part].add.values())
-    changed = {value.owner for part in parts for value in diffs[part].change.values()}
+def sliced(changes: Diffs, size: int) -> Iterator[Diffs]:
+    """What is to add and to change of the accounts: everything of those of whom anything changes, at once, for they may
+    swap things; and what is only to add, `size` accounts after the others."""
+    owners = dict.fromkeys(value.owner for part in reversed(ACCOUNT_PARTS) for value in changes[part].add.values())
+    changed = {value.owner for part in ACCOUNT_PARTS for value in changes[part].change.values()}
     fresh = [owner for owner in owners if owner not in changed]
     slice_of = dict.fromkeys(changed, 0) | {owner: number // size for number, owner in enumerate(fresh)}
-    slices: list[dict[str, dict[Any, Any]]] = [{part: {} for part in parts} for _ in range(0, max(len(fresh), 1), size)]
-    for part in parts:
-        for key, value in diffs[part].add.items():
+    slices: list[dict[Part[Any, Any], dict[Any, Any]]] = [
+        {part: {} for part in ACCOUNT_PARTS} for _ in range(0, max(len(fresh), 1), size)
+    ]
+    for part in ACCOUNT_PARTS:
+        for key, value in changes[part].add.items():
             slices[slice_of[value.owner]][part][key] = value
     for adds in slices:
-        changes = {part: diffs[part].change if adds is slices[0] else {} for part in parts}
-        yield {part: Diff(adds[part], changes[part]) for part in parts}
+        first = adds is slices[0]
+        yield Diffs({part: Diff(adds[part], changes[part].change if first else {}) for part in ACCOUNT_PARTS})

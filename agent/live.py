@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent.desired import Desired
+from agent.doors import LiveKernel
 from agent.errors import NotFound
 from agent.model import Account, Counters, PeerState, minor
-from agent.parts import LiveKernel
 from agent.usage import Usage
 
 

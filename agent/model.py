@@ -158,6 +158,11 @@ class Server:
     external_ip: IPv4Address | None = None  # source address on the uplink; None = the uplink's own
     reach: Reach = INTERNET
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """By which its accounts come in, one for each kind of tunnel: so far WireGuard's alone."""
+        return (self.interface,)
+
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name):
             raise InvalidValue("server.name", f"{self.name!r} must be 1-64 letters, digits, '_' or '-'")
@@ -385,6 +390,9 @@ class Diff(Generic[K, V]):
     add: Mapping[K, V] = field(default_factory=dict)
     change: Mapping[K, V] = field(default_factory=dict)
     remove: Mapping[K, V] = field(default_factory=dict)
+
+    def by_verb(self) -> tuple[tuple[str, Mapping[K, V]], ...]:
+        return ("add", self.add), ("change", self.change), ("remove", self.remove)
 
     def __bool__(self) -> bool:
         return bool(self.add or self.change or self.remove)

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from agent.desired import Desired
 from agent.diff import diff_of
+from agent.doors import Door, Doors
 from agent.model import Scope
-from agent.parts import Doors, Part
+from agent.parts import MARKS
 from agent.usage import BOTH, Usage
 from agent.wanted import wanted
 
@@ -71,12 +71,10 @@ class Move:
             new.marks.clear()  # what a move that was called off has left there is counted already
             usage.observe(old.marks.counters(), owners, zone)
             usage.counts_by(BOTH)
-        marks = wanted(desired, "").marks
+        marks = wanted(desired, "")[MARKS]
         # From whatever the baseline says, also where an address has changed hands: the first pass settles that.
-        starting = {
-            a: replace(m, counters=usage.start_of(a, usage.owner_of(a) or m.owner), at=desired.revision)
-            for a, m in marks.items()
-        }
+        usage.begin(desired.revision, {})
+        starting = usage.start(marks, whoever=True)
         if new.guard:
             # What is wanted too: a damaged tree is not read as marks, and may mark nevertheless.
             new.guard.defer({a: m for a, m in {**marks, **old.marks.read(EVERYWHERE)}.items() if m.mark})
@@ -87,7 +85,7 @@ class Move:
         usage.end_move(old.marks.counters(), owners, zone, chosen, marks.keys())
 
 
-def _put(part: Part[Any, Any], values: Mapping[Any, Any]) -> None:
+def _put(door: Door[Any, Any], values: Mapping[Any, Any]) -> None:
     """Nothing is removed: the first pass will."""
-    for error in part.apply(diff_of(values, values, part.read(EVERYWHERE))).values():
+    for error in door.apply(diff_of(values, values, door.read(EVERYWHERE))).values():
         raise error

@@ -16,13 +16,13 @@ numbers people see go on. Called by writer.py and move.py, on the writer thread 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import IPv4Address
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
-from agent.model import NO_COUNTERS, NO_STAMP, Counters
+from agent.model import ANY_STAMP, NO_COUNTERS, NO_STAMP, Counters, Diff, Mark, stamp_after
 
 DAY_SECONDS = 86_400
 # Of both directions together. A reset is seen within a sample's time: whoever sends more meanwhile gets it for nothing,
@@ -129,8 +129,8 @@ class Usage:
         self._baselines = keeper.load_baselines()
         self.counted_by = keeper.load_counted_by()  # the backend whose numbers the baselines are; "" = nobody said
         self.sampled_at = keeper.load_sampled_at()  # Unix seconds; None = this file has never seen a sample
-        self.revision = 0  # of the desired state that is being made true
-        self.stamp = NO_STAMP  # what the table of marks says of itself
+        self._revision, self._is_whole = 0, True  # of the desired state that is being made true; of the pass
+        self._stamp = NO_STAMP  # what the table of marks says of itself
         self._latest = keeper.load_stamp()  # the highest that it ever said, or should have
 
     def observe(
@@ -195,44 +195,82 @@ class Usage:
         """Those that count for somebody."""
         return frozenset(self._baselines)
 
-    def owner_of(self, address: IPv4Address) -> int | None:
-        base = self._baselines.get(address)
-        return base.owner if base else None
-
-    def is_foreign(self, address: IPv4Address, counters: Counters) -> bool:
-        """Are these from before the owner had the address?"""
-        base = self._baselines.get(address)
-        return base is not None and counters.made < base.since
-
     def start_of(self, address: IPv4Address, owner: int) -> Counters:
-        """What rules made for this account shall start from."""
+        """What rules made for this account start from."""
         base = self._baselines.get(address)
         return base.counters if base and base.owner == owner else NO_COUNTERS
+
+    # -- what a pass asks and tells, in this order --
+
+    def begin(self, revision: int, found: Mapping[IPv4Address, Mark] | None = None) -> None:
+        """A pass for this desired state. `found`: all marks, of a pass that looks at everything."""
+        self._revision, self._is_whole = revision, found is not None
+        if found is not None:
+            self._stamped(min((mark.counters.made for mark in found.values()), default=NO_STAMP))
+
+    def heirs(self, owners: Mapping[IPv4Address, int]) -> dict[IPv4Address, int]:
+        """Of these addresses and who has them, those that count for somebody else yet. They have to be read before
+        anything else happens to them."""
+        baselines = self._baselines
+        return {a: owner for a, owner in owners.items() if a in baselines and baselines[a].owner != owner}
+
+    def take_over(self, standing: Mapping[IPv4Address, int], bare: Mapping[IPv4Address, int]) -> None:
+        """Heirs count from where the rules of an address are `standing`, until those start from zero; or from zero
+        where it is `bare`. Call before the rules start."""
+        self._save({a: Baseline(owner, self._baselines[a].counters, self._latest) for a, owner in standing.items()})
+        self.restarted(bare)
+
+    def restarted(self, owners: Mapping[IPv4Address, int]) -> None:
+        """The rules of these addresses have started from zero."""
+        self._save({a: Baseline(owner, NO_COUNTERS, self._latest) for a, owner in owners.items()})
 
     def expect(self, owners: Mapping[IPv4Address, int]) -> None:
         """Rules for these accounts are about to be made where there were none. The store knew it with the account."""
         for address, owner in owners.items():
             self._baselines.setdefault(address, Baseline(owner, NO_COUNTERS, self._latest))
 
-    def hand_over(self, owners: Mapping[IPv4Address, int]) -> None:
-        """These addresses count for new owners from where they stand. Call before their rules start from zero."""
-        self._save({a: Baseline(owner, self._baselines[a].counters, self._latest) for a, owner in owners.items()})
+    def foreign(self, standing: Mapping[IPv4Address, Counters]) -> list[IPv4Address]:
+        """Addresses whose rules show numbers from before their owner had them: a save that somebody put back."""
+        baselines = self._baselines
+        return [a for a, one in standing.items() if a in baselines and one.made < baselines[a].since]
 
-    def restarted(self, owners: Mapping[IPv4Address, int]) -> None:
-        """The rules of these addresses have started from zero."""
-        self._save({a: Baseline(owner, NO_COUNTERS, self._latest) for a, owner in owners.items()})
+    def start(
+        self, marks: Mapping[IPv4Address, Mark], *, anew: bool = False, zero: bool = False, whoever: bool = False
+    ) -> dict[IPv4Address, Mark]:
+        """The same marks with what their rules shall start from, and what the table shall say of itself afterwards.
 
-    def forget(self, addresses: Iterable[IPv4Address]) -> None:
-        """The rules of these addresses are gone, and their last sample was taken."""
-        gone = [address for address in addresses if self._baselines.pop(address, None)]
+        That is how far the address has been counted for the mark's owner; `zero`: nothing; `whoever`: for whomever it
+        was counted. `anew`: rules that exist are replaced.
+        """
+        after = ANY_STAMP if self._is_whole else self._stamp
+        started = {}
+        for address, mark in marks.items():
+            base = self._baselines.get(address)
+            is_known = base is not None and not zero and (whoever or base.owner == mark.owner)
+            counters = base.counters if base and is_known else NO_COUNTERS
+            started[address] = replace(mark, counters=counters, restart=anew, at=self._revision, after=after)
+        return started
+
+    def wrote(self, difference: Diff[IPv4Address, Mark], *, is_there: bool) -> None:
+        """These marks were written, all of them. `is_there`: marks are left."""
+        self._stamped(stamp_after(difference, self._stamp) or self._stamp, is_there=is_there)
+
+    def ended(self, owners: Mapping[IPv4Address, int | None]) -> None:
+        """These addresses have no rules (any more), and what those had counted was read. `owners`: who has them now;
+        None = nobody."""
+        baselines = {a: base for a in owners if (base := self._baselines.get(a)) is not None}
+        self.restarted({a: owner for a in baselines if (owner := owners[a]) not in (None, baselines[a].owner)})
+        gone = [address for address in baselines if owners[address] is None]
         if gone:
+            for address in gone:
+                del self._baselines[address]
             self._keeper.forget_baselines(gone, self._latest)
 
-    def stamped(self, stamp: int, *, is_there: bool = True) -> None:
+    def _stamped(self, stamp: int, *, is_there: bool = True) -> None:
         """The table of marks says this now, or says nothing any more because all of it is gone."""
         if stamp != NO_STAMP:
             self._latest = max(self._latest, stamp)
-        self.stamp = stamp if is_there else NO_STAMP
+        self._stamp = stamp if is_there else NO_STAMP
 
     def _save(self, baselines: dict[IPv4Address, Baseline]) -> None:
         if baselines:

@@ -1,6 +1,6 @@
 """In which order the ways out of the links are opened and closed. PURE: no I/O, no clock, no configuration.
 
-A way is opened when what shapes it stands, and only where its link listens. Called by writer.py.
+A way is opened when what shapes it stands, and only where its link listens. Called by steps.py and writer.py.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from agent.model import ClassKey, Diff, Forwarding, Peer, PeerKey, minor
+from agent.parts import CLASSES, FORWARDING, LINKS, MARKS, PEERS
 from agent.wanted import Wanted
 
 
@@ -20,9 +21,9 @@ def as_they_listen(
     Adds and changes only. `failed_links`: they are `found` as they stand.
     """
     change = dict(difference.change)
-    for link in found.forwarding.keys() & set(failed_links):
-        stands = found.forwarding[link]
-        port = found.links[link].listen_port if link in found.links else 0
+    for link in found[FORWARDING].keys() & set(failed_links):
+        stands = found[FORWARDING][link]
+        port = found[LINKS][link].listen_port if link in found[LINKS] else 0
         real = replace(change.pop(link, stands), listen_port=port)
         if real != stands:
             change[link] = real
@@ -34,12 +35,12 @@ def opened_last(
 ) -> tuple[Diff[str, Forwarding], Diff[str, Forwarding]]:
     """What can be opened at once, and what only when classes that are still to be made on the uplink (`new`) are there:
     the way out of links whose peers stand already, to another uplink than the one they have."""
-    devices, peopled = {device for device, _ in new}, {interface for interface, _ in found.peers}
+    devices, peopled = {device for device, _ in new}, {interface for interface, _ in found[PEERS]}
     wait = {
         link
         for link, one in {**difference.add, **difference.change}.items()
         if link in peopled and one.uplink in devices
-        if link not in found.forwarding or found.forwarding[link].uplink != one.uplink
+        if link not in found[FORWARDING] or found[FORWARDING][link].uplink != one.uplink
     }
     ways = difference.add, difference.change
     at_once, at_last = (
@@ -55,13 +56,13 @@ def let_loose(ways: Diff[str, Forwarding], new: Collection[ClassKey], found: Wan
 
     `new`: the classes that were to be made.
     """
-    closed_ones = {device for device, _ in new} - found.links.keys()
-    closed_ones -= {one.uplink for one in (*found.forwarding.values(), *ways.add.values(), *ways.change.values())}
-    refused = {number for device, number in new if device not in closed_ones and (device, number) not in found.classes}
+    closed_ones = {device for device, _ in new} - found[LINKS].keys()
+    closed_ones -= {one.uplink for one in (*found[FORWARDING].values(), *ways.add.values(), *ways.change.values())}
+    refused = {number for device, number in new if device not in closed_ones and (device, number) not in found[CLASSES]}
     if not refused:
         return {}
-    addresses = {address for address, mark in found.marks.items() if minor(mark.mark) in refused}
-    return {key: peer for key, peer in found.peers.items() if peer.address in addresses}
+    addresses = {address for address, mark in found[MARKS].items() if minor(mark.mark) in refused}
+    return {key: peer for key, peer in found[PEERS].items() if peer.address in addresses}
 
 
 def without(difference: Diff[str, Forwarding], failed: Collection[str]) -> Diff[str, Forwarding]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface
+from typing import TypeVar
 
+from agent.doors import Door, Doors, MarksDoor
 from agent.errors import KernelError
 from agent.kernel.host import conntrack, ip_forward, routed
 from agent.kernel.host.answers import Answers
@@ -21,7 +23,10 @@ from agent.kernel.nftables import Bounded, NftablesMarks, NftForwardings, bounde
 from agent.kernel.tc import Classes, Qdiscs, class_text
 from agent.kernel.wireguard import Links, Mode, Ownership, Peers, choose_mode
 from agent.model import Forwarding, HostNetwork, Opening, PeerState, Scope, tunnel_mtu
-from agent.parts import Doors, MarksPart, Part
+from agent.parts import Part
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 __all__ = ["ANY", "LinuxKernel", "Mode", "Ownership", "backend_doors", "choose_mode", "uplink", "watch"]
 
@@ -43,8 +48,8 @@ class LinuxKernel:
     links: Links = field(init=False)
     qdiscs: Qdiscs = field(default_factory=Qdiscs)
     classes: Classes = field(default_factory=Classes)
-    forwarding: Part[str, Forwarding] = field(init=False)
-    marks: MarksPart = field(init=False)
+    forwarding: Door[str, Forwarding] = field(init=False)
+    marks: MarksDoor = field(init=False)
     peers: Peers = field(init=False)
     answers: Answers = field(default_factory=Answers)
 
@@ -54,6 +59,10 @@ class LinuxKernel:
         object.__setattr__(self, "peers", Peers(self.owned))
         object.__setattr__(self, "forwarding", Bounded(doors.forwarding, self.connections))
         object.__setattr__(self, "marks", doors.marks)
+
+    def door(self, part: Part[K, V]) -> Door[K, V]:
+        door: Door[K, V] = getattr(self, part.name)
+        return door
 
     def uplink(self) -> str:
         return uplink(self.uplink_setting)

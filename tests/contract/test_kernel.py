@@ -21,7 +21,7 @@ import pytest
 from agent.errors import KernelError
 from agent.kernel.trials.backend import BACKENDS, Backend
 from agent.model import Class, Counters, Diff, Forwarding, Link, Mark, Peer, Qdisc, Scope, Secret, clamped
-from agent.parts import PARTS
+from agent.parts import CLASSES, FORWARDING, LINKS, MARKS, PARTS, PEERS, QDISCS, Part
 from agent.shaping import shape
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.state import key
@@ -43,26 +43,26 @@ class Held:
     def scope(self) -> Scope:
         return Scope(frozenset({self.link}), UPLINK)
 
-    def read(self, part: str) -> dict[Any, Any]:
-        found: dict[Any, Any] = self.run(lambda: getattr(self.kernel, part).read(self.scope))
+    def read(self, part: Part[Any, Any]) -> dict[Any, Any]:
+        found: dict[Any, Any] = self.run(lambda: self.kernel.door(part).read(self.scope))
         return found
 
-    def apply(self, part: str, **diff: Any) -> dict[Any, KernelError]:
-        return dict(self.run(lambda: getattr(self.kernel, part).apply(Diff(**diff))))
+    def apply(self, part: Part[Any, Any], **diff: Any) -> dict[Any, KernelError]:
+        return dict(self.run(lambda: self.kernel.door(part).apply(Diff(**diff))))
 
-    def values(self) -> dict[str, dict[Any, Any]]:
+    def values(self) -> dict[Part[Any, Any], dict[Any, Any]]:
         """Something of every part."""
         address = IPv4Address("10.99.0.2")
         link = Link(self.link, clamped(Secret(key(7))), 51999, IPv4Interface("10.99.0.1/24"), 1420)
         peer = Peer(self.link, key(8), address)
         down, up = Class(self.link, 0x100, 20), Class(UPLINK, 0x100, 10)
         return {
-            "links": {self.link: link},
-            "qdiscs": {self.link: Qdisc(self.link), UPLINK: Qdisc(UPLINK)},
-            "classes": {(self.link, 0x100): down, (UPLINK, 0x100): up},
-            "forwarding": {self.link: Forwarding(self.link, IPv4Interface("10.99.0.1/24"), UPLINK, 51999, False, None)},
-            "marks": {address: Mark(address, 100)},
-            "peers": {(self.link, key(8)): peer},
+            LINKS: {self.link: link},
+            QDISCS: {self.link: Qdisc(self.link), UPLINK: Qdisc(UPLINK)},
+            CLASSES: {(self.link, 0x100): down, (UPLINK, 0x100): up},
+            FORWARDING: {self.link: Forwarding(self.link, IPv4Interface("10.99.0.1/24"), UPLINK, 51999, False, None)},
+            MARKS: {address: Mark(address, 100)},
+            PEERS: {(self.link, key(8)): peer},
         }
 
     def build(self) -> None:
@@ -107,8 +107,8 @@ def held(request: pytest.FixtureRequest) -> Iterator[Held]:
         yield box
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_what_was_written_reads_back_equal_and_twice_is_once(held: Held, part: str) -> None:
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_what_was_written_reads_back_equal_and_twice_is_once(held: Held, part: Part[Any, Any]) -> None:
     held.build()
     assert held.read(part) == held.values()[part]
     assert held.apply(part, add=held.values()[part]) == {}
@@ -116,7 +116,7 @@ def test_what_was_written_reads_back_equal_and_twice_is_once(held: Held, part: s
 
 
 def test_classes_and_marks_may_be_made_at_once(held: Held) -> None:
-    for part in ("links", "qdiscs"):
+    for part in (LINKS, QDISCS):
         held.apply(part, add=held.values()[part])
     marks = {IPv4Address(f"10.99.0.{n}"): Mark(IPv4Address(f"10.99.0.{n}"), n) for n in range(100, 250)}
     classes = {(device, n): Class(device, n, 5) for n in range(100, 250) for device in (held.link, UPLINK)}
@@ -127,7 +127,7 @@ def test_classes_and_marks_may_be_made_at_once(held: Held) -> None:
         return [dict(marked), dict(shaping.done.result(30))]  # type: ignore[arg-type]
 
     assert held.run(both) == [{}, {}]
-    assert (held.read("classes"), held.read("marks")) == (classes, marks)
+    assert (held.read(CLASSES), held.read(MARKS)) == (classes, marks)
 
 
 def test_everything_removed_is_nothing_left(held: Held) -> None:
@@ -145,11 +145,11 @@ def test_what_is_absent_is_removed_already(held: Held) -> None:
 def test_values_change_in_place(held: Held) -> None:
     held.build()
     values = held.values()
-    changed: dict[str, dict[Any, Any]] = {
-        "links": {held.link: replace(values["links"][held.link], listen_port=51998, mtu=1380)},
-        "classes": {(UPLINK, 0x100): Class(UPLINK, 0x100, 300)},
-        "forwarding": {held.link: replace(values["forwarding"][held.link], internal_traffic=True)},
-        "peers": {(held.link, key(8)): Peer(held.link, key(8), IPv4Address("10.99.0.77"))},
+    changed: dict[Part[Any, Any], dict[Any, Any]] = {
+        LINKS: {held.link: replace(values[LINKS][held.link], listen_port=51998, mtu=1380)},
+        CLASSES: {(UPLINK, 0x100): Class(UPLINK, 0x100, 300)},
+        FORWARDING: {held.link: replace(values[FORWARDING][held.link], internal_traffic=True)},
+        PEERS: {(held.link, key(8)): Peer(held.link, key(8), IPv4Address("10.99.0.77"))},
     }
     for part, change in changed.items():
         assert held.apply(part, change=change) == {}
@@ -158,7 +158,7 @@ def test_values_change_in_place(held: Held) -> None:
 
 def test_counters_are_told_of_all_addresses_or_of_some(held: Held) -> None:
     numbers = {IPv4Address(f"10.99.{n}.{n}"): Counters(n, 100 * n, n, 10 * n) for n in range(1, 5)}
-    held.apply("marks", add={a: Mark(a, 100 + n, counters=c) for n, (a, c) in enumerate(numbers.items())})
+    held.apply(MARKS, add={a: Mark(a, 100 + n, counters=c) for n, (a, c) in enumerate(numbers.items())})
     some = [*list(numbers)[1:3], IPv4Address("10.99.9.9")]
     assert held.run(held.kernel.marks.counters) == numbers
     assert held.run(lambda: held.kernel.marks.counters(some)) == {a: numbers[a] for a in some[:2]}
@@ -167,31 +167,31 @@ def test_counters_are_told_of_all_addresses_or_of_some(held: Held) -> None:
 
 def test_rules_start_from_their_counters_keep_them_and_start_anew_when_told(held: Held) -> None:
     address, before = IPv4Address("10.99.0.2"), Counters(3, 3000, 2, 200)
-    held.apply("marks", add={address: Mark(address, 100, counters=before)})
+    held.apply(MARKS, add={address: Mark(address, 100, counters=before)})
     assert held.run(held.kernel.marks.counters) == {address: before}
-    held.apply("marks", change={address: Mark(address, 101)})
-    assert held.read("marks") == {address: Mark(address, 101)}
+    held.apply(MARKS, change={address: Mark(address, 101)})
+    assert held.read(MARKS) == {address: Mark(address, 101)}
     assert held.run(held.kernel.marks.counters) == {address: before}
-    held.apply("marks", change={address: Mark(address, 101, restart=True)})
+    held.apply(MARKS, change={address: Mark(address, 101, restart=True)})
     assert held.run(held.kernel.marks.counters) == {address: Counters()}
-    assert held.read("marks")[address].counters == Counters()
+    assert held.read(MARKS)[address].counters == Counters()
 
 
 def test_one_bad_key_spoils_only_itself(held: Held) -> None:
     held.build()
     good, bad = Class(held.link, 0x200, 5), Class("nowhere", 0x200, 5)
-    assert set(held.apply("classes", add={("nowhere", 0x200): bad, (held.link, 0x200): good})) == {("nowhere", 0x200)}
-    assert held.read("classes")[held.link, 0x200] == good
+    assert set(held.apply(CLASSES, add={("nowhere", 0x200): bad, (held.link, 0x200): good})) == {("nowhere", 0x200)}
+    assert held.read(CLASSES)[held.link, 0x200] == good
     fine, lost = Peer(held.link, key(9), IPv4Address("10.99.0.9")), Peer("nowhere", key(9), IPv4Address("10.99.0.9"))
-    assert set(held.apply("peers", add={("nowhere", key(9)): lost, (held.link, key(9)): fine})) == {("nowhere", key(9))}
-    assert held.read("peers")[held.link, key(9)] == fine
+    assert set(held.apply(PEERS, add={("nowhere", key(9)): lost, (held.link, key(9)): fine})) == {("nowhere", key(9))}
+    assert held.read(PEERS)[held.link, key(9)] == fine
 
 
 def test_a_link_takes_with_it_what_hangs_on_it(held: Held) -> None:
     held.build()
-    assert held.apply("links", remove=held.values()["links"]) == {}
-    assert held.read("peers") == {} and set(held.read("qdiscs")) == {UPLINK}
-    assert set(held.read("classes")) == {(UPLINK, 0x100)}
+    assert held.apply(LINKS, remove=held.values()[LINKS]) == {}
+    assert held.read(PEERS) == {} and set(held.read(QDISCS)) == {UPLINK}
+    assert set(held.read(CLASSES)) == {(UPLINK, 0x100)}
 
 
 def test_the_uplink_is_the_way_out(held: Held) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from agent.errors import KernelError
 from agent.model import DEFAULT_MTU, Class, Counters, Diff, HostNetwork, Mark, PeerState, Qdisc, Scope
+from agent.parts import Part
 
 
 class FakePart:
@@ -99,6 +100,9 @@ class FakeKernel:
         self.forwarding = FakePart(self, "forwarding", lambda k, v: "")
         self.marks = FakeMarks(self, "marks", lambda k, v: "")
         self.peers = FakePart(self, "peers", lambda k, v: "" if k[0] in self.links.held else f"{k[0]}: no link")
+
+    def door(self, part: Part[Any, Any]) -> Any:
+        return getattr(self, part.name)
 
     def uplink(self) -> str:
         self.called("uplink", "read")

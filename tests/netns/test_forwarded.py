@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from agent.diff import diff
+from agent.doors import Doors
 from agent.kernel.linux import backend_doors
 from agent.model import NO_COUNTERS, Counters, Diff, Forwarding, Mark, Scope
-from agent.parts import Doors
 from tests.netns.conftest import enter
 from tests.netns.crossing import (
     ALICE,

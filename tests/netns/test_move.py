@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from agent.desired import Desired, Snapshot
+from agent.doors import Doors
 from agent.errors import KernelError
 from agent.kernel.iptables import tables
 from agent.kernel.linux import backend_doors
 from agent.kernel.nftables import nft
 from agent.model import Diff, Mark, Scope
 from agent.move import Move
-from agent.parts import Doors
+from agent.parts import FORWARDING, MARKS
 from agent.usage import Usage
 from agent.wanted import wanted
 from tests.fakes.state import EPOCH, MemoryKeeper, account, server
@@ -36,8 +37,8 @@ def host(namespace: str) -> Iterator[tuple[str, Run]]:
 
 
 def build(doors: Doors) -> None:
-    doors.forwarding.apply(Diff(add=WANTED.forwarding))
-    doors.marks.apply(Diff(add=WANTED.marks))
+    doors.forwarding.apply(Diff(add=WANTED[FORWARDING]))
+    doors.marks.apply(Diff(add=WANTED[MARKS]))
 
 
 def move(keeper: MemoryKeeper, chosen: str, desired: Desired | None = DESIRED) -> str:
@@ -59,7 +60,7 @@ def test_all_of_the_old_one_goes_also_what_somebody_has_unhooked(host: tuple[str
     assert not run(left.marks.standing) and not run(left.forwarding.standing)
     if old == "iptables":
         assert "WL_" not in "".join(iptables(namespace, f"-t {table} -S") for table in ("mangle", "nat", "filter"))
-    assert run(backend_doors()[new].marks.read, SCOPE) == WANTED.marks
+    assert run(backend_doors()[new].marks.read, SCOPE) == WANTED[MARKS]
 
 
 @pytest.mark.parametrize("only", ["iptables", "nftables"])

@@ -10,6 +10,7 @@ import pytest
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.misfits import of_accounts, of_servers
+from agent.parts import CLASSES, FORWARDING, MARKS, PEERS
 from agent.store import open_store
 from agent.usage import Usage
 from agent.wanted import wanted
@@ -27,8 +28,8 @@ def test_an_account_outside_its_servers_network_is_left_out_and_told(address: st
     ((account_id, name, reason),) = of_accounts(desired, desired.accounts)
     assert (account_id, name) == (3, "a3") and address in reason
     want = wanted(desired, "eth0")
-    assert set(want.marks) == {peer.address for peer in want.peers.values()} == {good.address}
-    assert {one.owner for one in want.classes.values()} == {2}
+    assert set(want[MARKS]) == {peer.address for peer in want[PEERS].values()} == {good.address}
+    assert {one.owner for one in want[CLASSES].values()} == {2}
 
 
 @pytest.mark.parametrize(("own", "address"), [("10.0.1.0/31", "10.0.1.1"), ("10.0.0.1/16", "10.0.255.254")])
@@ -36,7 +37,7 @@ def test_an_account_within_its_servers_network_is_served(own: str, address: str)
     one = account(2, address=IPv4Address(address))
     desired = Desired.taken(EPOCH, Snapshot(1, (server(address=IPv4Interface(own)),), (one,)))
     assert list(of_accounts(desired, [2])) == []
-    assert set(wanted(desired, "eth0").marks) == {one.address}
+    assert set(wanted(desired, "eth0")[MARKS]) == {one.address}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_nothing_leaves_with_an_external_ip_that_can_never_be(external: str) -> 
     desired = Desired.taken(EPOCH, Snapshot(1, servers, ()))
     told = of_servers(desired)
     assert list(told) == ["s1"] and external in told["s1"]
-    assert {link: one.uplink for link, one in wanted(desired, "eth0").forwarding.items()} == {"wg1": "", "wg2": "eth0"}
+    assert {link: one.uplink for link, one in wanted(desired, "eth0")[FORWARDING].items()} == {"wg1": "", "wg2": "eth0"}
 
 
 def test_a_pass_serves_the_others_and_names_who_was_left_out() -> None:

@@ -5,20 +5,18 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 
 from agent.desired import Desired, Snapshot
-from agent.diff import diff
+from agent.diff import diffs
 from agent.model import Mark
+from agent.parts import MARKS, PEERS
 from agent.plan import plan
 from agent.wanted import Wanted, wanted
 from tests.fakes.state import EPOCH, account, key, server
 
 DESIRED = Desired.taken(EPOCH, Snapshot(1, (server(),), (account(2), account(3))))
-PARTS = ("links", "qdiscs", "forwarding", "classes", "marks", "peers")
 
 
 def of(found: Wanted, moves: dict[str, str] | None = None) -> list[str]:
-    want = wanted(DESIRED, "eth0")
-    diffs = {part: diff(getattr(want, part), getattr(found, part)) for part in PARTS}
-    return list(plan(DESIRED, diffs, moves or {}).lines())
+    return list(plan(DESIRED, diffs(wanted(DESIRED, "eth0"), found), moves or {}).lines())
 
 
 def test_nothing_to_do_is_one_sentence() -> None:
@@ -28,10 +26,10 @@ def test_nothing_to_do_is_one_sentence() -> None:
 def test_each_object_is_a_line_that_names_its_account_and_the_last_line_counts() -> None:
     found = wanted(DESIRED, "eth0")
     one = DESIRED.accounts[2]
-    del found.peers["wg1", key(2)]
+    del found[PEERS]["wg1", key(2)]
     stranger = IPv4Address("10.0.9.9")
-    found.marks[stranger] = Mark(stranger, 999)
-    found.marks[one.address] = Mark(one.address, 4711)
+    found[MARKS][stranger] = Mark(stranger, 999)
+    found[MARKS][one.address] = Mark(one.address, 4711)
     lines = of(found, {"iptables": "nftables"})
     assert lines[0] == "move    mark       from iptables to nftables, when the agent is started again"
     assert f"change  mark       {one.address} 0x{one.mark:x}  ({one.name})" in lines
@@ -48,9 +46,8 @@ def test_a_whole_node_is_planned_without_a_secret() -> None:
 
 def test_programs_get_the_same() -> None:
     found = wanted(DESIRED, "eth0")
-    del found.peers["wg1", key(2)]
-    want = wanted(DESIRED, "eth0")
-    told = plan(DESIRED, {"peers": diff(want.peers, found.peers)}, {}).json()
+    del found[PEERS]["wg1", key(2)]
+    told = plan(DESIRED, diffs(wanted(DESIRED, "eth0"), found), {}).json()
     assert told["differs"] is True and told["counts"] == {"add": {"peer": 1}}
     assert told["steps"][0]["whose"] == DESIRED.accounts[2].name
-    assert plan(DESIRED, {}, {}).json() == {"differs": False, "counts": {}, "steps": []}
+    assert plan(DESIRED, diffs(Wanted(), Wanted()), {}).json() == {"differs": False, "counts": {}, "steps": []}

@@ -133,9 +133,9 @@ def test_the_owner_of_an_address_is_known_before_the_first_sample(path: Path) ->
     store, _ = filled(path)
     assert store.load_baselines()[A] == Baseline(2, NO_COUNTERS)
     usage = Usage(store, lambda: NOW)
-    usage.hand_over({A: 9})
+    usage.take_over({A: 9}, {})
     assert store.load_baselines()[A].owner == 9
-    usage.forget([A])
+    usage.ended({A: None})
     assert A not in store.load_baselines()
     store.close()
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from agent.desired import Desired, Snapshot
 from agent.diff import diff, diff_of
 from agent.model import Class, Forwarding, Mark, Peer, Qdisc, is_mark, mark_of, minor
+from agent.parts import CLASSES, FORWARDING, LINKS, MARKS, PEERS, QDISCS
 from agent.wanted import wanted, wanted_accounts
 from tests.fakes.state import EPOCH, account, key, server
 
@@ -17,37 +18,37 @@ def desired(*accounts: object) -> Desired:
 
 def test_one_account_is_two_classes_a_mark_and_a_peer() -> None:
     want = wanted(desired(account(2)), "eth0")
-    assert want.classes == {("wg1", 0x100): Class("wg1", 0x100, 20), ("eth0", 0x100): Class("eth0", 0x100, 10)}
+    assert want[CLASSES] == {("wg1", 0x100): Class("wg1", 0x100, 20), ("eth0", 0x100): Class("eth0", 0x100, 10)}
     address = IPv4Address("10.0.1.2")
-    assert want.marks == {address: Mark(address, 100)} and want.marks[address].owner == 2
-    assert want.peers == {("wg1", key(2)): Peer("wg1", key(2), address)}
-    assert want.qdiscs == {"wg1": Qdisc("wg1"), "eth0": Qdisc("eth0")}
-    assert want.forwarding == {"wg1": Forwarding("wg1", IPv4Interface("10.0.1.1/24"), "eth0", 51821, False, None)}
-    assert want.links["wg1"].mtu == 1420
+    assert want[MARKS] == {address: Mark(address, 100)} and want[MARKS][address].owner == 2
+    assert want[PEERS] == {("wg1", key(2)): Peer("wg1", key(2), address)}
+    assert want[QDISCS] == {"wg1": Qdisc("wg1"), "eth0": Qdisc("eth0")}
+    assert want[FORWARDING] == {"wg1": Forwarding("wg1", IPv4Interface("10.0.1.1/24"), "eth0", 51821, False, None)}
+    assert want[LINKS]["wg1"].mtu == 1420
 
 
 def test_a_private_key_is_wanted_as_wireguard_keeps_it() -> None:
-    raw = base64.b64decode(wanted(desired(), "eth0").links["wg1"].private_key.reveal())
+    raw = base64.b64decode(wanted(desired(), "eth0")[LINKS]["wg1"].private_key.reveal())
     assert (raw[0] & 7, raw[31] >> 6) == (0, 1)
 
 
 def test_unlimited_has_no_class_and_each_direction_counts_for_itself() -> None:
-    assert wanted(desired(account(2, download=0, upload=0)), "eth0").classes == {}
-    assert set(wanted(desired(account(2, download=0)), "eth0").classes) == {("eth0", 0x100)}
+    assert wanted(desired(account(2, download=0, upload=0)), "eth0")[CLASSES] == {}
+    assert set(wanted(desired(account(2, download=0)), "eth0")[CLASSES]) == {("eth0", 0x100)}
 
 
 def test_a_disabled_account_has_nothing() -> None:
     off = wanted(desired(account(2, enabled=False)), "eth0")
-    assert (off.peers, off.marks, off.classes) == ({}, {}, {})
+    assert (off[PEERS], off[MARKS], off[CLASSES]) == ({}, {}, {})
 
 
 def test_without_servers_nothing_is_wanted_on_the_uplink() -> None:
-    assert wanted(Desired(EPOCH), "eth0").qdiscs == {}
+    assert wanted(Desired(EPOCH), "eth0")[QDISCS] == {}
 
 
 def test_accounts_alone_are_the_same_objects() -> None:
     state = desired(account(2), account(3))
-    assert wanted_accounts(state, [2, 77], "eth0").peers == {
+    assert wanted_accounts(state, [2, 77], "eth0")[PEERS] == {
         ("wg1", key(2)): Peer("wg1", key(2), IPv4Address("10.0.1.2"))
     }
 

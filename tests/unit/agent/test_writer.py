@@ -15,6 +15,7 @@ import pytest
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import KernelError, StoreError
 from agent.model import Diff, minor
+from agent.parts import LINKS, PARTS
 from agent.report import Report
 from agent.usage import Usage, Used
 from agent.wanted import wanted
@@ -68,12 +69,13 @@ class Box:
 
     def is_right(self) -> bool:
         want = wanted(self.desired, "eth0")
-        return all(getattr(want, part) == held for part, held in self.kernel.shown().items())
+        return all(want[part] == self.kernel.shown()[part.name] for part in PARTS)
 
 
 @pytest.fixture(params=[0, 4_000], ids=["at-once", "one-by-one"])
 def box(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Box:
     """Classes and marks in either way."""
+    monkeypatch.setattr("agent.steps.MANY_CLASSES", request.param)
     monkeypatch.setattr("agent.writer.MANY_CLASSES", request.param)
     box = Box()
     box.full()
@@ -278,7 +280,7 @@ def test_where_one_of_them_cannot_be_written_at_all_nobody_gets_in(
 def test_at_a_boot_those_who_were_last_seen_come_first_and_do_not_wait_for_the_others(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.writer.SLICE", 2)
+    monkeypatch.setattr("agent.steps.SLICE", 2)
     box.change(*(account(number) for number in range(2, 7)))
     for number in (3, 5):
         box.kernel.pass_traffic(f"10.0.1.{number}", 100, 10)
@@ -627,6 +629,7 @@ def test_whatever_call_fails_the_next_full_pass_makes_it_right_and_nothing_leaks
 @pytest.mark.parametrize("seed", range(30))
 def test_random_walks_end_where_a_fresh_kernel_would(seed: int, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes in any order, with failures, reboots, drift and restarts in between."""
+    monkeypatch.setattr("agent.steps.MANY_CLASSES", many)
     monkeypatch.setattr("agent.writer.MANY_CLASSES", many)
     dice, box = random.Random(seed), Box()
     box.full()
@@ -703,7 +706,7 @@ def test_a_port_that_a_new_link_could_not_take_is_not_opened() -> None:
         box.full()
         assert port_opened(box) is None
     # It was made, and stands there without its port.
-    box.kernel.links.held["wg1"] = replace(wanted(box.desired, "eth0").links["wg1"], listen_port=0)
+    box.kernel.links.held["wg1"] = replace(wanted(box.desired, "eth0")[LINKS]["wg1"], listen_port=0)
     box.kernel.refuses["links", "change", "wg1"] = "UDP port 51821 is busy"
     box.full()
     assert port_opened(box) is None

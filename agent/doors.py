@@ -1,8 +1,8 @@
-"""What the one writer needs of Linux: the parts of the kernel, and the order in which they are touched.
+"""What the agent needs of Linux: a door for each part of the kernel.
 
-Only protocols; the doors in agent/kernel fit them without knowing this file, and so does the fake in tests/fakes.
-All calls block and are bounded in time. One comes after the other, with one exception: while `apply` of classes adds,
-on a thread of its own, there may be calls of every other part.
+Only protocols; the doors in agent/kernel fit them, and so does the fake in tests/fakes. All calls block and are bounded
+in time. One comes after the other, with one exception: while `apply` of classes adds, on a thread of its own, there may
+be calls of every other door.
 """
 
 from __future__ import annotations
@@ -13,33 +13,15 @@ from ipaddress import IPv4Address
 from typing import Protocol, TypeVar
 
 from agent.errors import KernelError
-from agent.model import (
-    Class,
-    ClassKey,
-    Counters,
-    Diff,
-    Forwarding,
-    HostNetwork,
-    Link,
-    Mark,
-    Peer,
-    PeerKey,
-    PeerState,
-    Qdisc,
-    Scope,
-)
+from agent.model import Counters, Diff, Forwarding, HostNetwork, Mark, PeerState, Scope
+from agent.parts import Part
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-# Built from left to right (classes beside the marks, see `shaping`), removed from right to left: a peer never exists
-# without what shapes and counts it.
-PARTS = ("links", "qdiscs", "forwarding", "classes", "marks", "peers")
-ACCOUNT_PARTS = PARTS[3:]  # the rest is a server's
 
-
-class Part(Protocol[K, V]):
-    """One kind of kernel object."""
+class Door(Protocol[K, V]):
+    """To the objects of one part."""
 
     def read(self, scope: Scope) -> dict[K, V]:
         """What is there and ours, whole, normalised so that what `apply` wrote reads back equal. Raises KernelError."""
@@ -52,7 +34,7 @@ class Part(Protocol[K, V]):
         """
 
 
-class MarksPart(Part[IPv4Address, Mark], Protocol):
+class MarksDoor(Door[IPv4Address, Mark], Protocol):
     def counters(self, addresses: Collection[IPv4Address] | None = None) -> dict[IPv4Address, Counters]:
         """What every address has counted, or these; never fewer bytes than really passed before the call."""
 
@@ -60,18 +42,10 @@ class MarksPart(Part[IPv4Address, Mark], Protocol):
 class Kernel(Protocol):
     """Linux, as the one writer needs it."""
 
+    def door(self, part: Part[K, V]) -> Door[K, V]: ...
+
     @property
-    def links(self) -> Part[str, Link]: ...
-    @property
-    def qdiscs(self) -> Part[str, Qdisc]: ...
-    @property
-    def classes(self) -> Part[ClassKey, Class]: ...
-    @property
-    def forwarding(self) -> Part[str, Forwarding]: ...
-    @property
-    def marks(self) -> MarksPart: ...
-    @property
-    def peers(self) -> Part[PeerKey, Peer]: ...
+    def marks(self) -> MarksDoor: ...
 
     def uplink(self) -> str:
         """The interface to the internet. Raises KernelError when there is none."""
@@ -102,7 +76,7 @@ class LiveKernel(Protocol):
     """Linux, as the live reads need it: from another thread, never writing."""
 
     @property
-    def marks(self) -> MarksPart: ...
+    def marks(self) -> MarksDoor: ...
     def uplink(self) -> str: ...
 
     def peer_states(self, interface: str) -> dict[str, PeerState]:
@@ -115,7 +89,7 @@ class LiveKernel(Protocol):
 # -- what a move from one backend to the other needs besides -------------------------------------------------------
 
 
-class MovableMarks(MarksPart, Protocol):
+class MovableMarks(MarksDoor, Protocol):
     """All raise KernelError, and may be repeated."""
 
     def standing(self) -> bool:
@@ -128,7 +102,7 @@ class MovableMarks(MarksPart, Protocol):
         """Removes everything of it."""
 
 
-class MovableForwarding(Part[str, Forwarding], Protocol):
+class MovableForwarding(Door[str, Forwarding], Protocol):
     """As the marks: all raise KernelError, and may be repeated."""
 
     def standing(self) -> bool: ...

@@ -1,0 +1,29 @@
+"""Peers: the way in of WireGuard, the first kind of tunnel."""
+
+from __future__ import annotations
+
+from agent.desired import Desired
+from agent.model import Account, Peer, PeerKey, Server
+from agent.parts.part import AccountPart, Place
+
+
+def _into(held: dict[PeerKey, Peer], account: Account, server: Server, place: Place) -> None:
+    held[server.interface, account.public_key] = Peer(server.interface, account.public_key, account.address, account.id)
+
+
+def _owner(desired: Desired, key: PeerKey) -> int:
+    interface, public_key = key
+    server = desired.server_on(interface)
+    return desired.by_key.get((server.name, public_key), 0) if server else 0
+
+
+PEERS = AccountPart[PeerKey, Peer](
+    name="peers",
+    noun="peer",
+    device=lambda key: key[0],
+    detail=lambda one: f"{one.interface} {one.address or 'without an address of ours'}",
+    goes_first=True,  # from then on its account passes no packet
+    into=_into,
+    owner=_owner,
+    leads=True,  # to the rules of its address
+)
