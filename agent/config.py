@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import ConfigError
-from agent.model import INTERFACE_PATTERN, Opening
+from agent.model import INTERFACE_PATTERN
+from agent.objects import Opening
 
 DEFAULT_PATH = Path("/etc/wirelane/agent.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from agent.model import Diff
+from agent.objects import Diff
 from agent.parts import ACCOUNT_PARTS, PARTS, Part
 from agent.wanted import Wanted
 

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 from typing import Protocol, TypeVar
 
 from agent.errors import KernelError
-from agent.model import Counters, Diff, Forwarding, HostNetwork, Mark, PeerState, Scope
+from agent.objects import Counters, Diff, Forwarding, HostNetwork, Mark, PeerState, Scope
 from agent.parts import Part
 
 K = TypeVar("K")

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from agent.desired import Desired
 from agent.doors import LiveKernel
 from agent.errors import NotFound
-from agent.model import Account, Counters, PeerState, minor
+from agent.model import Account, minor
+from agent.objects import Counters, PeerState
 from agent.usage import Usage
 
 

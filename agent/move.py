@@ -25,7 +25,7 @@ from typing import Any
 from agent.desired import Desired
 from agent.diff import diff_of
 from agent.doors import Door, Doors
-from agent.model import Scope
+from agent.objects import Scope
 from agent.parts import MARKS
 from agent.usage import BOTH, Usage
 from agent.wanted import wanted

@@ -19,8 +19,7 @@ Drift. A difference that a full pass finds, once the kernel was right, in someth
 repaired, counted and logged in one line a pass.
 
 Concurrency. Everything here runs on one event loop, except what is handed to the writer thread: passes and samples,
-one at a time. Accepting a change needs the store only, so it is durable while a long pass still runs. One thing begins
-before a change is durable: where no pass runs, the classes of new accounts, which nothing leads to. Every wait of a
+one at a time. Accepting a change needs the store only, so it is durable while a long pass still runs. Every wait of a
 caller has a deadline; running out of it means "pending", never "lost".
 """
 
@@ -85,8 +84,6 @@ class Reconciler:
         self._sampling = asyncio.Lock()
         self._next_sample: asyncio.Task[None] | None = None
         self._passed = asyncio.Condition()
-        self._passing = False
-        self._is_ahead = False  # was anything made for the patch that is being accepted
         self._touched: set[int] = set()  # accounts changed since the last pass began
         self._touched_servers = False
         self._leaving: frozenset[int] = frozenset()  # whom the change that is being written switches off
@@ -133,36 +130,18 @@ class Reconciler:
         async with self._accepting:
             if self._desired is None:
                 raise StaleRevision("this agent holds no desired state yet")
-            try:
-                desired = await self._saved(self._read_patch, self._desired, patch, asyncio.get_running_loop())
-            except BaseException:
-                self._undo_ahead()
-                raise
+            desired = await self._saved(self._read_patch, self._desired, patch)
             if desired is not self._desired:
                 self._take(desired, set(patch.account_ids), bool(patch.server_names))
             return self._generation
 
-    def _read_patch(self, before: Desired, patch: Patch, loop: asyncio.AbstractEventLoop) -> Desired:
+    def _read_patch(self, before: Desired, patch: Patch) -> Desired:
         """On a thread of its own: the disk takes its time, and so may a patch of thousands."""
         desired = before.patched(patch)
         if desired is not before:
             self._leaving = before.leaving(desired, patch.account_ids)
-            loop.call_soon_threadsafe(self._shape_ahead, before, desired, patch)
             self._keeper.save_patch(desired, patch)
         return desired
-
-    def _shape_ahead(self, before: Desired, desired: Desired, patch: Patch) -> None:
-        """While the disk works, the classes of new accounts can be made: nothing leads a packet there yet."""
-        accounts, marks = before.accounts, before.by_mark
-        new = [one.id for one in patch.put_accounts if one.id not in accounts and one.mark not in marks]
-        if new and not self._passing and self._writer.knows_kernel(desired):
-            self._is_ahead = self._writer.shape_ahead(desired, new, self._status.uplink)
-
-    def _undo_ahead(self) -> None:
-        """What was made ahead of a patch that could not be saved goes again."""
-        if self._is_ahead:
-            self._is_ahead = False
-            self.request_resync()
 
     async def accept_snapshot(self, snapshot: Snapshot, settle_seconds: float) -> Settled:
         """Makes a snapshot durable in place of what was there, then waits for the kernel. Raises like accept_patch."""
@@ -258,9 +237,7 @@ class Reconciler:
                 self._full_due = True
             self._wake.clear()
             if self._desired is not None:
-                self._passing = True
                 await self._pass(self._desired.without(self._cut))
-                self._passing = False
 
     async def first_pass(self, seconds: float) -> None:
         """Waits until a first pass has ended, well or not, or the time is over, or there is nothing to do."""
@@ -290,7 +267,7 @@ class Reconciler:
                 asked = servers or (touched and not known) or retried or not self._was_right
                 self._failures = {}
                 self._was_right = self._was_right or not report.failures
-                self._ended(report, drift=0 if asked else len(report.changes) - report.undone)
+                self._ended(report, drift=0 if asked else len(report.changes))
                 now = int(self._clock())
                 self._status = replace(self._status, last_resync_time=now, last_sample_time=now)
         except BrokenStore:
@@ -362,7 +339,7 @@ class Reconciler:
     # -- details --
 
     def _take(self, desired: Desired, touched: set[int], servers: bool) -> None:
-        self._desired, self._is_ahead = desired, False
+        self._desired = desired
         self._cut -= touched
         self._generation += 1
         self._touched |= touched

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.errors import KernelError
-from agent.model import HostNetwork
+from agent.objects import HostNetwork
 from agent.status import Failure
 
 
@@ -33,7 +33,6 @@ class Report:
     tunnel_mtu: int = 0  # as a full pass finds it
     refused_connections: int = 0  # as a full pass finds it
     problem: str | None = None  # of the node as a whole, which others have made; "" = none; None = nobody looked
-    undone: int = 0  # how many of the changes took back what was made ahead
 
     def refuse(self, rows: Iterable[tuple[int, str, str]]) -> None:
         """What was left out: the account's id (0 = a server), the name, and why."""

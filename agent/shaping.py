@@ -13,7 +13,7 @@ from typing import Any
 
 from agent.doors import Kernel
 from agent.errors import KernelError
-from agent.model import Class, ClassKey, Diff
+from agent.objects import Class, ClassKey, Diff
 from agent.parts import CLASSES, Part
 
 Errors = Mapping[Any, KernelError] | KernelError

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from agent.model import HostNetwork
+from agent.objects import HostNetwork
 from agent.origin import NOBODY, Origin
 
 

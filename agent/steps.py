@@ -27,7 +27,8 @@ from agent.desired import Desired
 from agent.diff import Diffs, sliced
 from agent.doors import Kernel
 from agent.errors import KernelError
-from agent.model import Diff, Mark, minor
+from agent.model import minor
+from agent.objects import Diff, Mark
 from agent.parts import (
     ACCOUNT_PARTS,
     CLASSES,
@@ -56,7 +57,7 @@ MANY_CLASSES = 4_000
 
 class Pass:
     """`found` is brought up to date with what was done. `addresses`: whose baseline is to be checked. `shown`: what the
-    last pass made true, None = nobody knows. `shaping`: classes that are being made already."""
+    last pass made true, None = nobody knows."""
 
     def __init__(
         self,
@@ -68,7 +69,6 @@ class Pass:
         found: Wanted,
         diffs: Diffs,
         addresses: Iterable[IPv4Address],
-        shaping: Shaping | None = None,
     ) -> None:
         self._kernel = kernel
         self._usage = usage
@@ -77,8 +77,8 @@ class Pass:
         self.found = found
         self._diffs = diffs
         self._addresses = frozenset(addresses)
-        self._shaping = shaping
-        self._new = {*diffs[CLASSES].add, *(shaping.classes.add if shaping else ())}
+        self._shaping: Shaping | None = None  # classes that are being made
+        self._new = frozenset(diffs[CLASSES].add)
         self._at_last: Diff[str, Any] = Diff()  # ways that wait for their classes
         self._report = Report(uplink)
         self._failed_devices: set[str] = set()
@@ -163,10 +163,10 @@ class Pass:
             self._forget_connections(heirs)
             self._sample()
             # The rules of a disabled heir's address only go: they are counted to their end for the former owner.
-            anew = {a: owner for a, owner in heirs.items() if a in standing and a not in marks.remove}
-            self._usage.take_over(anew, {a: owner for a, owner in heirs.items() if a not in standing})
-            self._write(MARKS, Diff(change=self._usage.start(self._wanted_marks(anew), anew=True, zero=True)))
-            self._usage.restarted({a: owner for a, owner in anew.items() if owner not in self._failed_owners})
+            begun = {a: owner for a, owner in heirs.items() if a not in marks.remove}
+            anew = self._wanted_marks(a for a in begun if a in standing)
+            self._write(MARKS, Diff(change=self._usage.start(anew, anew=True, zero=True)))
+            self._usage.restarted({a: owner for a, owner in begun.items() if owner not in self._failed_owners})
         self._usage.expect({a: mark.owner for a, mark in marks.add.items()})
         again = [a for a in self._usage.foreign(standing) if a not in heirs and a not in marks.remove]
         self._write(MARKS, Diff(change=self._usage.start(self._wanted_marks(again), anew=True)))
@@ -184,8 +184,8 @@ class Pass:
 
     def close_accounts_of_what_is_gone(self) -> None:
         """A disabled account's numbers go on when it is enabled again."""
-        gone = (address for address in self._addresses if address not in self.found[MARKS])
-        self._usage.ended({address: self._desired.by_address.get(address) for address in gone})
+        there, owned = self.found[MARKS], self._desired.by_address
+        self._usage.forget(a for a in self._addresses if a not in there and a not in owned)
 
     # -- what is made --
 
@@ -203,12 +203,12 @@ class Pass:
                 self._build(part, diffs)
 
     def _build(self, part: AccountPart[Any, Any], diffs: Diffs) -> None:
-        """Classes beside what follows, where there are many; nothing is changed, and nobody let in, before they are."""
-        is_long = part is CLASSES and len(self.found[CLASSES]) >= MANY_CLASSES
-        if diffs[part].change or (part is CLASSES and diffs[part]) or (part.goes_first and part is PEERS):
+        """Where there are many classes, Linux takes long to make one. Marks that are new are made meanwhile: nothing
+        comes to those before there is a peer."""
+        if part is not MARKS or diffs[MARKS].change:
             self._await_classes()
         difference = self._allowed(part, diffs[part])
-        if is_long and difference and diffs[MARKS]:
+        if part is CLASSES and difference and diffs[MARKS] and len(self.found[CLASSES]) >= MANY_CLASSES:
             self._shaping = shape(self._kernel, difference)
         else:
             self._write(part, difference)

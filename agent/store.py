@@ -23,7 +23,8 @@ from pathlib import Path
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import BrokenStore, InvalidValue, StoreError
-from agent.model import Account, Counters, Reach, Secret, Server
+from agent.model import Account, Reach, Secret, Server
+from agent.objects import Counters
 from agent.origin import Origin
 from agent.usage import Baseline, DayTotal, Used
 

@@ -22,7 +22,7 @@ from ipaddress import IPv4Address
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
-from agent.model import ANY_STAMP, NO_COUNTERS, NO_STAMP, Counters, Diff, Mark, stamp_after
+from agent.objects import ANY_STAMP, NO_COUNTERS, NO_STAMP, Counters, Diff, Mark, stamp_after
 
 DAY_SECONDS = 86_400
 # Of both directions together. A reset is seen within a sample's time: whoever sends more meanwhile gets it for nothing,
@@ -214,14 +214,8 @@ class Usage:
         baselines = self._baselines
         return {a: owner for a, owner in owners.items() if a in baselines and baselines[a].owner != owner}
 
-    def take_over(self, standing: Mapping[IPv4Address, int], bare: Mapping[IPv4Address, int]) -> None:
-        """Heirs count from where the rules of an address are `standing`, until those start from zero; or from zero
-        where it is `bare`. Call before the rules start."""
-        self._save({a: Baseline(owner, self._baselines[a].counters, self._latest) for a, owner in standing.items()})
-        self.restarted(bare)
-
     def restarted(self, owners: Mapping[IPv4Address, int]) -> None:
-        """The rules of these addresses have started from zero."""
+        """The rules of these addresses have started from zero for them, or are not there yet."""
         self._save({a: Baseline(owner, NO_COUNTERS, self._latest) for a, owner in owners.items()})
 
     def expect(self, owners: Mapping[IPv4Address, int]) -> None:
@@ -255,15 +249,10 @@ class Usage:
         """These marks were written, all of them. `is_there`: marks are left."""
         self._stamped(stamp_after(difference, self._stamp) or self._stamp, is_there=is_there)
 
-    def ended(self, owners: Mapping[IPv4Address, int | None]) -> None:
-        """These addresses have no rules (any more), and what those had counted was read. `owners`: who has them now;
-        None = nobody."""
-        baselines = {a: base for a in owners if (base := self._baselines.get(a)) is not None}
-        self.restarted({a: owner for a in baselines if (owner := owners[a]) not in (None, baselines[a].owner)})
-        gone = [address for address in baselines if owners[address] is None]
+    def forget(self, addresses: Iterable[IPv4Address]) -> None:
+        """Nobody has these addresses, and they have no rules (any more); what those had counted was read."""
+        gone = [address for address in addresses if self._baselines.pop(address, None)]
         if gone:
-            for address in gone:
-                del self._baselines[address]
             self._keeper.forget_baselines(gone, self._latest)
 
     def _stamped(self, stamp: int, *, is_there: bool = True) -> None:

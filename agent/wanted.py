@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from agent.desired import Desired
 from agent.misfits import of_address, of_servers
-from agent.model import DEFAULT_MTU, Scope
+from agent.model import DEFAULT_MTU
+from agent.objects import Scope
 from agent.parts import ACCOUNT_PARTS, LINKS, PARTS, SERVER_PARTS, Part, Place
 
 K = TypeVar("K")

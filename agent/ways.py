@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from agent.model import ClassKey, Diff, Forwarding, Peer, PeerKey, minor
+from agent.model import minor
+from agent.objects import ClassKey, Diff, Forwarding, Peer, PeerKey
 from agent.parts import CLASSES, FORWARDING, LINKS, MARKS, PEERS
 from agent.wanted import Wanted
 

@@ -5,41 +5,34 @@ the last full reading (`found`) up to date with what it did, so that a change of
 a pass breaks off: the kernel is read, not remembered.
 
 The order of a pass is steps.py's.
-
-Where there are many classes, new ones take Linux long: a walk over all others for each. They are made on a thread of
-their own then, beside the marks, and for a new account from the moment its patch has come (`shape_ahead`), beside the
-disk. No packet finds its way to them, for the rules that lead there, and the peer, come later. The pass takes them over
-before it adds or changes a peer, a class, or where a rule leads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from agent.desired import Desired
 from agent.diff import Diffs, diff, diffs, diffs_of
 from agent.doors import Kernel
 from agent.errors import BrokenStore, KernelError, StoreError
 from agent.misfits import of_accounts, of_servers
-from agent.model import ClassKey, Diff, Scope
-from agent.parts import CLASSES, FORWARDING, LINKS, MARKS, PARTS, PEERS
+from agent.objects import Diff, Scope
+from agent.parts import FORWARDING, LINKS, MARKS, PARTS, PEERS
 from agent.report import Report
-from agent.shaping import Shaping, shape
-from agent.steps import MANY_CLASSES, SLICE, Pass
+from agent.steps import Pass
 from agent.usage import Usage
 from agent.wanted import Wanted, scope_of, wanted, wanted_accounts
 from agent.ways import closed
 
 
 class Writer:
-    """Call every method on one thread; `knows_kernel` and `shape_ahead` on any, while no other runs but a sample."""
+    """Call every method on one thread; `knows_kernel` on any, while no other runs but a sample."""
 
     def __init__(self, kernel: Kernel, usage: Usage) -> None:
         self._kernel = kernel
         self._usage = usage
         self._found: Wanted | None = None  # None = not to be trusted
         self._shown: Desired | None = None  # what `found` was made equal to
-        self._ahead: Shaping | None = None
 
     def knows_kernel(self, desired: Desired) -> bool:
         """Can `touched` be used, or is a full pass due?"""
@@ -48,10 +41,6 @@ class Writer:
     def full(self, desired: Desired) -> Report:
         """Reads everything and repairs it. Raises KernelError if something cannot even be read."""
         self._found = None
-        undone: Collection[ClassKey] = ()
-        if self._ahead is not None:  # its patch has not come to us yet: what was made is read, and removed
-            self._ahead.done.result()
-            undone, self._ahead = self._ahead.classes.add, None
         lost = self._kernel.keep_answers(bool(desired.servers))  # at once: classes on a new uplink take their time
         try:
             uplink = self._kernel.uplink()
@@ -74,7 +63,6 @@ class Writer:
         report.refused_connections = self._kernel.refused_connections()
         report.networks = self._kernel.host_networks()
         report.tunnel_mtu = mtu
-        report.undone = sum(c.part == "classes" and c.verb == "remove" and c.key in undone for c in report.changes)
         if disk_trouble:
             raise disk_trouble
         return report
@@ -102,42 +90,22 @@ class Writer:
             return error
         return None
 
-    def shape_ahead(self, desired: Desired, account_ids: Collection[int], uplink: str) -> bool:
-        """Begins to make the classes of these accounts, new in a desired state that is still to be accepted.
-
-        The next pass takes them over. If the state is not accepted after all, that has to be a full one: it removes
-        them. Returns whether it began. It does not where classes are few or Linux is not known, nor for more accounts
-        than a slice: the first of them would wait for the classes of the last.
-        """
-        if self._ahead is not None or self._found is None or len(self._found[CLASSES]) < MANY_CLASSES:
-            return False
-        if len(account_ids) > SLICE:
-            return False
-        classes = wanted_accounts(desired, account_ids, uplink)[CLASSES]
-        new = {key: value for key, value in classes.items() if key not in self._found[CLASSES]}
-        if new:
-            self._ahead = shape(self._kernel, Diff(add=new))
-        return bool(new)
-
     def touched(self, desired: Desired, account_ids: Iterable[int], uplink: str) -> Report:
         """Makes only these accounts right, at their cost alone. Only where `knows_kernel`."""
         assert self._found is not None and self._shown is not None
         ids, found = tuple(account_ids), self._found
         self._usage.begin(desired.revision)
         self._found = None  # until the pass has ended well
-        if self._ahead is not None:
-            found[CLASSES].update(self._ahead.classes.add)  # the pass looks what has become of them
         want, old = wanted_accounts(desired, ids, uplink), wanted_accounts(self._shown, ids, uplink)
         differ = diffs_of((want, old), want, found)
         accounts = (state.accounts.get(i) for state in (self._shown, desired) for i in ids)
         addresses = {account.address for account in accounts if account}
-        one = Pass(self._kernel, self._usage, self._shown, desired, uplink, found, differ, addresses, self._ahead)
+        one = Pass(self._kernel, self._usage, self._shown, desired, uplink, found, differ, addresses)
         return self._finish(desired, one, ids)
 
     def _finish(self, desired: Desired, one: Pass, account_ids: Iterable[int]) -> Report:
         report = one.run()
         report.refuse(of_accounts(desired, account_ids))
-        self._ahead = None
         self._found, self._shown = one.found, desired  # what was refused is left to the full pass that follows
         return report
 

@@ -19,7 +19,7 @@ from agent.config import load_config
 from agent.kernel.linux import LinuxKernel
 from agent.kernel.trials.backend import choose_backend
 from agent.kernel.wireguard.links import choose_mode
-from agent.model import Scope
+from agent.objects import Scope
 from bench.measure import median
 
 ROUNDS = 7

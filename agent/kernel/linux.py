@@ -22,7 +22,7 @@ from agent.kernel.iptables import Forwardings, IptablesMarks
 from agent.kernel.nftables import Bounded, NftablesMarks, NftForwardings, bounded, foreign
 from agent.kernel.tc import Classes, Qdiscs, class_text
 from agent.kernel.wireguard import Links, Mode, Ownership, Peers, choose_mode
-from agent.model import Forwarding, HostNetwork, Opening, PeerState, Scope, tunnel_mtu
+from agent.objects import Forwarding, HostNetwork, Opening, PeerState, Scope, tunnel_mtu
 from agent.parts import Part
 
 K = TypeVar("K")

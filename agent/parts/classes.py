@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from agent.desired import Desired
-from agent.model import Account, Class, ClassKey, Server, mark_of, minor
+from agent.model import Account, Server, mark_of, minor
+from agent.objects import Class, ClassKey
 from agent.parts.part import AccountPart, Place
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from agent.model import Forwarding, Server
+from agent.model import Server
+from agent.objects import Forwarding
 from agent.parts.part import Place, ServerPart
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from agent.model import Link, Server, clamped
+from agent.model import Server, clamped
+from agent.objects import Link
 from agent.parts.part import Place, ServerPart
 
 

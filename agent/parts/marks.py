@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
-from agent.model import Account, Mark, Server
+from agent.model import Account, Server
+from agent.objects import Mark
 from agent.parts.part import AccountPart, Place
 
 

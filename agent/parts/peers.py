@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from agent.desired import Desired
-from agent.model import Account, Peer, PeerKey, Server
+from agent.model import Account, Server
+from agent.objects import Peer, PeerKey
 from agent.parts.part import AccountPart, Place
 
 

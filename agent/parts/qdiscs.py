@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from agent.model import Qdisc, Server
+from agent.model import Server
+from agent.objects import Qdisc
 from agent.parts.part import Place, ServerPart
 
 

@@ -7,7 +7,8 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Interface, NetmaskValu
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import InvalidValue
-from agent.model import Account, Counters, PeerState, Reach, Secret, Server
+from agent.model import Account, Reach, Secret, Server
+from agent.objects import Counters, PeerState
 from agent.origin import Origin, Version
 from agent.rpc import bounds
 from agent.status import Failure, Outcome, Settled, Status

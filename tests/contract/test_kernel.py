@@ -20,7 +20,8 @@ import pytest
 
 from agent.errors import KernelError
 from agent.kernel.trials.backend import BACKENDS, Backend
-from agent.model import Class, Counters, Diff, Forwarding, Link, Mark, Peer, Qdisc, Scope, Secret, clamped
+from agent.model import Secret, clamped
+from agent.objects import Class, Counters, Diff, Forwarding, Link, Mark, Peer, Qdisc, Scope
 from agent.parts import CLASSES, FORWARDING, LINKS, MARKS, PARTS, PEERS, QDISCS, Part
 from agent.shaping import shape
 from tests.fakes.kernel import FakeKernel

@@ -12,7 +12,8 @@ from threading import RLock
 from typing import Any
 
 from agent.errors import KernelError
-from agent.model import DEFAULT_MTU, Class, Counters, Diff, HostNetwork, Mark, PeerState, Qdisc, Scope
+from agent.model import DEFAULT_MTU
+from agent.objects import Class, Counters, Diff, HostNetwork, Mark, PeerState, Qdisc, Scope
 from agent.parts import Part
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
-from agent.model import NO_COUNTERS, Account, Secret, Server
+from agent.model import Account, Secret, Server
+from agent.objects import NO_COUNTERS
 from agent.usage import Baseline, Used
 
 EPOCH = "epoch-1"

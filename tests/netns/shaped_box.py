@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.kernel.tc import shaper
 from agent.kernel.tc.printed import ClassCounters, class_counters
-from agent.model import Class, ClassKey, Diff, Qdisc, Scope
+from agent.objects import Class, ClassKey, Diff, Qdisc, Scope
 from tests.netns.conftest import enter
 
 DEVICE, FAR = "up0", "up1"

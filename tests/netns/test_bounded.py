@@ -16,7 +16,7 @@ from agent.kernel.host import conntrack
 from agent.kernel.linux import backend_doors
 from agent.kernel.nftables import bounded, nft
 from agent.kernel.nftables.bounded import BROKEN, Bounded, wanted_rules
-from agent.model import Diff, Forwarding, Scope
+from agent.objects import Diff, Forwarding, Scope
 from tests.netns import crossing as networks
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, iptables

@@ -12,7 +12,7 @@ import pytest
 from agent.errors import KernelError
 from agent.kernel.host import conntrack
 from agent.kernel.linux import backend_doors
-from agent.model import Diff, Forwarding, Scope
+from agent.objects import Diff, Forwarding, Scope
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, iptables, nft
 

@@ -12,7 +12,7 @@ import pytest
 from agent.kernel.iptables.forwarding import Forwardings
 from agent.kernel.nftables import foreign
 from agent.kernel.nftables.forwarding import NftForwardings
-from agent.model import Diff
+from agent.objects import Diff
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, CAROL, DEADLINE, INTERNET, Crossing, build, ip, nft
 from tests.netns.test_reach import DOORS, WANTED

@@ -19,7 +19,7 @@ import pytest
 from agent.diff import diff
 from agent.doors import Doors
 from agent.kernel.linux import backend_doors
-from agent.model import NO_COUNTERS, Counters, Diff, Forwarding, Mark, Scope
+from agent.objects import NO_COUNTERS, Counters, Diff, Forwarding, Mark, Scope
 from tests.netns.conftest import enter
 from tests.netns.crossing import (
     ALICE,

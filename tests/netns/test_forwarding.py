@@ -17,7 +17,8 @@ import pytest
 from agent.diff import diff
 from agent.kernel.iptables.forwarding import Forwardings
 from agent.kernel.nftables.forwarding import NftForwardings
-from agent.model import CLOSED, Diff, Forwarding, Reach, Scope
+from agent.model import CLOSED, Reach
+from agent.objects import Diff, Forwarding, Scope
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, ip, iptables, nft, saved
 

@@ -28,7 +28,8 @@ from agent.kernel.wireguard import uapi
 from agent.kernel.wireguard.door import PortBusy
 from agent.kernel.wireguard.links import Links, choose_mode, udp_ports
 from agent.kernel.wireguard.peers import Peers
-from agent.model import Diff, Link, Qdisc, Scope, Secret
+from agent.model import Secret
+from agent.objects import Diff, Link, Qdisc, Scope
 from tests.netns import tunnels
 from tests.netns.conftest import enter
 from tests.netns.tunnels import STDIN, Client, Server, handshake, scope, shown, some_key, unique_name, within

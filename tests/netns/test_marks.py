@@ -21,7 +21,7 @@ from agent.kernel.iptables import tables, xtables
 from agent.kernel.iptables.entries import Image
 from agent.kernel.iptables.marks import BROKEN, IptablesMarks
 from agent.kernel.nftables.marks import NftablesMarks
-from agent.model import Counters, Diff, Mark, Scope
+from agent.objects import Counters, Diff, Mark, Scope
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, INTERNET, Crossing, build, iptables, nft, saved, sysctl, watch, watched
 

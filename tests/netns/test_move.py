@@ -14,8 +14,8 @@ from agent.errors import KernelError
 from agent.kernel.iptables import tables
 from agent.kernel.linux import backend_doors
 from agent.kernel.nftables import nft
-from agent.model import Diff, Mark, Scope
 from agent.move import Move
+from agent.objects import Diff, Mark, Scope
 from agent.parts import FORWARDING, MARKS
 from agent.usage import Usage
 from agent.wanted import wanted

@@ -18,7 +18,7 @@ from agent.kernel.nftables import nft, readout, ruleset
 from agent.kernel.nftables.forwarding import NftForwardings
 from agent.kernel.nftables.marks import TOWARDS, NftablesMarks
 from agent.kernel.nftables.ruleset import Writing
-from agent.model import Diff, Forwarding, Mark, Scope
+from agent.objects import Diff, Forwarding, Mark, Scope
 from tests.netns import crossing
 from tests.netns.conftest import enter
 from tests.netns.test_probe import python
@@ -221,7 +221,7 @@ from agent.kernel.trials.backend import BACKENDS, refusal
 from agent.kernel.iptables.marks import IptablesMarks
 from agent.kernel.nftables.forwarding import NftForwardings
 from agent.kernel.nftables.marks import NftablesMarks
-from agent.model import Diff, Forwarding, Mark, Scope
+from agent.objects import Diff, Forwarding, Mark, Scope
 address, scope = IPv4Address("10.0.0.1"), Scope(frozenset(), "up0")
 marks = {address: Mark(address, 109)}
 rules = {"wl0": Forwarding("wl0", IPv4Interface("10.0.0.1/24"), "up0", 9, False, None)}

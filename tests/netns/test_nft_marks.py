@@ -12,7 +12,7 @@ import pytest
 from agent.diff import diff
 from agent.kernel.iptables.marks import IptablesMarks
 from agent.kernel.nftables.marks import BROKEN, NftablesMarks
-from agent.model import Counters, Diff, Mark
+from agent.objects import Counters, Diff, Mark
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, INTERNET, Crossing, build, iptables, nft, sysctl, watch, watched
 from tests.netns.test_marks import ALICE_ADDRESS, BOB_ADDRESS, SCOPE, WANTED, flood

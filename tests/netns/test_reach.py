@@ -16,7 +16,8 @@ import pytest
 from agent.diff import diff
 from agent.kernel.iptables.forwarding import BROKEN, Forwardings
 from agent.kernel.nftables.forwarding import NftForwardings
-from agent.model import Diff, Forwarding, Opening, Reach, Scope
+from agent.model import Reach
+from agent.objects import Diff, Forwarding, Opening, Scope
 from agent.ways import closed
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, ip, sysctl

@@ -11,7 +11,8 @@ import pytest
 
 from agent.kernel.host.interfaces import read_addresses, read_networks, read_uplink_mtu
 from agent.kernel.host.routed import MOST_TOLD, narrow, warnings
-from agent.model import Forwarding, HostNetwork, Reach
+from agent.model import Reach
+from agent.objects import Forwarding, HostNetwork
 from tests.netns.conftest import enter
 
 SERVER = Forwarding("wg1", IPv4Interface("10.0.0.1/24"), "eth0", 51821, False, None)

@@ -14,7 +14,7 @@ from agent.kernel.host.answers import Answers
 from agent.kernel.host.interfaces import read_device_routes, read_interfaces, read_networks, read_uplink_mtu, uplink
 from agent.kernel.host.routes import MAIN_TABLE, Hop, read_defaults
 from agent.kernel.tc.shaper import Qdiscs
-from agent.model import Diff, HostNetwork, Qdisc, Scope
+from agent.objects import Diff, HostNetwork, Qdisc, Scope
 from tests.netns.conftest import enter
 
 MANY_ROUTES, MANY_INTERFACES = 10_000, 500

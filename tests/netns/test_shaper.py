@@ -12,7 +12,8 @@ import pytest
 from agent.errors import KernelError
 from agent.kernel.host.scratch import NoNamespace, in_scratch_namespace
 from agent.kernel.tc import shaper
-from agent.model import Class, Diff, Qdisc, Scope, minor
+from agent.model import minor
+from agent.objects import Class, Diff, Qdisc, Scope
 from tests.netns.shaped_box import DEVICE, SCOPE, Box, classes, make_box
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from agent.kernel.tc import shaper
-from agent.model import Diff, minor
+from agent.model import minor
+from agent.objects import Diff
 from tests.netns.shaped_box import DEVICE, SO_MARK, Box, classes, make_box
 
 

@@ -13,7 +13,7 @@ from agent.diff import diff
 from agent.kernel.wireguard.door import Absent
 from agent.kernel.wireguard.links import Links
 from agent.kernel.wireguard.peers import Peers
-from agent.model import Diff, Link, Peer, PeerKey
+from agent.objects import Diff, Link, Peer, PeerKey
 from tests.netns import tunnels
 from tests.netns.tunnels import STDIN, Client, Server, handshake, scope, some_key, within
 

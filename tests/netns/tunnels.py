@@ -26,7 +26,8 @@ import pytest
 from agent.kernel.wireguard.door import Mode, WireGuard
 from agent.kernel.wireguard.genetlink import KernelWireGuard
 from agent.kernel.wireguard.uapi import UserspaceWireGuard
-from agent.model import Link, Peer, PeerKey, Scope, Secret
+from agent.model import Secret
+from agent.objects import Link, Peer, PeerKey, Scope
 from tests.netns.conftest import enter
 
 DEADLINE = 60.0  # seconds; a machine under emulation is 20 times slower

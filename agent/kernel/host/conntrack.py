@@ -32,7 +32,7 @@ from agent.kernel.netlink import (
     attributes,
     message,
 )
-from agent.model import Scope
+from agent.objects import Scope
 
 ASK_AT_MOST = 2  # addresses looked for one by one
 FULL_SHARE = 0.9  # of the table, from which on the operator is warned

@@ -26,7 +26,7 @@ from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 from agent.errors import KernelError
 from agent.kernel.host.routes import MAIN_TABLE, read_defaults, read_networks_of_main
 from agent.kernel.netlink import HEADER_BYTES, Netlink, Refusal, attribute, attributes, message
-from agent.model import HostNetwork
+from agent.objects import HostNetwork
 
 OUR_ALIAS = "wirelane:"  # what the alias of every interface of ours begins with
 WIREGUARD_KINDS = ("wireguard", "tun")  # IFLA_INFO_KIND: in the kernel; of a userspace implementation

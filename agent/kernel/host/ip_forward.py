@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from agent.errors import KernelError
-from agent.model import Forwarding
+from agent.objects import Forwarding
 
 CONF = Path("/proc/sys/net/ipv4/conf")  # /proc/sys/net shows the namespace of the thread that opens it
 

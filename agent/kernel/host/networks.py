@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network
 
-from agent.model import HostNetwork
+from agent.objects import HostNetwork
 
 SHORTEST = 8  # prefix length
 MOST_TOLD = 1_000

@@ -14,7 +14,8 @@ from ipaddress import IPv4Address
 from socket import AF_INET, if_indextoname, if_nametoindex
 
 from agent.kernel.netlink import HEADER_BYTES, Netlink, Refusal, attribute, attributes, message
-from agent.model import LEAST_MTU, WIREGUARD_BYTES, Forwarding, HostNetwork
+from agent.model import LEAST_MTU, WIREGUARD_BYTES
+from agent.objects import Forwarding, HostNetwork
 
 RTM_GETROUTE = 26  # linux/rtnetlink.h
 RTN_LOCAL = 2

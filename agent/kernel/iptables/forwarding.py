@@ -40,7 +40,8 @@ from agent.kernel.host import ip_forward
 from agent.kernel.iptables import entries, tables, xtables
 from agent.kernel.iptables.entries import Image, entry, jump
 from agent.kernel.iptables.xtables import Hook, Transaction
-from agent.model import CLOSED, Diff, Forwarding, Opening, Reach, Scope
+from agent.model import CLOSED, Reach
+from agent.objects import Diff, Forwarding, Opening, Scope
 
 BROKEN = ""
 """Key of the extra entry in what `read` returns when our chains are damaged. It is never the name of an interface."""

@@ -47,7 +47,7 @@ from agent.kernel.iptables.marktree import (
     standing_rules,
 )
 from agent.kernel.iptables.xtables import Hook, Transaction
-from agent.model import Counters, Diff, Mark, Scope, stamp_after
+from agent.objects import Counters, Diff, Mark, Scope, stamp_after
 
 TABLE = "mangle"
 HOOKS = (Hook("POSTROUTING", TOP), Hook("OUTPUT", OWN))

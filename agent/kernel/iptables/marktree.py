@@ -30,7 +30,7 @@ from typing import Any
 
 from agent.kernel.iptables import entries
 from agent.kernel.iptables.entries import Image
-from agent.model import NO_STAMP
+from agent.objects import NO_STAMP
 
 PREFIXES = (20, 24, 28)  # lengths of the levels under a root; the last are the leaves
 LEAF_MASK = 0xFFFFFFF0

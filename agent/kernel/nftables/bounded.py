@@ -29,7 +29,7 @@ from typing import Any, Protocol
 from agent.errors import KernelError
 from agent.kernel.nftables import nft, ruleset
 from agent.kernel.nftables.ruleset import Chain, Piece, Rule, Set, Table, Writing
-from agent.model import Diff, Forwarding, Scope
+from agent.objects import Diff, Forwarding, Scope
 
 TABLE = "wirelane_connections"
 SHARE = 250  # connections in one list

@@ -21,7 +21,8 @@ from typing import Any
 from agent.errors import KernelError
 from agent.kernel.nftables import nft
 from agent.kernel.nftables.packet import Packet, Rules, outcomes, with_states
-from agent.model import SOMEBODY, Forwarding
+from agent.model import SOMEBODY
+from agent.objects import Forwarding
 
 OURS = ("wirelane", "wirelane_forwarding", "wirelane_connections")
 FAMILIES = ("ip", "inet")

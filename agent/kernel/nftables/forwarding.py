@@ -37,7 +37,8 @@ from agent.errors import KernelError
 from agent.kernel.host import ip_forward
 from agent.kernel.nftables import nft, ruleset
 from agent.kernel.nftables.ruleset import Chain, Expressions, Piece, Rule, Table, Writing, normal
-from agent.model import CLOSED, INTERFACE_PATTERN, Diff, Forwarding, Opening, Reach, Scope
+from agent.model import CLOSED, INTERFACE_PATTERN, Reach
+from agent.objects import Diff, Forwarding, Opening, Scope
 
 TABLE = "wirelane_forwarding"
 BROKEN = ""

@@ -35,7 +35,7 @@ from agent.errors import KernelError
 from agent.kernel.nftables import nft, readout, ruleset
 from agent.kernel.nftables.readout import Element
 from agent.kernel.nftables.ruleset import Chain, Piece, Set, Table, Writing
-from agent.model import NO_STAMP, Counters, Diff, Mark, Scope, stamp_after
+from agent.objects import NO_STAMP, Counters, Diff, Mark, Scope, stamp_after
 
 TABLE = "wirelane"
 MARKS = "marks"

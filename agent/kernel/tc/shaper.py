@@ -21,7 +21,8 @@ from agent.errors import KernelError
 from agent.kernel.host.scratch import NoNamespace, in_scratch_namespace
 from agent.kernel.netlink import Netlink, Refusal
 from agent.kernel.tc import printed, wire
-from agent.model import LINKS, Class, ClassKey, Diff, Qdisc, Scope
+from agent.model import LINKS
+from agent.objects import Class, ClassKey, Diff, Qdisc, Scope
 
 GONE = frozenset({errno.ENOENT, errno.ENODEV})  # what should be removed is removed already
 WRONG = -1  # the rate of a class that is not as we make it: no class is ever wanted with it, so it gets repaired

@@ -17,7 +17,7 @@ from agent.kernel.nftables.forwarding import NftForwardings
 from agent.kernel.nftables.marks import TOWARDS, NftablesMarks
 from agent.kernel.nftables.ruleset import Chain, Writing
 from agent.kernel.trials.loopback import ADDRESS, DATAGRAM, MARK, connect, packets_in_class, send, talk
-from agent.model import Counters, Diff, Forwarding, Mark, Scope
+from agent.objects import Counters, Diff, Forwarding, Mark, Scope
 
 TABLE = "wirelane_trial"
 _write = Writing(TABLE)

@@ -40,7 +40,7 @@ from agent.kernel.trials.loopback import (
     send,
     talk,
 )
-from agent.model import Class, Diff, Qdisc, Scope
+from agent.objects import Class, Diff, Qdisc, Scope
 
 DEADLINE = 20.0  # seconds for all trials together; they take about a tenth of a second
 TUNSETIFF = 0x400454CA  # linux/if_tun.h

@@ -13,7 +13,8 @@ from ipaddress import IPv4Address
 from typing import Literal, Protocol
 
 from agent.errors import KernelError
-from agent.model import PeerState, Secret
+from agent.model import Secret
+from agent.objects import PeerState
 
 Mode = Literal["kernel", "userspace"]
 

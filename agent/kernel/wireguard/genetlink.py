@@ -21,7 +21,8 @@ from agent.errors import KernelError
 from agent.kernel.host import interfaces
 from agent.kernel.netlink import HEADER_BYTES, ListingRefused, Netlink, attribute, attributes, message, nested
 from agent.kernel.wireguard.door import Absent, Device, HeldPeer, PeerChange, PortBusy, Refused, set_in_batches
-from agent.model import PeerState, Secret
+from agent.model import Secret
+from agent.objects import PeerState
 
 FAMILY_NAME = b"wireguard\0"
 PEERS_PER_MESSAGE = 500  # at most 124 bytes each, and all of them in one nested attribute: below 65,535

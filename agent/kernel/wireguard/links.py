@@ -39,7 +39,8 @@ from agent.kernel.wireguard.door import Absent, Device, Mode, PortBusy, WireGuar
 from agent.kernel.wireguard.genetlink import KernelWireGuard
 from agent.kernel.wireguard.ownership import Ownership
 from agent.kernel.wireguard.uapi import UserspaceWireGuard
-from agent.model import Diff, HostNetwork, Link, Scope, Secret
+from agent.model import Secret
+from agent.objects import Diff, HostNetwork, Link, Scope
 
 NO_ADDRESS = IPv4Interface("0.0.0.0/0")  # found: none, or others than one
 NO_DEVICE = Device(Secret(""), 0, has_peers=False)  # found: no WireGuard answers

@@ -15,7 +15,7 @@ from agent.kernel.wireguard.door import Absent, HeldPeer, PeerChange, WireGuard
 from agent.kernel.wireguard.genetlink import KernelWireGuard
 from agent.kernel.wireguard.ownership import Ownership
 from agent.kernel.wireguard.uapi import UserspaceWireGuard
-from agent.model import Diff, Peer, PeerKey, PeerState, Scope
+from agent.objects import Diff, Peer, PeerKey, PeerState, Scope
 
 
 class Peers:

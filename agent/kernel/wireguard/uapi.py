@@ -26,7 +26,8 @@ from pathlib import Path
 from agent.errors import KernelError
 from agent.kernel.host import interfaces
 from agent.kernel.wireguard.door import Absent, Device, HeldPeer, PeerChange, PortBusy, Refused, set_in_batches
-from agent.model import PeerState, Secret
+from agent.model import Secret
+from agent.objects import PeerState
 
 SOCKETS = Path("/var/run/wireguard")  # wireguard-go: ipc/uapi_unix.go; it cannot be told another one
 ANSWER_SECONDS = 10.0  # 1,000 peers take 0.1 s; the rest is for a starved machine

@@ -9,7 +9,8 @@ import pytest
 
 from agent.kernel.iptables import entries
 from agent.kernel.iptables.forwarding import FORWARD, INPUT, NAT, all_rules, guessed, sound, wanted_rules
-from agent.model import Forwarding, Opening, Reach
+from agent.model import Reach
+from agent.objects import Forwarding, Opening
 
 FIRST = Forwarding("wg1", IPv4Interface("10.66.0.1/24"), "up0", 51820, False, None)
 SECOND = Forwarding("wg0", IPv4Interface("10.67.0.1/24"), "up0", 51821, True, IPv4Address("192.0.2.77"))

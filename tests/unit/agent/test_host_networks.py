@@ -7,7 +7,7 @@ from ipaddress import IPv4Interface, IPv4Network
 import pytest
 
 from agent.kernel.host.networks import refusal, told
-from agent.model import HostNetwork
+from agent.objects import HostNetwork
 
 HOST = [
     HostNetwork(IPv4Network("10.0.0.0/24"), "eth1"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agent.errors import InvalidValue
-from agent.model import Reach, tunnel_mtu
+from agent.model import Reach
+from agent.objects import tunnel_mtu
 from tests.fakes.state import server
 
 

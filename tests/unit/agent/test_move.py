@@ -12,8 +12,8 @@ import pytest
 from agent.desired import Desired, Snapshot
 from agent.doors import Doors
 from agent.errors import KernelError
-from agent.model import Counters, Diff, Forwarding, Mark, Scope
 from agent.move import Move
+from agent.objects import Counters, Diff, Forwarding, Mark, Scope
 from agent.usage import Usage, Used
 from tests.fakes.state import EPOCH, MemoryKeeper, account, server
 

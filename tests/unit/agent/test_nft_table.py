@@ -10,7 +10,8 @@ from agent.kernel.nftables import ruleset
 from agent.kernel.nftables.forwarding import CHAINS, FORWARD, INPUT, MSS, NAT, all_rules, guessed, sound
 from agent.kernel.nftables.marks import CHAIN, GUARDED, MARKS, MOVED, PLAIN, TOWARDS
 from agent.kernel.nftables.ruleset import Chain, Set, Writing, normal
-from agent.model import CLOSED, Forwarding
+from agent.model import CLOSED
+from agent.objects import Forwarding
 
 FIRST = Forwarding("wl0", IPv4Interface("10.66.0.1/24"), "up0", 51820, False, None)
 SECOND = Forwarding("wl1", IPv4Interface("10.67.0.1/24"), "up0", 51821, True, IPv4Address("192.0.2.77"))

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 
 from agent.desired import Desired, Snapshot
 from agent.diff import diffs
-from agent.model import Mark
+from agent.objects import Mark
 from agent.parts import MARKS, PEERS
 from agent.plan import plan
 from agent.wanted import Wanted, wanted

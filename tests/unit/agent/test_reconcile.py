@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import InvalidValue, KernelError, StaleRevision, StoreError
-from agent.model import Diff
+from agent.objects import Diff
 from agent.reconcile import Reconciler
 from agent.report import Report
 from agent.status import Outcome, Status
@@ -176,18 +175,15 @@ def test_a_hundred_changes_at_once_take_a_few_passes(path: Path, monkeypatch: py
     asyncio.run(story())
 
 
-def test_classes_are_made_while_the_disk_works(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.writer.MANY_CLASSES", 0)
-
+def test_nothing_is_built_before_its_patch_is_accepted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         async with node(path) as one:
             await one.snapshot(account(2))
-            real, shaped = one.store.save_patch, Event()
-            one.kernel.watch = lambda part, verb, written: shaped.set() if part == "classes" else None
+            real, before = one.store.save_patch, one.kernel.shown()
 
             def slow(desired: Desired, patch: Patch) -> None:
-                assert shaped.wait(LONG)
-                assert set(one.kernel.peers.held) == {("wg1", key(2))}
+                time.sleep(0.1)
+                assert one.kernel.shown() == before
                 real(desired, patch)
 
             monkeypatch.setattr(one.store, "save_patch", slow)
@@ -197,77 +193,16 @@ def test_classes_are_made_while_the_disk_works(path: Path, monkeypatch: pytest.M
     asyncio.run(story())
 
 
-def test_a_resync_while_the_disk_works_finds_no_drift_in_what_was_made_ahead(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agent.writer.MANY_CLASSES", 0)
-
-    async def story() -> None:
-        async with node(path) as one:
-            await one.snapshot(account(2))
-            real, shaped, saved = one.store.save_patch, Event(), Event()
-            one.kernel.watch = lambda part, verb, written: shaped.set() if part == "classes" else None
-
-            def slow(desired: Desired, patch: Patch) -> None:
-                assert saved.wait(LONG)
-                real(desired, patch)
-
-            monkeypatch.setattr(one.store, "save_patch", slow)
-            patching = asyncio.create_task(one.patch(account(3), revision=6))
-            assert await asyncio.to_thread(shaped.wait, LONG)
-            del one.kernel.marks.held[IPv4Address("10.0.1.2")]
-            assert (await one.resync()).drift_count == 1 and ("wg1", 0x101) not in one.kernel.classes.held
-            saved.set()
-            assert await patching is Outcome.APPLIED and ("wg1", 0x101) in one.kernel.classes.held
-            assert (await one.resync()).drift_count == 1
-
-    asyncio.run(story())
-
-
-@pytest.mark.parametrize(
-    ("before", "put"),
-    [
-        (account(2, download=0, upload=0), account(2)),
-        (account(2, download=0, upload=0), account(7, mark=100)),
-    ],
-    ids=["the account is there", "another has its mark"],
-)
-def test_nothing_is_shaped_before_its_patch_is_accepted(
-    path: Path, monkeypatch: pytest.MonkeyPatch, before: object, put: object
-) -> None:
-    monkeypatch.setattr("agent.writer.MANY_CLASSES", 0)
-
-    async def story() -> None:
-        async with node(path) as one:
-            await one.snapshot(before)
-            real = one.store.save_patch
-
-            def slow(desired: Desired, patch: Patch) -> None:
-                time.sleep(0.1)
-                assert not one.kernel.classes.held
-                real(desired, patch)
-
-            monkeypatch.setattr(one.store, "save_patch", slow)
-            assert await one.patch(put, revision=6, remove=(2,) if put is not before else ()) is Outcome.APPLIED
-            assert len(one.kernel.classes.held) == 2
-
-    asyncio.run(story())
-
-
 @pytest.mark.parametrize("error", [StoreError("no space left on device"), RuntimeError("a bug")])
 def test_a_patch_that_cannot_be_saved_leaves_nothing_in_the_kernel_and_is_no_drift(
     path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr("agent.writer.MANY_CLASSES", 0)
-
     async def story() -> None:
         async with node(path) as one:
             await one.snapshot(account(2))
-            before, shaped = one.kernel.shown(), Event()
-            one.kernel.watch = lambda part, verb, written: shaped.set() if part == "classes" else None
+            before = one.kernel.shown()
 
             def full(desired: Desired, patch: Patch) -> None:
-                assert shaped.wait(LONG)
                 raise error
 
             with monkeypatch.context() as disk:

@@ -11,7 +11,8 @@ import pytest
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import StoreError
-from agent.model import NO_COUNTERS, Counters, Reach
+from agent.model import Reach
+from agent.objects import NO_COUNTERS, Counters
 from agent.store import Store, only_agent, open_store, open_store_or_new
 from agent.usage import Baseline, Usage, Used
 from tests.fakes.state import account, server
@@ -133,9 +134,9 @@ def test_the_owner_of_an_address_is_known_before_the_first_sample(path: Path) ->
     store, _ = filled(path)
     assert store.load_baselines()[A] == Baseline(2, NO_COUNTERS)
     usage = Usage(store, lambda: NOW)
-    usage.take_over({A: 9}, {})
+    usage.restarted({A: 9})
     assert store.load_baselines()[A].owner == 9
-    usage.ended({A: None})
+    usage.forget([A])
     assert A not in store.load_baselines()
     store.close()
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.model import NO_COUNTERS, Counters
+from agent.objects import NO_COUNTERS, Counters
 from agent.usage import Baseline, Usage, Used, advance, day_of
 from tests.fakes.state import MemoryKeeper
 

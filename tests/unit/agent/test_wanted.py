@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from agent.desired import Desired, Snapshot
 from agent.diff import diff, diff_of
-from agent.model import Class, Forwarding, Mark, Peer, Qdisc, is_mark, mark_of, minor
+from agent.model import is_mark, mark_of, minor
+from agent.objects import Class, Forwarding, Mark, Peer, Qdisc
 from agent.parts import CLASSES, FORWARDING, LINKS, MARKS, PEERS, QDISCS
 from agent.wanted import wanted, wanted_accounts
 from tests.fakes.state import EPOCH, account, key, server

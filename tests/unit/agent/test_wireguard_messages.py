@@ -21,7 +21,8 @@ from agent.kernel.host.watch import ANY, News
 from agent.kernel.netlink import attribute
 from agent.kernel.wireguard import genetlink, uapi
 from agent.kernel.wireguard.door import HeldPeer, PeerChange, Refused, set_in_batches
-from agent.model import PeerState, Secret
+from agent.model import Secret
+from agent.objects import PeerState
 
 KEY_A, KEY_B, KEY_C = (base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2, 3))
 HEX_A, HEX_B, HEX_C = ("01" * 32, "02" * 32, "03" * 32)

@@ -14,7 +14,8 @@ import pytest
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import KernelError, StoreError
-from agent.model import Diff, minor
+from agent.model import minor
+from agent.objects import Diff
 from agent.parts import LINKS, PARTS
 from agent.report import Report
 from agent.usage import Usage, Used
@@ -45,18 +46,14 @@ class Box:
     def change(self, *put: object, remove: tuple[int, ...] = ()) -> list[str]:
         """Patches the desired state and makes a pass over what it touched."""
         self.kernel.writes.clear()
-        patch = self.ahead(*put, remove=remove)
+        patch = self.patch(*put, remove=remove)
         self.desired = self.desired.patched(patch)
         self.keeper.expect(patch.put_accounts)
         self.report = self.writer.touched(self.desired, patch.account_ids, "eth0")
         return list(self.kernel.writes)
 
-    def ahead(self, *put: object, remove: tuple[int, ...] = ()) -> Patch:
-        """What happens while a patch is being saved."""
-        patch = Patch(EPOCH, self.desired.revision, self.desired.revision + 1, put_accounts=put, remove_accounts=remove)  # type: ignore[arg-type]
-        new = [one.id for one in patch.put_accounts if one.id not in self.desired.accounts]
-        self.began = self.writer.shape_ahead(self.desired.patched(patch), new, "eth0")
-        return patch
+    def patch(self, *put: object, remove: tuple[int, ...] = ()) -> Patch:
+        return Patch(EPOCH, self.desired.revision, self.desired.revision + 1, put_accounts=put, remove_accounts=remove)  # type: ignore[arg-type]
 
     def no_peer_without_its_class(self, part: str, verb: str, written: object) -> None:
         for held, peer in self.kernel.peers.held.items():
@@ -76,7 +73,6 @@ class Box:
 def box(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Box:
     """Classes and marks in either way."""
     monkeypatch.setattr("agent.steps.MANY_CLASSES", request.param)
-    monkeypatch.setattr("agent.writer.MANY_CLASSES", request.param)
     box = Box()
     box.full()
     return box
@@ -119,7 +115,7 @@ def test_what_an_agent_that_was_killed_has_not_forgotten_is_forgotten_at_the_nex
     for i in (2, 3):
         del box.kernel.peers.held["wg1", key(i)]
     heir = account(7, address=IPv4Address("10.0.1.2"), mark=100)
-    box.desired = box.desired.patched(box.ahead(heir, remove=(2, 3)))
+    box.desired = box.desired.patched(box.patch(heir, remove=(2, 3)))
     box.restart()
     written = box.full()
     assert {word for line in written if "forget" in line for word in line.split()} == {"forget", "10.0.1.2", "10.0.1.3"}
@@ -148,65 +144,18 @@ def test_classes_and_marks_are_made_at_once(box: Box, monkeypatch: pytest.Monkey
         box.full()
     else:
         box.change(account(2), account(3))
-        assert box.began
     assert box.is_right() and not box.report.failures
 
 
-def test_what_was_made_ahead_is_reported_with_the_pass(box: Box) -> None:
-    written = box.change(account(2), account(3))
-    assert sorted(f"{one.verb} {one.part}" for one in box.report.changes) == sorted(
-        " ".join(line.split()[:2]) for line in written
-    )
-    assert len(box.report.changes) == 8
-
-
 @at_once
-def test_a_class_made_ahead_that_is_refused_spoils_its_account_and_is_tried_again(box: Box) -> None:
+def test_a_class_made_beside_the_marks_that_is_refused_spoils_its_account_and_is_tried_again(box: Box) -> None:
     box.kernel.refuses["classes", "add", ("wg1", 0x100)] = "no room"
     box.change(account(2), account(3))
-    assert box.began and [(f.account_id, f.reason) for f in box.report.failures.values()] == [(2, "no room")]
+    assert [(f.account_id, f.reason) for f in box.report.failures.values()] == [(2, "no room")]
     assert {peer.address for peer in box.kernel.peers.held.values()} == {IPv4Address("10.0.1.3")}
     box.kernel.refuses.clear()
     assert box.change(account(2, download=30)) == ["add classes wg1 100", f"add peers wg1 {key(2)[:6]}"]
     assert box.is_right()
-
-
-@at_once
-def test_a_pass_of_another_patch_takes_over_what_was_made_ahead(box: Box) -> None:
-    box.ahead(account(2))
-    assert [line for line in box.change(account(3)) if "remove" in line] == [] and not box.began
-    assert ("wg1", 0x100) in box.kernel.classes.held
-    assert sorted(box.change(account(2))) == ["add marks 10.0.1.2", f"add peers wg1 {key(2)[:6]}"]
-    assert box.is_right()
-
-
-@at_once
-@pytest.mark.parametrize("between", [True, False])
-def test_a_full_pass_removes_what_was_made_ahead_of_a_patch_that_was_not_accepted(box: Box, between: bool) -> None:
-    box.change(account(3))
-    box.ahead(account(2))
-    if between:
-        box.change(account(3, download=30))
-    assert [line for line in box.full() if "classes" in line] == ["remove classes wg1 100", "remove classes eth0 100"]
-    assert box.is_right()
-
-
-@at_once
-def test_a_full_pass_that_takes_back_what_was_made_ahead_says_so(box: Box) -> None:
-    box.change(account(3))
-    box.ahead(account(2))
-    box.kernel.marks.held.clear()
-    box.full()
-    assert (len(box.report.changes), box.report.undone) == (3, 2)
-    box.full()
-    assert (len(box.report.changes), box.report.undone) == (0, 0)
-
-
-@at_once
-def test_nothing_is_made_ahead_for_more_accounts_than_a_slice(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.writer.SLICE", 1)
-    box.ahead(account(2), account(3))
-    assert not box.began and not box.kernel.classes.held
 
 
 def test_a_standing_peer_keeps_its_old_class_where_the_new_one_is_refused(box: Box) -> None:
@@ -630,7 +579,6 @@ def test_whatever_call_fails_the_next_full_pass_makes_it_right_and_nothing_leaks
 def test_random_walks_end_where_a_fresh_kernel_would(seed: int, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes in any order, with failures, reboots, drift and restarts in between."""
     monkeypatch.setattr("agent.steps.MANY_CLASSES", many)
-    monkeypatch.setattr("agent.writer.MANY_CLASSES", many)
     dice, box = random.Random(seed), Box()
     box.full()
     for _ in range(60):
@@ -671,11 +619,7 @@ def _random_step(dice: random.Random, box: Box) -> None:
         case 6:
             box.restart()
             _try(box, box.full)
-        case _:  # a patch that cannot be saved
-            stranger = 10_000 + dice.randrange(7, 90)
-            box.ahead(account(stranger))
-            if dice.random() < 0.5:
-                _try(box, lambda: box.change(remove=(number,)))
+        case _:
             _try(box, box.full)
 
 
@@ -749,7 +693,7 @@ def test_marks_and_classes_stay_while_a_link_that_could_not_be_made_right_may_st
     box.full()
     box.change(account(2), account(3))
     box.kernel.refuses["links", "change", "wg1"] = "it does not answer"
-    box.desired = box.desired.patched(box.ahead(account(2, enabled=False)))
+    box.desired = box.desired.patched(box.patch(account(2, enabled=False)))
     box.kernel.links.held["wg1"] = replace(box.kernel.links.held["wg1"], mtu=1)  # and it differs
     box.kernel.peers.sees = lambda key, scope: False  # type: ignore[method-assign]
     box.full()

@@ -1,0 +1,209 @@
+"""What Linux can be asked to hold, as values: what is `wanted` and what is `found` are made of the same types.
+
+Frozen, no I/O. "Is it right?" is `==`; fields that Linux cannot hold (whose object it is) take no part in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Generic, TypeVar
+
+from agent.model import DEFAULT_MTU, EVERYWHERE, INTERNET, LEAST_MTU, SOMEBODY, WIREGUARD_BYTES, Reach, Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A WireGuard interface, up and addressed. Key: interface."""
+
+    interface: str
+    private_key: Secret
+    listen_port: int
+    address: IPv4Interface
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Qdisc:
+    """Our HTB root `1:` with its classifier, on a link or the uplink. Key: device."""
+
+    device: str
+
+
+ClassKey = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Class:
+    """An HTB class with its leaf. Key: (device, minor)."""
+
+    device: str
+    minor: int
+    rate: int  # Mbit/s, never 0
+    owner: int = field(default=0, compare=False)  # account id; Linux does not know it
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A port of the box that accounts may use, at their server's own address."""
+
+    protocol: str  # "tcp" or "udp"
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarding:
+    """What lets a server's traffic through: NAT, forward and input rules, MSS clamp. Key: interface."""
+
+    interface: str
+    address: IPv4Interface  # the server's own, with the network its accounts live in
+    uplink: str  # "" = there is none, and nothing passes but what stays on the link; never read back
+    listen_port: int  # 0 = the link does not listen, and no port is opened for it
+    internal_traffic: bool
+    external_ip: IPv4Address | None
+    reach: Reach = INTERNET
+
+    @property
+    def network(self) -> IPv4Network:
+        return self.address.network
+
+    @property
+    def client(self) -> IPv4Address:
+        """An address that an account may have."""
+        return next((host for host in self.network.hosts() if host != self.address.ip), self.address.ip)
+
+    @property
+    def target(self) -> IPv4Address:
+        """An address behind the uplink that accounts may reach."""
+        if self.reach.internet or self.reach.networks == (EVERYWHERE,):
+            return SOMEBODY
+        first = self.reach.networks[0]
+        return first[1 if first.prefixlen < 31 else 0]
+
+
+ANY_STAMP = -1
+NO_STAMP = 1 << 63  # above every revision: a table of before is believed
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What the two mark rules of an address have counted; inner IP bytes.
+
+    `made`: what the table that was read says of itself, see stamp_after(); NO_STAMP = nothing.
+    """
+
+    download_packets: int = 0
+    download_bytes: int = 0
+    upload_packets: int = 0
+    upload_bytes: int = 0
+    made: int = field(default=NO_STAMP, compare=False)
+
+
+NO_COUNTERS = Counters()
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The two MARK rules of an address: towards it and from it. Key: address.
+
+    `counters`: what the rules shall start from when they have to be made; a rule that exists keeps its own.
+    `restart`: replace rules that exist too, with `counters` (the address has a new owner).
+    `at`, `after`: see stamp_after().
+    """
+
+    address: IPv4Address
+    mark: int
+    owner: int = field(default=0, compare=False)
+    counters: Counters = field(default=NO_COUNTERS, compare=False)
+    restart: bool = field(default=False, compare=False)
+    at: int = field(default=0, compare=False)
+    after: int = field(default=ANY_STAMP, compare=False)
+
+
+def stamp_after(diff: Diff[IPv4Address, Mark], said: int) -> int | None:
+    """What a table shall say of itself afterwards, that says `said` now; None = the same.
+
+    The revision (`at`) at which rules last went or were begun anew: from then on an address may have another owner. Not
+    where only a part of the table is looked at and it does not say what it should (`after`): then it is a save that
+    somebody put back. ANY_STAMP: all of it is looked at.
+    """
+    going = [*diff.remove.values(), *(mark for mark in diff.change.values() if mark.restart)]
+    at = {mark.at for mark in going if mark.after in (ANY_STAMP, said)}
+    if said == NO_STAMP:
+        at |= {mark.at for mark in (*diff.add.values(), *diff.change.values())}
+    return max(at, default=0) or None
+
+
+PeerKey = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """An account as WireGuard knows it. Key: (interface, public key)."""
+
+    interface: str
+    public_key: str
+    address: IPv4Address | None  # None = found with other allowed IPs than exactly one /32
+    owner: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerState:
+    """What WireGuard tells about a peer."""
+
+    public_key: str
+    address: IPv4Address | None
+    endpoint: str  # "192.0.2.1:51820", "" = none yet
+    keepalive: int  # seconds, 0 = off
+    latest_handshake: int  # Unix seconds, 0 = never
+    rx_bytes: int
+    tx_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostNetwork:
+    """A network that the host itself has: an address of its own, or a route."""
+
+    network: IPv4Network
+    interface: str
+
+
+def tunnel_mtu(uplink_mtu: int) -> int:
+    """What a packet in a tunnel may have, so that it leaves the uplink whole; bytes, both."""
+    return max(min(uplink_mtu - WIREGUARD_BYTES, DEFAULT_MTU), LEAST_MTU)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where to look: the links that are wanted or ours, and the uplink. `keys`: of the wanted ones, by interface."""
+
+    interfaces: frozenset[str]
+    uplink: str
+    keys: Mapping[str, Secret] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return (*sorted(self.interfaces), self.uplink)
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Diff(Generic[K, V]):
+    """How to get from found to wanted. `remove` holds what was found."""
+
+    add: Mapping[K, V] = field(default_factory=dict)
+    change: Mapping[K, V] = field(default_factory=dict)
+    remove: Mapping[K, V] = field(default_factory=dict)
+
+    def by_verb(self) -> tuple[tuple[str, Mapping[K, V]], ...]:
+        return ("add", self.add), ("change", self.change), ("remove", self.remove)
+
+    def __bool__(self) -> bool:
+        return bool(self.add or self.change or self.remove)
+
+    def __len__(self) -> int:
+        return len(self.add) + len(self.change) + len(self.remove)
