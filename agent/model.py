@@ -58,24 +58,29 @@ def clamped(private_key: Secret) -> Secret:
     return Secret(base64.b64encode(raw).decode())
 
 
+# The marks there are, both ends included, by what becomes of them; the classifier is made from these.
+DECIMAL_MARKS = (100, 9_999)
+PLAIN_MARKS = (40_960, 65_534)
+
+
 def minor(mark: int) -> int:
     """Class minor of a mark: the decimal digits read as hex up to 9999, the number itself from 40960 on.
 
     Source: spec of the v1 API, "class id"; `tc` shows minors in hex, so mark 109 is class 1:109.
     """
-    return int(str(mark), 16) if mark <= 9999 else mark
+    return int(str(mark), 16) if mark <= DECIMAL_MARKS[1] else mark
 
 
 def mark_of(minor_number: int) -> int:
     """The mark of a class minor; 0 or another number that is no mark where no mark has that minor."""
     digits = f"{minor_number:x}"
-    if minor_number >= 0xA000:
+    if minor_number >= PLAIN_MARKS[0]:
         return minor_number
     return int(digits) if digits.isdecimal() else 0
 
 
 def is_mark(mark: int) -> bool:
-    return 100 <= mark <= 9999 or 40960 <= mark <= 65534
+    return any(first <= mark <= last for first, last in (DECIMAL_MARKS, PLAIN_MARKS))
 
 
 # -- what the gateway asks for ------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 
+from agent.model import DECIMAL_MARKS, PLAIN_MARKS
+
 Instruction = tuple[int, int, int, int]  # struct sock_filter: code, jump if true, jump if false, k
 
 # linux/bpf_common.h, linux/filter.h: class | size or operation | mode or source
@@ -26,8 +28,6 @@ RETURN_A = 0x16
 METADATA_MARK = 0xFFFFF000 + 20  # SKF_AD_OFF + SKF_AD_MARK: skb->mark, not a byte of the packet
 
 MAJOR = 0x10000  # class ids `1:...`: the root qdisc's handle
-DECIMAL_MARKS = (100, 9_999)
-PLAIN_MARKS = (40_960, 65_534)
 
 _MARK, _MINOR = 0, 1  # scratch words
 
