@@ -23,6 +23,7 @@ from gateway.store import Store, Transaction, ranges
 from gateway.store import accounts as rows
 from gateway.store import nodes as node_rows
 from gateway.store import servers as server_rows
+from gateway.store import usage as usage_rows
 from gateway.store.accounts import KeptAccount
 from gateway.store.transaction import NUMBERS
 from gateway.usage import full_month
@@ -82,7 +83,7 @@ class Accounts:
     async def live(self, name: str) -> tuple[Account, LiveAccount]:
         """As its node's kernel has it now. Raises NodeUnavailable while the agent is away, or behind."""
         account = await self.get(name)
-        node = await self._store.node(account.node)
+        node = await self._store.read(lambda tx: node_rows.found(tx, account.node))
         try:
             return account, await self._agents.inspect(node, account.id)
         except AgentLacks:
@@ -94,7 +95,8 @@ class Accounts:
         """Every day of the month, up to this moment; up to the last sample that we have while the agent is away."""
         account = await self.get(name)
         await self._collect.refresh(account.node, account.id, REFRESH_SECONDS)
-        return full_month(year, month, await self._store.month_usage(account.id, year, month))
+        known = await self._store.read(lambda tx: usage_rows.month(tx, account.id, year, month))
+        return full_month(year, month, known)
 
     # -- changing -------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Fetches totals from the agents and folds them into the database: the only reader of usage.
 
-Totals are absolute and only grow within an agent's epoch, and `Store.fold` is idempotent. So nothing here needs care:
+Totals are absolute and only grow within an agent's epoch, and folding is idempotent
+(gateway/store/usage.py). So nothing here needs care:
 a lost answer, a repeated call, an outage of a week or a second gateway neither loses nor doubles a byte. The cursor
 only saves work. Old days are removed here too, once a day.
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from gateway.errors import AgentUnreachable
+from gateway.store import nodes as node_rows
 from gateway.store import settings
 from gateway.store import usage as usage_rows
 from gateway.store.transaction import Transaction
@@ -81,7 +83,7 @@ class Collect:
     async def collect(self) -> None:
         """One round over all nodes; then the old days go. What fails is logged once and done in a later round."""
         try:
-            nodes = await self._store.nodes()
+            nodes = await self._store.read(node_rows.listed)
             await self._prune()
             self._troubled.discard("")
         except Exception:
@@ -99,10 +101,10 @@ class Collect:
 
     async def _collect_node(self, node: Node) -> None:
         try:
-            epoch, after = await self._store.usage_cursor(node.name)
+            epoch, after = await self._store.read(lambda tx: usage_rows.cursor_of(tx, node.name))
             found, cursor, totals = await self._agents.totals(node, epoch, after)
             if (found, cursor) != (epoch, after) or totals:
-                await self._store.fold(node.name, found, cursor, totals)
+                await self._store.change(lambda tx: usage_rows.fold(tx, node.name, found, cursor, totals))
             self._troubled.discard(node.name)
         except AgentUnreachable as error:
             log.debug("node=%s event=collect-later reason=%r", node.name, str(error))  # sync says when it is away
@@ -119,7 +121,7 @@ class Collect:
                     today,
                     calendar.believed,
                 )
-            await self._store.prune_usage(oldest_kept(calendar.believed, self._months))
+            await self._store.change(lambda tx: usage_rows.prune(tx, oldest_kept(calendar.believed, self._months)))
             self._pruned = today
 
     async def refresh(self, node: str, account_id: int, deadline: float) -> bool:
@@ -137,11 +139,12 @@ class Collect:
 
     async def _refresh(self, name: str, account_id: int) -> bool:
         try:
-            node = await self._store.node(name)
-            epoch, after = await self._store.usage_cursor(name)
+            node = await self._store.read(lambda tx: node_rows.found(tx, name))
+            epoch, after = await self._store.read(lambda tx: usage_rows.cursor_of(tx, name))
             found, _, totals = await self._agents.totals(node, epoch, after, (account_id,), fresh=True)
             # Only one account was read, so the cursor stays where it is; a new epoch begins at 0.
-            await self._store.fold(name, found, after if found == epoch else 0, totals)
+            cursor = after if found == epoch else 0
+            await self._store.change(lambda tx: usage_rows.fold(tx, name, found, cursor, totals))
         except AgentUnreachable:
             return False
         except Exception:

@@ -17,7 +17,8 @@ from gateway.agents.codec import objects_of
 from gateway.errors import AgentUnreachable
 from gateway.model import HeldObject, Node
 from gateway.progress import plain, printed_table
-from gateway.store import Store
+from gateway.store import Store, changes
+from gateway.store import nodes as rows
 
 Options = argparse.Namespace
 T = TypeVar("T")
@@ -55,23 +56,24 @@ def add_parsers(commands: Any, add: Callable[..., argparse.ArgumentParser], on_s
 
 
 async def node_add(store: Store, options: Options) -> None:
-    node = await store.add_node(options.name, checked_target(options.target), options.endpoint)
-    _explain(f"node {node.name} is added; running gateways call it within seconds")
+    name, target = options.name, checked_target(options.target)
+    await store.change(lambda tx: rows.add(tx, name, target, options.endpoint))
+    _explain(f"node {name} is added; running gateways call it within seconds")
 
 
 async def node_edit(store: Store, options: Options) -> None:
     target = None if options.target is None else checked_target(options.target)
-    await store.edit_node(options.name, target, options.endpoint)
+    await store.change(lambda tx: rows.edit(tx, options.name, target, options.endpoint))
 
 
 async def node_list(store: Store, options: Options) -> None:
-    nodes = await store.nodes()
+    nodes = await store.read(rows.listed)
     states = await _with_agents(lambda agents: asyncio.gather(*(_state(store, agents, node) for node in nodes)))
-    rows = [
+    lines = [
         (n.name, n.target, str(n.revision), str(n.acknowledged), n.epoch or "-", n.endpoint or "-", state)
         for n, state in zip(nodes, states, strict=True)
     ]
-    printed_table(TITLES, rows)
+    printed_table(TITLES, lines)
 
 
 async def _state(store: Store, agents: Agents, node: Node) -> str:
@@ -79,7 +81,7 @@ async def _state(store: Store, agents: Agents, node: Node) -> str:
         status = await agents.status(node)
     except AgentUnreachable as error:
         return f"away: {error}"
-    compared = await store.compared(node.name, status.held)
+    compared = await store.read(lambda tx: changes.compared(tx, node.name, status.held))
     if compared.contested:
         return f"contested: {compared.contested}"
     problem = "; ".join(filter(None, (status.problem, *(failure.reason for failure in status.failures[:3]))))
@@ -87,17 +89,18 @@ async def _state(store: Store, agents: Agents, node: Node) -> str:
 
 
 async def node_remove(store: Store, options: Options) -> None:
-    await store.remove_node(options.name)
+    await store.change(lambda tx: rows.remove(tx, options.name))
     _explain(f"node {options.name} is forgotten here; its agent keeps what it holds")
 
 
 async def node_resync(store: Store, options: Options) -> int:
-    node = await store.node(options.name)
+    node = await store.read(lambda tx: rows.found(tx, options.name))
     if options.show_difference:
         held = await _with_agents(lambda agents: agents.held(node))
-        return _show(held, tuple(objects_of(await store.snapshot(node.name))))
+        snapshot = await store.read(lambda tx: changes.snapshot(tx, node.name))
+        return _show(held, tuple(objects_of(snapshot)))
     status = await _with_agents(lambda agents: agents.status(node))
-    await store.resync_node(node.name, status.held)
+    await store.change(lambda tx: rows.resync(tx, node.name, status.held))
     _explain(f"node {node.name} gets everything anew within seconds, without a drop on sessions that are right")
     return 0
 

@@ -102,16 +102,19 @@ class Servers:
 
     async def endpoint(self, server: Server) -> str:
         """What its clients connect to: IP or domain. Raises InvalidValue where nobody ever said it."""
-        return self._endpoint(server, await self._store.node(server.node))
+        return self._endpoint(server, await self._node(server))
 
     async def node_mtu(self, server: Server) -> int:
         """What fits into its node's tunnels, bytes, where that is less than clients take by themselves; else 0."""
-        mtu = (await self._store.node(server.node)).tunnel_mtu
+        mtu = (await self._node(server)).tunnel_mtu
         return mtu if mtu < WIREGUARD_MTU else 0
+
+    async def _node(self, server: Server) -> Node:
+        return await self._store.read(lambda tx: node_rows.found(tx, server.node))
 
     async def online(self) -> Sequence[tuple[Account, PeerState]]:
         """The peers that had a handshake lately. A node that is away is left out, and logged once."""
-        nodes = {node.name: node for node in await self._store.nodes()}
+        nodes = {node.name: node for node in await self._store.read(node_rows.listed)}
         servers = await self.list()
         answers = await asyncio.gather(*(self._online(nodes[server.node], server) for server in servers))
         peers = {peer.account_id: peer for answer in answers for peer in answer}

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 from gateway.account_file import guarded
 from gateway.errors import ConfigError, NotFound
 from gateway.model import AccountUsage
-from gateway.store import Store
+from gateway.store import Store, settings, usage
 
 Options = argparse.Namespace
 MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
@@ -26,9 +26,9 @@ COLUMNS = ("account", "server", "deleted", "download", "upload")
 
 
 async def show_usage(store: Store, options: Options) -> None:
-    zone = ZoneInfo(await store.time_zone())
+    zone = ZoneInfo(await store.read(settings.time_zone))
     year, month = _month(options.month, zone)
-    found = await store.month_of_all(year, month, options.account)
+    found = await store.read(lambda tx: usage.of_month(tx, year, month, options.account))
     if options.account and not found:
         raise NotFound(f"There is no account {options.account}, and no usage of a deleted one in {year}-{month:02}")
     rows = [_row(one, zone) for one in found]

@@ -35,6 +35,7 @@ from gateway.notify import keep_watchdog, tell
 from gateway.secret_files import database_url, read_key
 from gateway.servers import Servers
 from gateway.store import Store, is_empty, migrate, open_store
+from gateway.store import settings as setting_rows
 from gateway.sync import Sync
 from gateway.system import System
 
@@ -188,7 +189,7 @@ async def serve(config: Config) -> None:
         if await is_empty(database_url(config)):
             await prepare_database(config)
         async with opened_store(config) as store, _agents() as agents:
-            await store.set_time_zone(config.time_zone)
+            await store.change(lambda tx: setting_rows.set_time_zone(tx, config.time_zone))
             sync = Sync(store, agents, config.settle_seconds)
             collect = Collect(store, agents, config.collect_seconds, config.usage_months, config.time_zone)
             listener = _listener(config, certificate, store, agents, sync, collect)

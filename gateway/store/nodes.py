@@ -15,8 +15,8 @@ from typing import Any
 
 from sqlalchemy import Row, bindparam, delete, func, select, update
 
-from gateway import endpoint
 from gateway.allocate import MARKS
+from gateway.endpoint import RIGHT, parsed
 from gateway.errors import Conflict, InvalidValue, NotFound
 from gateway.model import Held, Node
 from gateway.origin import word
@@ -108,7 +108,11 @@ async def _check_free(tx: Transaction, name: str, target: str) -> None:
             raise Conflict(f"{target} is node {other.name} already, and one agent is one node")
 
 
-async def add(tx: Transaction, name: str, target: str, reached_at: str) -> Node:
+async def add(tx: Transaction, name: str, target: str, endpoint: str = "") -> Node:
+    """Raises InvalidValue, Conflict."""
+    _check_name(name)
+    _check_target(target)
+    reached_at = checked_endpoint(endpoint)
     await tx.lock(INSTALLATION)
     await _check_free(tx, name, target)
     statement = (
@@ -127,23 +131,30 @@ async def add(tx: Transaction, name: str, target: str, reached_at: str) -> Node:
     return await found(tx, name)
 
 
-async def edit(tx: Transaction, name: str, target: str | None, reached_at: str | None) -> Node:
+async def edit(tx: Transaction, name: str, target: str | None = None, endpoint: str | None = None) -> Node:
+    """None = unchanged. Raises InvalidValue, Conflict, NotFound."""
+    values: dict[str, str] = {}
+    if target is not None:
+        _check_target(target)
+        values["target"] = target
+    if endpoint is not None:
+        values["endpoint"] = checked_endpoint(endpoint)
     await tx.lock(INSTALLATION)
     node = await locked(tx, name)
     if target is not None:
         await _check_free(tx, name, target)
-    changed = {"target": target, "endpoint": reached_at}
-    values = {key: value for key, value in changed.items() if value is not None}
     if values:
         await tx.run(update(nodes).where(nodes.c.id == node.id).values(**values))
     return await found(tx, name)
 
 
 async def note_tunnel_mtu(tx: Transaction, name: str, mtu: int) -> None:
+    """What its agent says; customers' texts need it while the agent is away, too."""
     await tx.run(update(nodes).where(nodes.c.name == name).values(tunnel_mtu=mtu))
 
 
 async def remove(tx: Transaction, name: str) -> None:
+    """Raises Conflict while it has servers."""
     await tx.lock(INSTALLATION)
     node = await locked(tx, name)
     row = await tx.one(select(func.count()).select_from(servers).where(servers.c.node_id == node.id))
@@ -170,13 +181,13 @@ async def resync(tx: Transaction, name: str, held: Held) -> None:
     await tx.run(update(nodes).where(nodes.c.id == node.id).values(**said))
 
 
-def check_name(name: str) -> None:
+def _check_name(name: str) -> None:
     """Raises InvalidValue."""
     if not _NAME.fullmatch(name):
         raise InvalidValue("Wrong node name (only small letters, numbers and '-' inside, at most 63)")
 
 
-def check_target(target: str) -> None:
+def _check_target(target: str) -> None:
     """Raises InvalidValue. What gRPC cannot use is found at the first call; this is for slips of the hand."""
     if not target or any(char.isspace() for char in target):
         raise InvalidValue("Wrong node target (unix:/path/to/socket or host:port)")
@@ -185,6 +196,6 @@ def check_target(target: str) -> None:
 def checked_endpoint(text: str) -> str:
     """ "" clears. Raises InvalidValue."""
     try:
-        return endpoint.parsed(text) if text else ""
+        return parsed(text) if text else ""
     except ValueError:
-        raise InvalidValue(f"Wrong endpoint of the node (only {endpoint.RIGHT})") from None
+        raise InvalidValue(f"Wrong endpoint of the node (only {RIGHT})") from None

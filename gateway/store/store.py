@@ -13,14 +13,13 @@ import hmac
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import date
 from typing import TypeVar
 
 from gateway.errors import ConfigError, DatabaseUnavailable
-from gateway.model import AccessKey, AccountUsage, Compared, DayTotal, DayUsage, Held, Node, Snapshot
-from gateway.store import changes, copying, keys, nodes, schema, settings, usage
+from gateway.model import AccessKey, Compared, Held, Node, Snapshot
+from gateway.store import changes, copying, keys, nodes, schema, settings
 from gateway.store.engine import Engine, parsed_url
 from gateway.store.keys import KeptKey
 from gateway.store.seal import Seal
@@ -152,24 +151,12 @@ class Store:
         return await self.read(lambda tx: nodes.found(tx, name))
 
     async def add_node(self, name: str, target: str, endpoint: str = "") -> Node:
-        nodes.check_name(name)
-        nodes.check_target(target)
-        reached_at = nodes.checked_endpoint(endpoint)
-        return await self.change(lambda tx: nodes.add(tx, name, target, reached_at))
-
-    async def edit_node(self, name: str, target: str | None = None, endpoint: str | None = None) -> Node:
-        """None = unchanged."""
-        if target is not None:
-            nodes.check_target(target)
-        reached_at = None if endpoint is None else nodes.checked_endpoint(endpoint)
-        return await self.change(lambda tx: nodes.edit(tx, name, target, reached_at))
+        return await self.change(lambda tx: nodes.add(tx, name, target, endpoint))
 
     async def remove_node(self, name: str) -> None:
-        """Raises Conflict while it has servers."""
         await self.change(lambda tx: nodes.remove(tx, name))
 
     async def resync_node(self, name: str, held: Held) -> None:
-        """Its next sync is a snapshot in place of what the agent says that it holds: the operator's word."""
         await self.change(lambda tx: nodes.resync(tx, name, held))
 
     # -- access keys ----------------------------------------------------------------------------------------------
@@ -196,32 +183,6 @@ class Store:
 
     async def acknowledge(self, node: str, epoch: str, revision: int) -> None:
         await self.change(lambda tx: changes.acknowledge(tx, node, epoch, revision))
-
-    # -- usage ----------------------------------------------------------------------------------------------------
-
-    async def fold(self, node: str, epoch: str, cursor: int, totals: Iterable[DayTotal]) -> None:
-        """Idempotent. `cursor` 0 leaves the cursor of `epoch` where it is."""
-        kept: Sequence[DayTotal] = list(totals)
-        await self.change(lambda tx: usage.fold(tx, node, epoch, cursor, kept))
-
-    async def usage_cursor(self, node: str) -> tuple[str, int]:
-        return await self.read(lambda tx: usage.cursor_of(tx, node))
-
-    async def month_usage(self, account_id: int, year: int, month: int) -> list[DayUsage]:
-        """The days that are known; gateway/usage.py fills the others."""
-        return await self.read(lambda tx: usage.month(tx, account_id, year, month))
-
-    async def month_of_all(self, year: int, month: int, name: str | None = None) -> list[AccountUsage]:
-        """Of every account, or of those of one name; deleted ones too."""
-        return await self.read(lambda tx: usage.of_month(tx, year, month, name))
-
-    async def prune_usage(self, before: date) -> int:
-        return await self.change(lambda tx: usage.prune(tx, before))
-
-    # -- settings -------------------------------------------------------------------------------------------------
-
-    async def time_zone(self) -> str:
-        return await self.read(settings.time_zone)
 
     async def set_time_zone(self, name: str) -> None:
         await self.change(lambda tx: settings.set_time_zone(tx, name))

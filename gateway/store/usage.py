@@ -11,7 +11,7 @@ removes it, and then its name (`deleted_accounts`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -31,8 +31,8 @@ def _date(number: int) -> date:
     return date(number // 10_000, number // 100 % 100, number % 100)
 
 
-async def fold(tx: Transaction, node_name: str, epoch: str, cursor: int, totals: Iterable[DayTotal]) -> None:
-    """`cursor`: the next question starts there; 0 = leave it where it is."""
+async def fold(tx: Transaction, node_name: str, epoch: str, cursor: int, totals: Sequence[DayTotal]) -> None:
+    """Idempotent. `cursor`: the next question starts there; 0 = leave it where it is."""
     node = await nodes.found(tx, node_name)
     await _advance(tx, node.id, epoch, cursor)
     # In one order, whoever folds: two gateways that lock the same rows must not wait for each other.

@@ -25,6 +25,7 @@ from gateway.store.tables import accounts as accounts_table
 from gateway.store.tables import free_ranges
 from tests.contract.test_concurrency import check_ranges
 from tests.contract.test_store import NODE, use_cases
+from tests.fakes import direct
 from tests.fakes.product import KEY
 
 pytestmark = pytest.mark.anyio
@@ -67,7 +68,7 @@ async def exported(store: Store, format_name: str) -> str:
 
 
 async def ready(store: Store) -> Accounts:
-    await store.add_node(NODE, "unix:/run/agent.sock")
+    await direct.add_node(store, NODE, "unix:/run/agent.sock")
     accounts, servers = use_cases(store)
     await servers.create(ServerValues(name="s", address=IPv4Interface("10.50.0.1/16"), download=7))
     await servers.create(ServerValues(name="small", address=IPv4Interface("10.60.0.1/29")))
@@ -95,16 +96,16 @@ async def test_thousands_are_imported_and_a_second_run_finds_them_all(store: Sto
     for unique in ("id", "username", "address", "public_key"):
         assert len({getattr(account, unique) for account in made}) == MANY, unique
     await check_ranges(store)
-    revision = (await store.node(NODE)).revision
+    revision = (await direct.node(store, NODE)).revision
     assert (await run_import(store, text)).shown == (MANY, 0, MANY, 0)
-    assert (await store.node(NODE)).revision == revision and await accounts.list() == made
+    assert (await direct.node(store, NODE)).revision == revision and await accounts.list() == made
 
 
 async def test_one_revision_carries_a_whole_batch(store: Store) -> None:
     await ready(store)
-    before = (await store.node(NODE)).revision
+    before = (await direct.node(store, NODE)).revision
     await run_import(store, HEADER + rows(range(3 * bulk.BATCH)))
-    assert (await store.node(NODE)).revision == before + 3
+    assert (await direct.node(store, NODE)).revision == before + 3
 
 
 async def test_a_bad_line_spoils_only_itself_and_is_named(store: Store) -> None:
@@ -215,10 +216,10 @@ async def test_a_rehearsal_tells_exactly_what_would_happen_and_changes_nothing(s
     await accounts.create(NewAccount("s", name="c00004", download=1))
     # More than a batch: what earlier batches take must be seen by later ones.
     text = HEADER + rows(range(bulk.BATCH)) + "".join(f"d{n},small,\n" for n in range(7)) + "c00001,s,99\n"
-    before, revision = await accounts.list(), (await store.node(NODE)).revision
+    before, revision = await accounts.list(), (await direct.node(store, NODE)).revision
     async with store.rehearsal() as copy:
         rehearsed = await run_import(copy, text)
-    assert await accounts.list() == before and (await store.node(NODE)).revision == revision
+    assert await accounts.list() == before and (await direct.node(store, NODE)).revision == revision
     real = await run_import(store, text)
     assert (rehearsed.shown, rehearsed.texts) == (real.shown, real.texts)
     assert real.shown == (bulk.BATCH + 8, bulk.BATCH + 3, 1, 4)

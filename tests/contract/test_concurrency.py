@@ -20,6 +20,7 @@ from gateway.servers import Servers
 from gateway.store import Store, open_store, ranges
 from gateway.store.tables import free_ranges
 from tests.contract.test_store import NODE, Mirror, use_cases
+from tests.fakes import direct
 from tests.fakes.product import KEY
 
 pytestmark = pytest.mark.anyio
@@ -66,7 +67,7 @@ async def check_ranges(store: Store) -> None:
         return {scope: await ranges.free(tx, scope) for scope in scopes}
 
     found = await store.read(free)
-    node = await store.node(NODE)
+    node = await direct.node(store, NODE)
     assert found[ranges.marks_of(node.id)] == without(MARKS, [account.mark for account in there])
     for scope, names in (("peer", [it.name for it in there]), ("user", [it.username for it in there])):
         numbers = [number_of(scope, name) for name in names]
@@ -214,18 +215,18 @@ async def test_the_same_totals_folded_by_everybody_at_once_count_once(
         totals = [DayTotal(account.id, DAY, step * 1000, step) for account in made]
         for i in range(4):
             random.shuffle(totals)
-            calls.append(gateways[i % len(gateways)].fold(NODE, "e1", step, list(totals)))
-            calls.append(gateways[i % len(gateways)].fold(NODE, "e2", step, list(totals)))
+            calls.append(direct.fold(gateways[i % len(gateways)], NODE, "e1", step, list(totals)))
+            calls.append(direct.fold(gateways[i % len(gateways)], NODE, "e2", step, list(totals)))
     random.shuffle(calls)
     deletions = [products[0][0].delete(account.name) for account in made[:5]]
     await asyncio.gather(*calls, *deletions)
     for account in made[5:]:
-        assert await gateways[0].month_usage(account.id, 2024, 2) == [DayUsage(DAY, 10_000, 10)]
+        assert await direct.month_usage(gateways[0], account.id, 2024, 2) == [DayUsage(DAY, 10_000, 10)]
 
 
 async def test_two_nodes_are_changed_at_once_without_waiting_for_ever(gateways: list[Store]) -> None:
     """Different nodes share names: the order of the locks keeps two changes from waiting for each other."""
-    await gateways[0].add_node("second", "unix:/second.sock")
+    await direct.add_node(gateways[0], "second", "unix:/second.sock")
     products = [use_cases(store) for store in gateways]
     pair = [(await products[0][1].create(ServerValues(node=node))).value for node in (NODE, "second")]
 
@@ -235,7 +236,7 @@ async def test_two_nodes_are_changed_at_once_without_waiting_for_ever(gateways: 
             account = (await use.create(NewAccount(server=pair[i % 2].name))).value
             await manage.set_bandwidth(pair[(i + 1) % 2].name)
             await use.delete(account.name)
-        await gateways[0].set_time_zone(f"Etc/GMT+{i % 12}")
+        await direct.set_time_zone(gateways[0], f"Etc/GMT+{i % 12}")
         extra = (await manage.create(ServerValues(node=pair[i % 2].node))).value
         await manage.delete(extra.name)
 

@@ -15,6 +15,7 @@ from gateway.store import Store, open_store
 from gateway.store.tables import metadata
 from gateway.store.transaction import Transaction
 from tests.contract.test_store import NODE, use_cases
+from tests.fakes import direct
 from tests.fakes.cluster import Cluster
 from tests.fakes.product import KEY
 
@@ -32,15 +33,15 @@ async def rows(store: Store) -> dict[str, list[tuple[object, ...]]]:
 
 
 async def fill(store: Store) -> None:
-    await store.add_node("gone", "unix:/run/gone.sock")
-    await store.remove_node("gone")
-    await store.add_node(NODE, "unix:/run/agent.sock")
+    await direct.add_node(store, "gone", "unix:/run/gone.sock")
+    await direct.remove_node(store, "gone")
+    await direct.add_node(store, NODE, "unix:/run/agent.sock")
     accounts, servers = use_cases(store)
     await servers.create(ServerValues(name="s"))
     made = [(await accounts.create(NewAccount(server="s"))).value for _ in range(5)]
     await accounts.delete(made[3].name)
     await Keys(store).add("billing", ["192.0.2.1"])
-    await store.fold(NODE, "epoch", 7, [DayTotal(made[0].id, date(2026, 1, 31), 10, 20)])
+    await direct.fold(store, NODE, "epoch", 7, [DayTotal(made[0].id, date(2026, 1, 31), 10, 20)])
 
 
 @pytest.mark.parametrize("way", ["sqlite to postgresql", "postgresql to sqlite"])
@@ -55,8 +56,8 @@ async def test_everything_comes_along_and_numbers_go_on(way: str, sqlite_url: st
         with pytest.raises(ConfigError, match="not empty"):
             await new.copy_from(old)
         assert await rows(new) == before
-        node = await new.add_node("next", "unix:/run/next.sock")
-        assert node.id > (await new.node(NODE)).id
+        node = await direct.add_node(new, "next", "unix:/run/next.sock")
+        assert node.id > (await direct.node(new, NODE)).id
         accounts, _ = use_cases(new)
         assert (await accounts.create(NewAccount(server="s"))).value.name == "peer_4"
 

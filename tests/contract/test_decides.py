@@ -22,6 +22,7 @@ from gateway.model import AccountEdit, NewAccount, ServerValues
 from gateway.servers import Servers
 from gateway.store import Store, migrate, open_store
 from gateway.sync import Sync
+from tests.fakes import direct
 from tests.fakes.agent_core import AgentCore, running_core
 from tests.fakes.product import KEY
 
@@ -52,8 +53,8 @@ async def running_gateway(database: Path, target: str) -> AsyncIterator[Gateway]
     url = f"sqlite:///{database}"
     await migrate(url)
     store, agents = await open_store(url, KEY), Agents()
-    if not await store.nodes():
-        await store.add_node(NODE, target, "vpn.example.com")
+    if not await direct.nodes(store):
+        await direct.add_node(store, NODE, target, "vpn.example.com")
     gateway = Gateway(store, agents)
     loops = asyncio.create_task(gateway.sync.run())
     try:
@@ -163,12 +164,12 @@ async def test_a_restored_database_whose_numbers_meet_again_changes_nothing_unas
         await gateway.accounts.delete("peer_1")
         await gateway.accounts.create(NewAccount(server="s", name="sold-later"))
         await gateway.accounts.edit("peer_2", AccountEdit(download=5))
-        lost = (await gateway.store.node(NODE)).revision
+        lost = (await direct.node(gateway.store, NODE)).revision
     served = site.names()
     shutil.copy(backup, site.database)
     store = await open_store(f"sqlite:///{site.database}", KEY)  # changes come in before the agent is asked
-    while (await store.node(NODE)).revision < lost:
-        await store.set_time_zone("Europe/Warsaw" if await store.time_zone() == "UTC" else "UTC")
+    while (await direct.node(store, NODE)).revision < lost:
+        await direct.set_time_zone(store, "Europe/Warsaw" if await direct.time_zone(store) == "UTC" else "UTC")
     await store.close()
 
     async with site.gateway() as gateway:

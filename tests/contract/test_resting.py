@@ -17,6 +17,7 @@ from gateway.servers import Servers
 from gateway.store import Store
 from gateway.store.tables import resting_numbers
 from tests.contract.test_store import NODE, use_cases
+from tests.fakes import direct
 
 pytestmark = pytest.mark.anyio
 
@@ -34,7 +35,7 @@ class Shop:
         self.creation = Creation(store, address_rest_seconds=seconds, now=lambda: self.now)
 
     async def open(self, network: str = "10.9.0.1/29") -> Server:
-        await self.store.add_node(NODE, "unix:/run/agent.sock")
+        await direct.add_node(self.store, NODE, "unix:/run/agent.sock")
         self.server = (await self.servers.create(ServerValues(address=IPv4Interface(network)))).value
         return self.server
 

@@ -23,6 +23,7 @@ from gateway.model import Account, AccountEdit, NewAccount, Secret, ServerValues
 from gateway.store import Store, open_store
 from gateway.store.tables import metadata
 from tests.contract.test_store import NODE, one_account, one_server
+from tests.fakes import direct
 from tests.fakes.product import KEY
 
 pytestmark = pytest.mark.anyio
@@ -186,7 +187,7 @@ async def test_an_account_that_cannot_be_read_spoils_only_itself(
 ) -> None:
     use, broken = await one_account(store)
     other = (await use.create(NewAccount(broken.server))).value
-    before = await store.snapshot(NODE)
+    before = await direct.snapshot(store, NODE)
     for column in ("private_key", "password"):
         await break_row(store, "accounts", column, broken.id)
     for _ in range(3):
@@ -195,7 +196,7 @@ async def test_an_account_that_cannot_be_read_spoils_only_itself(
     spoiled = replace(broken, private_key=Secret(), password=Secret(), unreadable=("password", "private_key"))
     assert found[broken.name] == spoiled
     assert caplog.text.count("event=unreadable") == 2  # once for each secret
-    assert await store.snapshot(NODE) == before
+    assert await direct.snapshot(store, NODE) == before
     disabled = (await use.edit(broken.name, AccountEdit(enabled=False))).value
     assert (disabled.enabled, disabled.unreadable) == (False, ("password", "private_key"))
     for column in ("private_key", "password"):
@@ -215,7 +216,7 @@ async def test_a_server_that_cannot_be_read_spoils_only_itself(store: Store) -> 
     mine, theirs = [(await use.create(NewAccount(each.name))).value for each in (server, other)]
     await break_row(store, "servers", "private_key", server.id)
     assert await servers.list() == [replace(server, private_key=Secret(), unreadable=("private_key",)), other]
-    snapshot = await store.snapshot(NODE)
+    snapshot = await direct.snapshot(store, NODE)
     assert snapshot.servers == (other,)
     assert [account.id for account in snapshot.accounts] == [theirs.id]
     assert (await use.edit(mine.name, AccountEdit(enabled=False))).value.enabled is False

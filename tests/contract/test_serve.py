@@ -24,6 +24,7 @@ import pytest
 from gateway.config import load_config
 from gateway.keys import Keys
 from gateway.wiring import opened_store, prepare_database
+from tests.fakes import direct
 from tests.fakes.agent_server import serving
 from tests.fakes.agents import FakeAgent
 
@@ -104,7 +105,7 @@ class Gateway:
         config = load_config(self.config)
         await prepare_database(config)
         async with opened_store(config) as store:
-            await store.add_node("local", self.target)
+            await direct.add_node(store, "local", self.target)
             self.access_hash = (await Keys(store).add("test", ["127.0.0.1"])).reveal()
 
     def switch_tls_on(self) -> None:

@@ -59,6 +59,7 @@ from gateway.store.tables import (
     usage,
 )
 from gateway.store.transaction import Transaction
+from tests.fakes import direct
 from tests.fakes.agents import FakeAgents
 from tests.fakes.cluster import Cluster, self_signed, why_missing
 from tests.fakes.product import KEY
@@ -85,7 +86,7 @@ def use_cases(store: Store, now: Callable[[], float] = time.time, **settings: An
 
 
 async def one_server(store: Store, **values: Any) -> tuple[Accounts, Servers, Server]:
-    await store.add_node(NODE, "unix:/run/agent.sock")
+    await direct.add_node(store, NODE, "unix:/run/agent.sock")
     accounts, servers = use_cases(store)
     return accounts, servers, (await servers.create(ServerValues(**values))).value
 
@@ -152,16 +153,16 @@ async def test_migrations_end_exactly_at_the_metadata(database_url: str) -> None
 
 
 async def test_migrating_again_changes_nothing(store: Store, database_url: str) -> None:
-    await store.add_node(NODE, "unix:/run/agent.sock")
+    await direct.add_node(store, NODE, "unix:/run/agent.sock")
     await migrate(database_url)
-    assert [node.name for node in await store.nodes()] == [NODE]
+    assert [node.name for node in await direct.nodes(store)] == [NODE]
 
 
 async def test_two_gateways_may_migrate_at_once(cluster: Cluster) -> None:
     url = cluster.url(cluster.create())
     await asyncio.gather(*(migrate(url) for _ in range(3)))
     store = await open_store(url, KEY)
-    assert await store.nodes() == []
+    assert await direct.nodes(store) == []
     await store.close()
 
 
@@ -267,7 +268,7 @@ async def test_sqlite_is_durable_private_and_strict(sqlite_url: str, tmp_path: P
     path = tmp_path / "gateway.db"
     path.chmod(0o644)
     store = await open_store(sqlite_url, KEY)
-    await store.add_node(NODE, "unix:/run/agent.sock")
+    await direct.add_node(store, NODE, "unix:/run/agent.sock")
     assert modes_in(tmp_path) == {"gateway.db": 0o600, "gateway.db-wal": 0o600, "gateway.db-shm": 0o600}
 
     async def pragmas(tx: Any) -> list[Any]:
@@ -349,54 +350,54 @@ async def test_the_database_itself_refuses_a_double(store: Store, table: sa.Tabl
 async def test_a_node_has_one_name_and_is_removed_only_without_servers(store: Store) -> None:
     use, manage, server = await one_server(store)
     with pytest.raises(Conflict, match="node local already"):
-        await store.add_node(NODE, "unix:/other.sock")
+        await direct.add_node(store, NODE, "unix:/other.sock")
     with pytest.raises(Conflict, match="has 1 servers"):
-        await store.remove_node(NODE)
+        await direct.remove_node(store, NODE)
     await use.create(NewAccount(server=server.name))
-    await store.fold(NODE, "e", 1, [])
+    await direct.fold(store, NODE, "e", 1, [])
     await use.delete("peer_1")
     await manage.delete(server.name)
-    await store.remove_node(NODE)
+    await direct.remove_node(store, NODE)
     with pytest.raises(NotFound, match="Node local not found"):
-        await store.node(NODE)
-    again = await store.add_node(NODE, "unix:/run/agent.sock", "vpn.example.com")
+        await direct.node(store, NODE)
+    again = await direct.add_node(store, NODE, "unix:/run/agent.sock", "vpn.example.com")
     assert (again.revision, again.epoch, again.acknowledged, again.endpoint) == (1, "", 0, "vpn.example.com")
-    assert (await store.edit_node(NODE, target="unix:/new.sock")).target == "unix:/new.sock"
+    assert (await direct.edit_node(store, NODE, target="unix:/new.sock")).target == "unix:/new.sock"
     with pytest.raises(InvalidValue):
-        await store.add_node("a b", "unix:/x")
+        await direct.add_node(store, "a b", "unix:/x")
 
 
 async def test_a_patch_holds_what_changed_since_and_no_secret_of_an_account(store: Store) -> None:
     use, _, server = await one_server(store)
-    await store.acknowledge(NODE, "e", (await store.node(NODE)).revision)
-    base = (await store.node(NODE)).acknowledged
+    await direct.acknowledge(store, NODE, "e", (await direct.node(store, NODE)).revision)
+    base = (await direct.node(store, NODE)).acknowledged
     first = (await use.create(NewAccount(server=server.name))).value
     second = (await use.create(NewAccount(server=server.name))).value
     await use.delete(first.name)
-    patch = (await store.compared(NODE, held("e", base))).patch
+    patch = (await direct.compared(store, NODE, held("e", base))).patch
     bare = replace(second, password=Secret(), private_key=Secret())
     assert patch is not None and 0 != patch.origin.mark != patch.base_mark != 0
     assert replace(patch, origin=NOBODY, base_mark=0) == Patch("e", base, base + 3, (), (), (bare,), (first.id,), "UTC")
-    whole = await store.snapshot(NODE)
+    whole = await direct.snapshot(store, NODE)
     assert (whole.revision, whole.servers, whole.accounts) == (base + 3, (server,), (bare,))
-    nothing = (await store.compared(NODE, held("e", base + 3))).patch
+    nothing = (await direct.compared(store, NODE, held("e", base + 3))).patch
     assert nothing == Patch("e", base + 3, base + 3, (), (), (), (), "UTC", whole.origin, whole.origin.mark)
 
 
 async def test_a_node_that_is_elsewhere_needs_a_snapshot(store: Store) -> None:
     use, _, server = await one_server(store)
     await use.create(NewAccount(server=server.name))
-    revision = (await store.node(NODE)).revision
-    assert (await store.compared(NODE, held("", 1))).patch is None  # it holds nothing
-    await store.acknowledge(NODE, "e", revision)
-    assert (await store.compared(NODE, held("e", revision))).patch is not None
-    assert (await store.compared(NODE, held("other", revision))).patch is None
-    assert (await store.compared(NODE, held("e", revision + 1))).patch is None  # our database is an old one
-    assert (await store.compared(NODE, held("e", 1))).patch is not None  # nothing was deleted: a patch will do
+    revision = (await direct.node(store, NODE)).revision
+    assert (await direct.compared(store, NODE, held("", 1))).patch is None  # it holds nothing
+    await direct.acknowledge(store, NODE, "e", revision)
+    assert (await direct.compared(store, NODE, held("e", revision))).patch is not None
+    assert (await direct.compared(store, NODE, held("other", revision))).patch is None
+    assert (await direct.compared(store, NODE, held("e", revision + 1))).patch is None  # our database is an old one
+    assert (await direct.compared(store, NODE, held("e", 1))).patch is not None  # nothing was deleted: a patch will do
     await use.delete("peer_1")
-    await store.acknowledge(NODE, "e", revision + 1)
-    assert (await store.compared(NODE, held("e", revision))).patch is None  # the tombstone is gone
-    assert (await store.compared(NODE, held("e", revision + 1))).patch is not None
+    await direct.acknowledge(store, NODE, "e", revision + 1)
+    assert (await direct.compared(store, NODE, held("e", revision))).patch is None  # the tombstone is gone
+    assert (await direct.compared(store, NODE, held("e", revision + 1))).patch is not None
 
 
 async def test_an_acknowledgement_never_goes_back_within_an_epoch_and_purges(store: Store) -> None:
@@ -405,37 +406,37 @@ async def test_an_acknowledgement_never_goes_back_within_an_epoch_and_purges(sto
         await use.create(NewAccount(server=server.name))
     for name in ("peer_1", "peer_2", "peer_3"):
         await use.delete(name)
-    last = (await store.node(NODE)).revision
+    last = (await direct.node(store, NODE)).revision
 
     async def left(tx: Any) -> int:
         return len(await tx.all(sa.select(tombstones)))
 
-    await store.acknowledge(NODE, "e", last - 1)
+    await direct.acknowledge(store, NODE, "e", last - 1)
     assert await store.read(left) == 1
-    await store.acknowledge(NODE, "e", last - 2)
-    assert (await store.node(NODE)).acknowledged == last - 1
-    await store.acknowledge(NODE, "e", last)
+    await direct.acknowledge(store, NODE, "e", last - 2)
+    assert (await direct.node(store, NODE)).acknowledged == last - 1
+    await direct.acknowledge(store, NODE, "e", last)
     assert await store.read(left) == 0
-    await store.acknowledge(NODE, "new", 1)
-    assert ((await store.node(NODE)).epoch, (await store.node(NODE)).acknowledged) == ("new", 1)
-    await store.acknowledge(NODE, "new", last + 50)
-    assert (await store.node(NODE)).acknowledged == last
+    await direct.acknowledge(store, NODE, "new", 1)
+    assert ((await direct.node(store, NODE)).epoch, (await direct.node(store, NODE)).acknowledged) == ("new", 1)
+    await direct.acknowledge(store, NODE, "new", last + 50)
+    assert (await direct.node(store, NODE)).acknowledged == last
 
 
 async def test_a_resync_is_a_snapshot_even_if_an_acknowledgement_was_under_way(store: Store) -> None:
-    await store.add_node(NODE, "unix:/run/agent.sock")
-    await store.acknowledge(NODE, "e", 1)
-    await store.resync_node(NODE, NOTHING)
-    await store.acknowledge(NODE, "e", 1)
-    assert (await store.compared(NODE, held("e", 1))).patch is None
-    revision = (await store.snapshot(NODE)).revision
-    await store.acknowledge(NODE, "e", revision)
-    assert (await store.compared(NODE, held("e", revision))).patch is not None
+    await direct.add_node(store, NODE, "unix:/run/agent.sock")
+    await direct.acknowledge(store, NODE, "e", 1)
+    await direct.resync_node(store, NODE, NOTHING)
+    await direct.acknowledge(store, NODE, "e", 1)
+    assert (await direct.compared(store, NODE, held("e", 1))).patch is None
+    revision = (await direct.snapshot(store, NODE)).revision
+    await direct.acknowledge(store, NODE, "e", revision)
+    assert (await direct.compared(store, NODE, held("e", revision))).patch is not None
 
 
 async def test_a_database_has_an_identity_that_no_other_has(store: Store, database_url: str, tmp_path: Path) -> None:
-    await store.add_node(NODE, "unix:/run/agent.sock")
-    ours = (await store.snapshot(NODE)).origin
+    await direct.add_node(store, NODE, "unix:/run/agent.sock")
+    ours = (await direct.snapshot(store, NODE)).origin
     assert len(ours.identity) == 32 and ours.node == NODE and ours.mark
     again = await open_store(database_url, KEY)
     assert (await again.snapshot(NODE)).origin == ours
@@ -443,81 +444,81 @@ async def test_a_database_has_an_identity_that_no_other_has(store: Store, databa
     url = f"sqlite:///{tmp_path}/other.db"
     await migrate(url)
     other = await open_store(url, KEY)
-    await other.add_node(NODE, "unix:/run/agent.sock")
-    assert (await other.snapshot(NODE)).origin.identity != ours.identity
+    await direct.add_node(other, NODE, "unix:/run/agent.sock")
+    assert (await direct.snapshot(other, NODE)).origin.identity != ours.identity
     await other.close()
 
 
 async def test_every_revision_has_a_mark_of_its_own(store: Store) -> None:
     use, _, server = await one_server(store)
-    marks = [(await store.snapshot(NODE)).origin.mark]
+    marks = [(await direct.snapshot(store, NODE)).origin.mark]
     for _ in range(3):
         await use.create(NewAccount(server=server.name))
-        marks.append((await store.snapshot(NODE)).origin.mark)
+        marks.append((await direct.snapshot(store, NODE)).origin.mark)
     assert len(set(marks)) == 4
-    whole = await store.snapshot(NODE)
+    whole = await direct.snapshot(store, NODE)
     agent = Held("e", whole.revision, whole.origin, 3, 1)
-    assert (await store.compared(NODE, agent)).contested == ""
+    assert (await direct.compared(store, NODE, agent)).contested == ""
     before = replace(agent, revision=whole.revision - 1, origin=replace(whole.origin, mark=marks[-2]))
-    assert (await store.compared(NODE, before)).contested == ""
+    assert (await direct.compared(store, NODE, before)).contested == ""
     met = replace(agent, origin=replace(whole.origin, mark=marks[-2]))
-    assert "another history of this database" in (await store.compared(NODE, met)).contested
+    assert "another history of this database" in (await direct.compared(store, NODE, met)).contested
 
 
 async def test_what_another_database_gave_is_contested_until_the_word_for_exactly_that(store: Store) -> None:
     use, _, server = await one_server(store)
     await use.create(NewAccount(server=server.name))
     agent = Held("x", 40, Origin("other", 3, NODE), 5036, 1)
-    found = await store.compared(NODE, agent)
+    found = await direct.compared(store, NODE, agent)
     assert "5036 accounts of another database" in found.contested
     assert (found.patch, found.is_said) == (None, False)
-    await store.resync_node(NODE, replace(agent, revision=39))
-    assert (await store.compared(NODE, agent)).contested
-    await store.resync_node(NODE, agent)
-    said = await store.compared(NODE, agent)
+    await direct.resync_node(store, NODE, replace(agent, revision=39))
+    assert (await direct.compared(store, NODE, agent)).contested
+    await direct.resync_node(store, NODE, agent)
+    said = await direct.compared(store, NODE, agent)
     assert (said.contested, said.is_said, said.patch) == ("", True, None)
     assert said.node.revision > 40  # an agent takes nothing older than what it holds
-    assert (await store.compared(NODE, replace(agent, revision=41))).contested  # it has moved on since the word
-    taken = (await store.snapshot(NODE)).origin
-    assert (await store.compared(NODE, Held("x", said.node.revision, taken, 1, 1))).contested == ""
+    assert (await direct.compared(store, NODE, replace(agent, revision=41))).contested  # it has moved on since the word
+    taken = (await direct.snapshot(store, NODE)).origin
+    assert (await direct.compared(store, NODE, Held("x", said.node.revision, taken, 1, 1))).contested == ""
 
 
 async def test_a_revision_that_cannot_be_is_not_followed(store: Store) -> None:
-    await store.add_node(NODE, "unix:/run/agent.sock")
+    await direct.add_node(store, NODE, "unix:/run/agent.sock")
     with pytest.raises(Conflict, match="which cannot be"):
-        await store.resync_node(NODE, Held("x", (1 << 62) + 1, NOBODY, accounts=1))
-    assert (await store.node(NODE)).revision == 1
+        await direct.resync_node(store, NODE, Held("x", (1 << 62) + 1, NOBODY, accounts=1))
+    assert (await direct.node(store, NODE)).revision == 1
 
 
 async def test_two_names_for_one_agent_are_refused(store: Store) -> None:
-    await store.add_node(NODE, "unix:/run/agent.sock")
+    await direct.add_node(store, NODE, "unix:/run/agent.sock")
     with pytest.raises(Conflict, match=r"unix:/run/agent\.sock is node local already, and one agent is one node"):
-        await store.add_node("twin", "unix:/run/agent.sock")
-    await store.add_node("twin", "unix:/run/twin.sock")
+        await direct.add_node(store, "twin", "unix:/run/agent.sock")
+    await direct.add_node(store, "twin", "unix:/run/twin.sock")
     with pytest.raises(Conflict, match="is node local already"):
-        await store.edit_node("twin", target="unix:/run/agent.sock")
-    assert (await store.edit_node(NODE, target="unix:/run/agent.sock")).target == "unix:/run/agent.sock"
-    agent = Held("x", 1, (await store.snapshot(NODE)).origin, accounts=1)  # by another way to the same socket
-    assert "its agent is node local already" in (await store.compared("twin", agent)).contested
+        await direct.edit_node(store, "twin", target="unix:/run/agent.sock")
+    assert (await direct.edit_node(store, NODE, target="unix:/run/agent.sock")).target == "unix:/run/agent.sock"
+    agent = Held("x", 1, (await direct.snapshot(store, NODE)).origin, accounts=1)  # by another way to the same socket
+    assert "its agent is node local already" in (await direct.compared(store, "twin", agent)).contested
 
 
 @pytest.mark.parametrize("name", ["a b", "Fra", "-fra", "fra-", "fra.1", "fra_1", "", "a" * 64, "fra\n", "ä"])
 async def test_a_node_is_named_like_a_host(store: Store, name: str) -> None:
     with pytest.raises(InvalidValue, match="Wrong node name"):
-        await store.add_node(name, "unix:/x")
+        await direct.add_node(store, name, "unix:/x")
 
 
 async def test_marks_are_forgotten_with_what_was_acknowledged(store: Store) -> None:
     use, _, server = await one_server(store)
     for _ in range(5):
         await use.create(NewAccount(server=server.name))
-    last = (await store.node(NODE)).revision
+    last = (await direct.node(store, NODE)).revision
 
     async def left(tx: Any) -> list[int]:
         return [row.revision for row in await tx.all(sa.select(revisions.c.revision).order_by(revisions.c.revision))]
 
     assert await store.read(left) == list(range(1, last + 1))
-    await store.acknowledge(NODE, "e", last - 1)
+    await direct.acknowledge(store, NODE, "e", last - 1)
     assert await store.read(left) == [last - 1, last]
 
 
@@ -531,47 +532,47 @@ async def test_an_installation_of_before_goes_on_with_its_agents(empty_url: str)
     await in_sync(empty_url, as_it_stood)
     await migrate(empty_url)
     store = await open_store(empty_url, KEY)
-    patch = (await store.compared(NODE, held("e", 6))).patch  # by an agent of before, too
+    patch = (await direct.compared(store, NODE, held("e", 6))).patch  # by an agent of before, too
     assert patch is not None and (patch.base, patch.revision) == (6, 7) and patch.origin.mark
-    assert (await store.compared(NODE, held("e", 8))).contested
-    assert (await store.compared(NODE, held("f", 7))).contested
+    assert (await direct.compared(store, NODE, held("e", 8))).contested
+    assert (await direct.compared(store, NODE, held("f", 7))).contested
     await store.close()
 
 
 async def test_a_server_that_is_made_anew_under_its_old_name_is_put_and_not_removed(store: Store) -> None:
     _, manage, server = await one_server(store)
-    base = (await store.node(NODE)).revision
-    await store.acknowledge(NODE, "e", base)
+    base = (await direct.node(store, NODE)).revision
+    await direct.acknowledge(store, NODE, "e", base)
     await manage.delete(server.name)
-    patch = (await store.compared(NODE, held("e", base))).patch
+    patch = (await direct.compared(store, NODE, held("e", base))).patch
     assert patch is not None and patch.remove_servers == (server.name,)
     new = (await manage.create(ServerValues(name=server.name, interface="wg77"))).value
-    patch = (await store.compared(NODE, held("e", base))).patch
+    patch = (await direct.compared(store, NODE, held("e", base))).patch
     assert patch is not None and (patch.put_servers, patch.remove_servers) == ((new,), ())
 
 
 async def test_the_time_zone_is_news_for_every_node_once(store: Store) -> None:
-    await store.add_node("a", "unix:/a")
-    await store.add_node("b", "unix:/b")
-    assert await store.time_zone() == "UTC"
-    await store.set_time_zone("Europe/Warsaw")
-    await store.set_time_zone("Europe/Warsaw")
-    assert [(node.name, node.revision) for node in await store.nodes()] == [("a", 2), ("b", 2)]
-    assert (await store.snapshot("a")).time_zone == "Europe/Warsaw"
+    await direct.add_node(store, "a", "unix:/a")
+    await direct.add_node(store, "b", "unix:/b")
+    assert await direct.time_zone(store) == "UTC"
+    await direct.set_time_zone(store, "Europe/Warsaw")
+    await direct.set_time_zone(store, "Europe/Warsaw")
+    assert [(node.name, node.revision) for node in await direct.nodes(store)] == [("a", 2), ("b", 2)]
+    assert (await direct.snapshot(store, "a")).time_zone == "Europe/Warsaw"
 
 
 async def test_what_the_agent_need_not_know_is_no_change_for_it(store: Store) -> None:
     use, manage, server = await one_server(store)
     await use.create(NewAccount(server=server.name, download=5))
-    before = (await store.node(NODE)).revision
+    before = (await direct.node(store, NODE)).revision
     await use.edit("peer_1", AccountEdit(password=Secret("new")))
     await use.edit("peer_1", AccountEdit(download=5))
     await manage.edit(server.name, ServerValues(dns_1="", keep_alive=25, download=9))
-    assert (await store.node(NODE)).revision == before
+    assert (await direct.node(store, NODE)).revision == before
     assert (await use.get("peer_1")).password.reveal() == "new"
     await use.edit("peer_1", AccountEdit(download=6))
     await manage.edit(server.name, ServerValues(mtu=1300))
-    assert (await store.node(NODE)).revision == before + 2
+    assert (await direct.node(store, NODE)).revision == before + 2
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -585,7 +586,7 @@ async def test_patches_one_by_one_end_where_the_snapshot_is(store: Store, seed: 
         if chance.random() < 0.6:
             await mirror.catch_up(acknowledge=chance.random() < 0.5)
     await mirror.catch_up()
-    whole = await store.snapshot(NODE)
+    whole = await direct.snapshot(store, NODE)
     assert on_wire(mirror.servers.values()) == on_wire(whole.servers)
     assert mirror.accounts == {account.id: account for account in whole.accounts}
     assert mirror.patches > 10
@@ -663,45 +664,45 @@ async def one_account(store: Store) -> tuple[Accounts, Account]:
 async def test_folding_is_exact_and_replays_change_nothing(store: Store) -> None:
     _, account = await one_account(store)
     for totals in ((100, 10), (250, 10), (250, 10), (100, 10), (300, 40)):
-        await store.fold(NODE, "e1", 5, [DayTotal(account.id, DAY, *totals)])
-    assert await store.month_usage(account.id, 2024, 2) == [DayUsage(DAY, 300, 40)]
-    assert await store.month_usage(account.id, 2024, 3) == []
+        await direct.fold(store, NODE, "e1", 5, [DayTotal(account.id, DAY, *totals)])
+    assert await direct.month_usage(store, account.id, 2024, 2) == [DayUsage(DAY, 300, 40)]
+    assert await direct.month_usage(store, account.id, 2024, 3) == []
 
 
 async def test_a_new_epoch_in_the_middle_of_a_day_adds_up(store: Store) -> None:
     _, account = await one_account(store)
-    await store.fold(NODE, "e1", 5, [DayTotal(account.id, DAY, 1000, 100)])
-    await store.fold(NODE, "e2", 2, [DayTotal(account.id, DAY, 7, 3)])
-    await store.fold(NODE, "e2", 3, [DayTotal(account.id, DAY, 20, 3)])
+    await direct.fold(store, NODE, "e1", 5, [DayTotal(account.id, DAY, 1000, 100)])
+    await direct.fold(store, NODE, "e2", 2, [DayTotal(account.id, DAY, 7, 3)])
+    await direct.fold(store, NODE, "e2", 3, [DayTotal(account.id, DAY, 20, 3)])
     # An answer of the old state file that was on its way; and the whole of the new one once more.
-    await store.fold(NODE, "e1", 6, [DayTotal(account.id, DAY, 1001, 100)])
-    await store.fold(NODE, "e2", 3, [DayTotal(account.id, DAY, 20, 3)])
-    assert await store.month_usage(account.id, 2024, 2) == [DayUsage(DAY, 1021, 103)]
+    await direct.fold(store, NODE, "e1", 6, [DayTotal(account.id, DAY, 1001, 100)])
+    await direct.fold(store, NODE, "e2", 3, [DayTotal(account.id, DAY, 20, 3)])
+    assert await direct.month_usage(store, account.id, 2024, 2) == [DayUsage(DAY, 1021, 103)]
 
 
 async def test_the_cursor_only_moves_forward_within_an_epoch(store: Store) -> None:
     await one_account(store)
-    assert await store.usage_cursor(NODE) == ("", 0)
-    await store.fold(NODE, "e1", 5, [])
-    await store.fold(NODE, "e1", 3, [])
-    await store.fold(NODE, "e1", 0, [])
-    assert await store.usage_cursor(NODE) == ("e1", 5)
-    await store.fold(NODE, "e2", 2, [])
-    assert await store.usage_cursor(NODE) == ("e2", 2)
+    assert await direct.usage_cursor(store, NODE) == ("", 0)
+    await direct.fold(store, NODE, "e1", 5, [])
+    await direct.fold(store, NODE, "e1", 3, [])
+    await direct.fold(store, NODE, "e1", 0, [])
+    assert await direct.usage_cursor(store, NODE) == ("e1", 5)
+    await direct.fold(store, NODE, "e2", 2, [])
+    assert await direct.usage_cursor(store, NODE) == ("e2", 2)
 
 
 async def test_totals_of_unknown_accounts_are_ignored(store: Store) -> None:
     _, account = await one_account(store)
-    await store.fold(NODE, "e", 1, [DayTotal(12345, DAY, 9, 9), DayTotal(account.id, DAY, 1, 2)])
-    assert await store.month_usage(12345, 2024, 2) == []
-    assert await store.month_usage(account.id, 2024, 2) == [DayUsage(DAY, 1, 2)]
+    await direct.fold(store, NODE, "e", 1, [DayTotal(12345, DAY, 9, 9), DayTotal(account.id, DAY, 1, 2)])
+    assert await direct.month_usage(store, 12345, 2024, 2) == []
+    assert await direct.month_usage(store, account.id, 2024, 2) == [DayUsage(DAY, 1, 2)]
 
 
 async def test_usage_outlives_its_account_and_a_new_one_of_that_name_starts_at_zero(store: Store) -> None:
     use, account = await one_account(store)
-    await store.fold(NODE, "e", 1, [DayTotal(account.id, DAY, 500, 500)])
+    await direct.fold(store, NODE, "e", 1, [DayTotal(account.id, DAY, 500, 500)])
     await use.delete(account.name)
-    await store.fold(NODE, "e", 2, [DayTotal(account.id, DAY, 600, 600)])
+    await direct.fold(store, NODE, "e", 2, [DayTotal(account.id, DAY, 600, 600)])
     again = (await use.create(NewAccount(server=account.server, name=account.name))).value
     assert again.id != account.id
     assert (again.mark, again.username) == (account.mark, account.username)
@@ -711,17 +712,18 @@ async def test_usage_outlives_its_account_and_a_new_one_of_that_name_starts_at_z
         return len(await tx.all(sa.select(usage)))
 
     assert await store.read(rows) == 1
-    gone, there = await store.month_of_all(2024, 2, account.name)
+    gone, there = await direct.month_of_all(store, 2024, 2, account.name)
     assert (gone.name, gone.server, gone.download, gone.upload) == (account.name, account.server, 600, 600), (
         "last bytes"
     )
     assert gone.deleted is not None and (there.deleted, there.download) == (None, 0)
-    assert await store.month_of_all(2024, 3, account.name) == [there]
+    assert await direct.month_of_all(store, 2024, 3, account.name) == [there]
     await use.delete(again.name)
-    assert [one.name for one in await store.month_of_all(2024, 2)] == [account.name], "who used nothing is not missed"
-    await store.prune_usage(date(2024, 3, 1))
-    assert await store.read(rows) == 0 and await store.month_of_all(2024, 2) == []
-    await store.prune_usage(date(2124, 3, 1))
+    of_february = await direct.month_of_all(store, 2024, 2)
+    assert [one.name for one in of_february] == [account.name], "who used nothing is not missed"
+    await direct.prune_usage(store, date(2024, 3, 1))
+    assert await store.read(rows) == 0 and await direct.month_of_all(store, 2024, 2) == []
+    await direct.prune_usage(store, date(2124, 3, 1))
 
     async def names(tx: Any) -> int:
         return len(await tx.all(sa.select(deleted_accounts)))
@@ -732,17 +734,17 @@ async def test_usage_outlives_its_account_and_a_new_one_of_that_name_starts_at_z
 async def test_old_days_are_pruned(store: Store) -> None:
     _, account = await one_account(store)
     days = [date(2023, 12, 31), date(2024, 1, 1), date(2024, 1, 2)]
-    await store.fold(NODE, "e", 1, [DayTotal(account.id, day, 1, 1) for day in days])
-    assert await store.prune_usage(date(2024, 1, 2)) == 2
-    assert await store.month_usage(account.id, 2023, 12) == []
-    assert [day.day for day in await store.month_usage(account.id, 2024, 1)] == [date(2024, 1, 2)]
+    await direct.fold(store, NODE, "e", 1, [DayTotal(account.id, day, 1, 1) for day in days])
+    assert await direct.prune_usage(store, date(2024, 1, 2)) == 2
+    assert await direct.month_usage(store, account.id, 2023, 12) == []
+    assert [day.day for day in await direct.month_usage(store, account.id, 2024, 1)] == [date(2024, 1, 2)]
 
 
 async def test_bytes_of_a_petabyte_fit(store: Store) -> None:
     _, account = await one_account(store)
-    await store.fold(NODE, "e1", 1, [DayTotal(account.id, DAY, 10**15, 10**15)])
-    await store.fold(NODE, "e2", 1, [DayTotal(account.id, DAY, 10**15 + 1, 1)])
-    assert await store.month_usage(account.id, 2024, 2) == [DayUsage(DAY, 2 * 10**15 + 1, 10**15 + 1)]
+    await direct.fold(store, NODE, "e1", 1, [DayTotal(account.id, DAY, 10**15, 10**15)])
+    await direct.fold(store, NODE, "e2", 1, [DayTotal(account.id, DAY, 10**15 + 1, 1)])
+    assert await direct.month_usage(store, account.id, 2024, 2) == [DayUsage(DAY, 2 * 10**15 + 1, 10**15 + 1)]
 
 
 # -- cancelled callers and lost connections -----------------------------------------------------------------------
@@ -766,19 +768,19 @@ async def test_a_cancelled_change_leaves_nothing_and_blocks_nobody(store: Store)
         await task
     async with asyncio.timeout(5):
         await use.create(NewAccount(server=server.name))
-    assert (await store.snapshot(NODE)).servers == (server,)
+    assert (await direct.snapshot(store, NODE)).servers == (server,)
 
 
 async def test_a_read_sees_one_moment_of_everything(store: Store) -> None:
-    await store.add_node(NODE, "unix:/run/agent.sock")
+    await direct.add_node(store, NODE, "unix:/run/agent.sock")
 
     async def twice(tx: Any) -> list[list[str]]:
         before = await node_rows.listed(tx)
-        await store.add_node("second", "unix:/second.sock")
+        await direct.add_node(store, "second", "unix:/second.sock")
         return [[node.name for node in nodes] for nodes in (before, await node_rows.listed(tx))]
 
     assert await store.read(twice) == [[NODE], [NODE]]
-    assert [node.name for node in await store.nodes()] == [NODE, "second"]
+    assert [node.name for node in await direct.nodes(store)] == [NODE, "second"]
 
 
 async def test_a_higher_revision_waits_for_the_lower_one_to_be_committed(store: Store) -> None:
@@ -797,15 +799,15 @@ async def test_a_higher_revision_waits_for_the_lower_one_to_be_committed(store: 
     second = asyncio.create_task(use.create(NewAccount(server=server.name)))
     await asyncio.sleep(0.3)
     assert not second.done()
-    assert (await store.snapshot(NODE)).accounts == ()
+    assert (await direct.snapshot(store, NODE)).accounts == ()
     go_on.set()
     lower = await first
     await second
-    assert (await store.node(NODE)).revision == lower + 1
+    assert (await direct.node(store, NODE)).revision == lower + 1
 
 
 async def test_a_reader_cannot_write(store: Store) -> None:
-    await store.add_node(NODE, "unix:/run/agent.sock")
+    await direct.add_node(store, NODE, "unix:/run/agent.sock")
     with pytest.raises((DatabaseUnavailable, sa.exc.DBAPIError)):
         await store.read(lambda tx: tx.run(sa.update(servers).values(mtu=1)))
     with pytest.raises((DatabaseUnavailable, sa.exc.DBAPIError)):
@@ -814,7 +816,7 @@ async def test_a_reader_cannot_write(store: Store) -> None:
 
 async def test_the_store_survives_a_lost_connection(postgres_url: str) -> None:
     store, other = await open_store(postgres_url, KEY), await open_store(postgres_url, KEY)
-    await store.add_node(NODE, "unix:/run/agent.sock")
+    await direct.add_node(store, NODE, "unix:/run/agent.sock")
     kill = sa.text(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE pid <> pg_backend_pid() AND datname = current_database()"
@@ -824,7 +826,7 @@ async def test_the_store_survives_a_lost_connection(postgres_url: str) -> None:
         await tx.all(kill)
 
     await other.change(terminate)
-    assert [node.name for node in await store.nodes()] == [NODE]
+    assert [node.name for node in await direct.nodes(store)] == [NODE]
     await store.ping()
     await store.close()
     await other.close()
@@ -833,7 +835,7 @@ async def test_the_store_survives_a_lost_connection(postgres_url: str) -> None:
 async def test_a_change_that_waits_too_long_is_given_up(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.store.engine.WAIT_SECONDS", 0.3)
     store, other = await open_store(database_url, KEY), await open_store(database_url, KEY)
-    await store.add_node(NODE, "unix:/run/agent.sock")
+    await direct.add_node(store, NODE, "unix:/run/agent.sock")
     locked, go_on = asyncio.Event(), asyncio.Event()
 
     async def hold(tx: Any) -> None:
@@ -844,11 +846,11 @@ async def test_a_change_that_waits_too_long_is_given_up(database_url: str, monke
     holder = asyncio.create_task(store.change(hold))
     await locked.wait()
     with pytest.raises(DatabaseUnavailable, match="locked by somebody else, try again"):
-        await other.resync_node(NODE, NOTHING)
+        await direct.resync_node(other, NODE, NOTHING)
     go_on.set()
     await holder
-    await other.resync_node(NODE, NOTHING)
-    assert (await store.node(NODE)).revision == 3
+    await direct.resync_node(other, NODE, NOTHING)
+    assert (await direct.node(store, NODE)).revision == 3
     await store.close()
     await other.close()
 
@@ -857,10 +859,10 @@ async def test_a_sqlite_file_that_another_process_writes_to_is_waited_for(sqlite
     store = await open_store(sqlite_url, KEY)
     other = sqlite3.connect(tmp_path / "gateway.db", isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
-    waiting = asyncio.create_task(store.add_node(NODE, "unix:/run/agent.sock"))
+    waiting = asyncio.create_task(direct.add_node(store, NODE, "unix:/run/agent.sock"))
     await asyncio.sleep(0.3)
     assert not waiting.done()
-    assert await store.nodes() == []  # reading is never blocked
+    assert await direct.nodes(store) == []  # reading is never blocked
     other.execute("COMMIT")
     other.close()
     assert (await waiting).name == NODE

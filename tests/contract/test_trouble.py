@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from gateway.errors import ConfigError, DatabaseUnavailable
 from gateway.store import engine, open_store
 from gateway.store import store as store_room
+from tests.fakes import direct
 from tests.fakes.cluster import Cluster
 from tests.fakes.product import KEY, migrated_sqlite
 
@@ -51,7 +52,7 @@ async def test_a_server_that_became_a_standby_is_told_and_left_as_soon_as_it_can
 ) -> None:
     store = await open_store(postgres_url, KEY)
     database = sa.make_url(postgres_url).database
-    await store.add_node(NODE, "unix:/run/agent.sock")
+    await direct.add_node(store, NODE, "unix:/run/agent.sock")
     await as_superuser(
         cluster.url("postgres"),
         f"ALTER DATABASE {database} SET default_transaction_read_only = on",
@@ -59,13 +60,13 @@ async def test_a_server_that_became_a_standby_is_told_and_left_as_soon_as_it_can
     )
     for _ in range(3):
         with pytest.raises(DatabaseUnavailable, match="The database is read-only, try again"):
-            await store.add_node("another", "unix:/run/other.sock")
+            await direct.add_node(store, "another", "unix:/run/other.sock")
         with pytest.raises(DatabaseUnavailable, match="is read-only"):
             await store.ping()
-        assert [node.name for node in await store.nodes()] == [NODE]  # questions are answered meanwhile
+        assert [node.name for node in await direct.nodes(store)] == [NODE]  # questions are answered meanwhile
     await as_superuser(cluster.url("postgres"), f"ALTER DATABASE {database} SET default_transaction_read_only = off")
     # The connections that were made while it was a standby would refuse for ever.
-    assert (await store.add_node("another", "unix:/run/other.sock")).name == "another"
+    assert (await direct.add_node(store, "another", "unix:/run/other.sock")).name == "another"
     await store.ping()
     await store.close()
 
@@ -92,7 +93,7 @@ async def test_who_waits_for_a_locked_database_waits_no_longer_than_told_and_get
         await asyncio.sleep(after)
         began = time.monotonic()
         with pytest.raises(DatabaseUnavailable, match=r"locked by somebody else|not available"):
-            await store.add_node(f"after{round(after * 1000)}", f"unix:/run/{after}.sock")
+            await direct.add_node(store, f"after{round(after * 1000)}", f"unix:/run/{after}.sock")
         return time.monotonic() - began
 
     waits = await asyncio.gather(*(late(number / 10) for number in range(9)))
@@ -100,8 +101,8 @@ async def test_who_waits_for_a_locked_database_waits_no_longer_than_told_and_get
     assert time.monotonic() - started < 4
     other.execute("COMMIT")
     await asyncio.sleep(0.5)
-    assert await store.nodes() == []
-    assert (await store.add_node(NODE, "unix:/run/agent.sock")).name == NODE
+    assert await direct.nodes(store) == []
+    assert (await direct.add_node(store, NODE, "unix:/run/agent.sock")).name == NODE
     await store.close()
 
 
@@ -129,7 +130,7 @@ async def told(change: Callable[[int], Awaitable[object]]) -> str:
 
 async def test_a_full_disk_is_told_by_every_change_and_by_health_until_there_is_room(small_disk: Path) -> None:
     store = await open_store(f"sqlite:///{small_disk}/gateway.db", KEY)
-    await store.add_node(NODE, "unix:/run/agent.sock")
+    await direct.add_node(store, NODE, "unix:/run/agent.sock")
     await store.ping()
     ballast = small_disk / "ballast"
     handle = os.open(ballast, os.O_CREAT | os.O_WRONLY)
@@ -138,11 +139,11 @@ async def test_a_full_disk_is_told_by_every_change_and_by_health_until_there_is_
             pass
     os.close(handle)
     # The last pages of the journal may still take a change or two.
-    assert await told(lambda number: store.add_node(f"n{number}", f"unix:/run/n{number}.sock")) == NO_ROOM
+    assert await told(lambda number: direct.add_node(store, f"n{number}", f"unix:/run/n{number}.sock")) == NO_ROOM
     assert await told(lambda _: store.ping()) == NO_ROOM
-    assert NODE in [node.name for node in await store.nodes()]
+    assert NODE in [node.name for node in await direct.nodes(store)]
     ballast.unlink()
-    await store.add_node("after", "unix:/run/after.sock")
+    await direct.add_node(store, "after", "unix:/run/after.sock")
     await store.ping()
     await store.close()
 
@@ -214,7 +215,7 @@ async def test_a_pooler_that_breaks_up_sessions_is_refused_with_the_reason(poole
 @pytest.mark.parametrize("pooled", ["session"], indirect=True)
 async def test_a_pooler_in_session_mode_works(pooled: str) -> None:
     store = await open_store(pooled, KEY)
-    await store.add_node(NODE, "unix:/run/agent.sock")
+    await direct.add_node(store, NODE, "unix:/run/agent.sock")
     timeout = await store.read(lambda tx: tx.one(sa.text("SELECT current_setting('lock_timeout') AS value")))
     assert timeout is not None and timeout.value == "5s"
     await store.close()

@@ -22,6 +22,7 @@ from gateway.servers import Servers
 from gateway.store import Store, migrate, open_store
 from gateway.sync import Sync
 from gateway.system import System
+from tests.fakes import direct
 from tests.fakes.agents import FakeAgents
 
 KEY = bytes(range(32))
@@ -61,7 +62,7 @@ def migrated_sqlite(path: Path) -> str:
 async def running_product(url: str, *, account_limit: int = 0, settle_seconds: float = 5.0) -> AsyncIterator[Product]:
     """With one node, NODE, whose clients reach it at vpn.example.com."""
     store, agents = await open_store(url, KEY), FakeAgents()
-    await store.add_node(NODE, "unix:/run/agent.sock", "vpn.example.com")
+    await direct.add_node(store, NODE, "unix:/run/agent.sock", "vpn.example.com")
     sync = Sync(store, agents, settle_seconds, poll_seconds=0.2)
     collect, creation = Collect(store, agents), Creation(store, account_limit)
     product = Product(

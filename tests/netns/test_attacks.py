@@ -27,6 +27,7 @@ from gateway.config import load_config
 from gateway.keys import Keys
 from gateway.wiring import opened_store, prepare_database
 from tests.contract.test_serve import Gateway
+from tests.fakes import direct
 from tests.netns import stranger
 from tests.netns.fronts import FRONTS, missing, standing
 
@@ -54,7 +55,7 @@ class Target(Gateway):
         config = load_config(self.config)
         await prepare_database(config)
         async with opened_store(config) as store:
-            await store.add_node("local", self.target)
+            await direct.add_node(store, "local", self.target)
             self.access_hash = (await Keys(store).add("test", [GOOD])).reveal()
 
     def memory_kb(self) -> int:

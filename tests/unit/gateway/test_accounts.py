@@ -18,6 +18,7 @@ from gateway.keypair import checked_pair, new_pair
 from gateway.model import AccountEdit, NewAccount, Secret, Server, ServerValues
 from gateway.store import ranges
 from gateway.store.tables import accounts as accounts_table
+from tests.fakes import direct
 from tests.fakes.product import NODE, Product, running_product
 
 pytestmark = pytest.mark.anyio
@@ -332,7 +333,7 @@ async def test_a_change_stands_while_the_node_is_away_and_says_so(database: str)
             await product.accounts.live("peer_1")
         agent.away = False
         assert (await product.accounts.edit("peer_1", AccountEdit(download=3))).pending in ("", NODE)
-        await product.sync.settled(NODE, (await product.store.node(NODE)).revision)
+        await product.sync.settled(NODE, (await direct.node(product.store, NODE)).revision)
         assert agent.accounts[made.value.id].download == 3
 
 

@@ -16,6 +16,7 @@ from gateway.__main__ import main
 from gateway.model import ServerValues
 from gateway.store import open_store
 from tests.contract.test_store import use_cases
+from tests.fakes import direct
 from tests.fakes.product import migrated_sqlite
 
 Captured = pytest.CaptureFixture[str]
@@ -121,7 +122,7 @@ HEADER = "name,wg_name,b_download,password\n"
 def with_a_server(config: str, tmp_path: Path) -> None:
     async def make() -> None:
         store = await open_store(f"sqlite:///{tmp_path}/gateway.db", bytes.fromhex(read_key_text(tmp_path)))
-        await store.add_node("local", "unix:/run/agent.sock", "vpn.example.com")
+        await direct.add_node(store, "local", "unix:/run/agent.sock", "vpn.example.com")
         await use_cases(store)[1].create(ServerValues(name="s"))
         await store.close()
 

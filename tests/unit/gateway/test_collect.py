@@ -13,6 +13,7 @@ import pytest
 from gateway.collect import Collect, oldest_kept
 from gateway.errors import DatabaseUnavailable
 from gateway.model import Account, DayTotal, DayUsage, NewAccount, ServerValues
+from tests.fakes import direct
 from tests.fakes.agents import FakeAgent
 from tests.fakes.product import NODE, Product
 
@@ -33,7 +34,7 @@ def agent(product: Product) -> FakeAgent:
 
 
 async def used(product: Product, account: Account, day: date = DAY) -> tuple[int, int]:
-    days = await product.store.month_usage(account.id, day.year, day.month)
+    days = await direct.month_usage(product.store, account.id, day.year, day.month)
     found = next((each for each in days if each.day == day), DayUsage(day))
     return found.download, found.upload
 
@@ -44,7 +45,7 @@ async def test_totals_arrive_and_only_what_is_new_is_asked_for(
     agent.use(account.id, DAY, 100, 10)
     await product.collect.collect()
     assert await used(product, account) == (100, 10)
-    assert await product.store.usage_cursor(NODE) == (agent.epoch, 1)
+    assert await direct.usage_cursor(product.store, NODE) == (agent.epoch, 1)
     agent.use(account.id, DAY, 1, 2)
     await product.collect.collect()
     await product.collect.collect()
@@ -67,7 +68,7 @@ async def test_a_lost_answer_and_a_repeated_one_change_nothing(
     await product.collect.collect()
     await product.collect.collect()
     epoch, cursor, totals = await agent.totals("", 0)
-    await product.store.fold(NODE, epoch, cursor, totals)
+    await direct.fold(product.store, NODE, epoch, cursor, totals)
     assert await used(product, account) == (100, 10)
 
 
@@ -156,7 +157,7 @@ async def test_a_refresh_with_the_agent_away_is_no_error(product: Product, agent
 async def test_a_node_that_is_away_does_not_stop_the_others(
     product: Product, agent: FakeAgent, account: Account, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await product.store.add_node("away", "unix:/run/away.sock")
+    await direct.add_node(product.store, "away", "unix:/run/away.sock")
     product.agents["away"].away = True
     agent.use(account.id, DAY, 1, 1)
     caplog.clear()
@@ -174,11 +175,11 @@ async def test_a_database_that_is_gone_is_logged_once_and_tried_again(
 ) -> None:
     agent.use(account.id, DAY, 1, 1)
 
-    async def gone() -> None:
+    async def gone(work: object) -> None:
         raise DatabaseUnavailable("gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr(product.store, "nodes", gone)
+        patched.setattr(product.store, "read", gone)
         for _ in range(3):
             await product.collect.collect()
     assert len([r for r in caplog.records if r.name == "gateway.collect" and r.levelno == logging.ERROR]) == 1
@@ -195,7 +196,7 @@ async def test_old_months_go_once_a_day(product: Product, agent: FakeAgent, acco
     await collect.collect()
     assert await used(product, account, date(2024, 2, 29)) == (0, 0)
     assert await used(product, account, date(2024, 3, 1)) == (1, 1)
-    await product.store.fold(NODE, "older", 0, [DayTotal(account.id, date(2024, 2, 29), 1, 1)])
+    await direct.fold(product.store, NODE, "older", 0, [DayTotal(account.id, date(2024, 2, 29), 1, 1)])
     await collect.collect()
     assert await used(product, account, date(2024, 2, 29)) != (0, 0)  # not again today
     today += timedelta(days=1)

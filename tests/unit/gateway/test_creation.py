@@ -23,6 +23,7 @@ from gateway.model import Account, NewAccount, Secret, ServerValues
 from gateway.store import accounts as rows
 from gateway.store import ranges
 from gateway.store.tables import accounts as accounts_table
+from tests.fakes import direct
 from tests.fakes.product import NODE, Product, migrated_sqlite, running_product
 
 pytestmark = pytest.mark.anyio
@@ -84,13 +85,15 @@ def numbers_of(account: Account, scope: str) -> list[int]:
 
 async def test_one_transaction_and_one_revision_for_a_batch(product: Product) -> None:
     await with_server(product)
-    before = (await product.store.node(NODE)).revision
+    before = (await direct.node(product.store, NODE)).revision
     made = await product.creation.many([NewAccount("s"), NewAccount("nowhere"), NewAccount("s")])
     assert [isinstance(each, Account) for each in made] == [True, False, True]
-    assert (await product.store.node(NODE)).revision == before + 1
+    assert (await direct.node(product.store, NODE)).revision == before + 1
     assert await product.creation.many([]) == []
     assert isinstance((await product.creation.many([NewAccount("nowhere")]))[0], InvalidValue)
-    assert (await product.store.node(NODE)).revision == before + 1, "nothing came of it, so the node need not know"
+    assert (await direct.node(product.store, NODE)).revision == before + 1, (
+        "nothing came of it, so the node need not know"
+    )
 
 
 async def test_a_key_that_cannot_be_spoils_only_its_own_line(product: Product) -> None:
@@ -118,7 +121,7 @@ async def test_generated_values_that_somebody_has_are_passed_over_within_a_batch
 
 async def test_callers_that_come_meanwhile_share_a_transaction(product: Product) -> None:
     await with_server(product)
-    before = (await product.store.node(NODE)).revision
+    before = (await direct.node(product.store, NODE)).revision
     use = Creation(product.store)
     made = await asyncio.gather(*(use.one(NewAccount("s")) for _ in range(5)))
     assert len({each.account.id for each in made}) == 5

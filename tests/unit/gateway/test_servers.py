@@ -17,6 +17,7 @@ from gateway.model import Account, NewAccount, Secret, ServerValues
 from gateway.servers import Servers
 from gateway.store.tables import nodes
 from gateway.store.transaction import Transaction
+from tests.fakes import direct
 from tests.fakes.product import NODE, Product
 
 pytestmark = pytest.mark.anyio
@@ -117,7 +118,7 @@ async def test_the_errors_of_a_create_are_those_of_the_specification(product: Pr
 
 
 async def test_a_server_goes_to_the_node_with_the_fewest_accounts(product: Product) -> None:
-    await product.store.add_node("second", "unix:/second.sock", "second.example.com")
+    await direct.add_node(product.store, "second", "unix:/second.sock", "second.example.com")
     first = (await product.servers.create(ServerValues())).value
     assert first.node == NODE
     await product.accounts.create(NewAccount(server=first.name))
@@ -131,12 +132,12 @@ async def test_a_server_goes_to_the_node_with_the_fewest_accounts(product: Produ
 
 
 async def test_without_a_node_the_cure_is_named(product: Product) -> None:
-    await product.store.remove_node(NODE)
+    await direct.remove_node(product.store, NODE)
     assert "wirelane-gateway node add" in await refused(product, ServerValues())
 
 
 async def test_where_clients_connect_must_be_known(product: Product) -> None:
-    await product.store.edit_node(NODE, endpoint="")
+    await direct.edit_node(product.store, NODE, endpoint="")
     text = await refused(product, ServerValues())
     assert "external_ip" in text and "endpoint" in text and "configuration" in text
     server = (await product.servers.create(ServerValues(external_ip=IPv4Address("192.0.2.7")))).value
@@ -194,12 +195,12 @@ async def test_limits_are_copied_to_accounts_only_when_asked(product: Product) -
         await product.accounts.create(NewAccount(server=server.name, download=limit, upload=limit))
     await product.servers.edit(server.name, ServerValues(download=30, upload=30))
     assert [account.download for account in await product.servers.accounts(server.name)] == [1, 2, 30]
-    before = (await product.store.node(NODE)).revision
+    before = (await direct.node(product.store, NODE)).revision
     await product.servers.set_bandwidth(server.name)
     assert {(a.download, a.upload) for a in await product.servers.accounts(server.name)} == {(30, 30)}
     assert {(a.download, a.upload) for a in product.agents[NODE].accounts.values()} == {(30, 30)}
     await product.servers.set_bandwidth(server.name)
-    assert (await product.store.node(NODE)).revision == before + 1
+    assert (await direct.node(product.store, NODE)).revision == before + 1
     assert len(product.agents[NODE].patches[-1].put_accounts) == 2
 
 
@@ -247,7 +248,7 @@ async def test_the_list_of_a_huge_network_has_an_end(product: Product) -> None:
 async def test_online_shows_recent_handshakes_of_every_node_that_answers(
     product: Product, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await product.store.add_node("second", "unix:/second.sock", "second.example.com")
+    await direct.add_node(product.store, "second", "unix:/second.sock", "second.example.com")
     here = (await product.servers.create(ServerValues(node=NODE))).value
     there = (await product.servers.create(ServerValues(node="second"))).value
     made: list[Account] = []

@@ -10,6 +10,7 @@ import pytest
 
 from gateway.model import AgentStatus, Failure, NewAccount, Node, ServerValues
 from gateway.system import _standing
+from tests.fakes import direct
 from tests.fakes.product import NODE, Product, running_product
 
 pytestmark = pytest.mark.anyio
@@ -49,7 +50,7 @@ async def test_a_node_that_is_away_is_named_with_what_waits_for_it(database: str
     async with running_product(database, settle_seconds=0.2) as product:
         server = (await product.servers.create(ServerValues())).value
         async with asyncio.timeout(5):
-            while (node := await product.store.node(NODE)).acknowledged < node.revision:  # noqa: ASYNC110
+            while (node := await direct.node(product.store, NODE)).acknowledged < node.revision:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)  # its word is written down a moment after it was given
         product.agents[NODE].away = True
         await product.accounts.create(NewAccount(server=server.name))
