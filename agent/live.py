@@ -7,6 +7,7 @@ anybody waiting.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from agent.desired import Desired
 from agent.doors import LiveKernel
@@ -16,9 +17,18 @@ from agent.objects import Counters, PeerState
 from agent.usage import Usage
 
 
+class Look(Enum):
+    """What of an account is read. Marks wait for the lock of iptables, which others hold too; the rest does not."""
+
+    EVERYTHING = 0
+    PEER = 1
+    MARKS = 2
+    CLASSES = 3
+
+
 @dataclass(frozen=True, slots=True)
 class LiveAccount:
-    """None = not there."""
+    """None = not there, or not looked at. `uplink`: "" = not looked at."""
 
     account: Account
     peer: PeerState | None
@@ -36,24 +46,25 @@ class LiveReads:
         self._kernel = kernel
         self._usage = usage
 
-    def read_account(self, desired: Desired | None, account_id: int) -> LiveAccount:
+    def read_account(self, desired: Desired | None, account_id: int, look: Look = Look.EVERYTHING) -> LiveAccount:
         """A disabled account has nothing there; its counters are where they stood. Raises NotFound, KernelError."""
         account = desired.accounts.get(account_id) if desired else None
         if desired is None or account is None:
             raise NotFound(f"there is no account {account_id} on this node")
-        kernel = self._kernel
-        interface, uplink = desired.servers[account.server].interface, kernel.uplink()
+        kernel, interface = self._kernel, desired.servers[account.server].interface
+        peer, marks, classes = (look in (Look.EVERYTHING, one) for one in (Look.PEER, Look.MARKS, Look.CLASSES))
+        uplink = kernel.uplink() if classes else ""
         if not account.enabled:
             counters = self._usage.start_of(account.address, account.id)
             return LiveAccount(account, None, counters, uplink, interface, None, None)
         return LiveAccount(
             account,
-            kernel.peer_states(interface).get(account.public_key),
-            kernel.marks.counters([account.address]).get(account.address),
+            kernel.peer_states(interface).get(account.public_key) if peer else None,
+            kernel.marks.counters([account.address]).get(account.address) if marks else None,
             uplink,
             interface,
-            kernel.class_text(uplink, minor(account.mark)) if account.upload else None,
-            kernel.class_text(interface, minor(account.mark)) if account.download else None,
+            kernel.class_text(uplink, minor(account.mark)) if classes and account.upload else None,
+            kernel.class_text(interface, minor(account.mark)) if classes and account.download else None,
         )
 
     def read_peers(self, desired: Desired | None, server: str) -> list[tuple[PeerState, int]]:

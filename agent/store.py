@@ -16,10 +16,11 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
+from typing import TypeVar
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import BrokenStore, InvalidValue, StoreError
@@ -27,6 +28,8 @@ from agent.model import Account, Reach, Secret, Server
 from agent.objects import Counters
 from agent.origin import Origin
 from agent.usage import Baseline, DayTotal, Used
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 3
 KEPT_DAYS = 100  # of usage; a gateway that is away for longer than this loses the oldest days
@@ -269,24 +272,23 @@ def open_store(path: Path) -> Store:
             raise
 
 
-def open_store_or_new(path: Path) -> tuple[Store, Path | None]:
-    """Like `open_store`, but a damaged file is put aside; the second value says where."""
+def open_store_or_new(path: Path, read: Callable[[Store], T]) -> tuple[Store, T, Path | None]:
+    """Like `open_store`, with what `read` makes of it; a damaged file is put aside, and the last value says where."""
     try:
         store = open_store(path)
         try:
-            store.load()
-            store.load_baselines()
+            return store, read(store), None
         except BaseException:
             store.close()  # the file that is put aside shall not stay open
             raise
-        return store, None
     except BrokenStore:
         aside = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
         for suffix in ("", "-wal", "-shm"):
             part = path.with_name(path.name + suffix)
             if part.exists():
                 part.rename(aside.with_name(aside.name + suffix))
-        return open_store(path), aside
+        store = open_store(path)
+        return store, read(store), aside
 
 
 @contextmanager

@@ -69,25 +69,23 @@ async def serve(config: Config) -> None:
     """Runs the agent until SIGTERM or SIGINT. Raises AgentError where it cannot start."""
     collector.calm()
     with only_agent(config.state):
-        store, aside = open_store_or_new(config.state)
+        store, (desired, usage), aside = open_store_or_new(config.state, lambda it: (it.load(), Usage(it, time.time)))
         if aside:
             log.error(
                 "state file damaged aside=%s: the kernel is left as it is until the gateway sends a snapshot", aside
             )
         try:
-            await _serve(config, store)
+            await _serve(config, store, desired, usage)
         finally:
             store.close()
 
 
-async def _serve(config: Config, store: Store) -> None:
+async def _serve(config: Config, store: Store, desired: Desired | None, usage: Usage) -> None:
     mode, chosen = choose_mode(config.wireguard), choose_backend(config.marks_backend)
-    desired = store.load()
     with (
         ThreadPoolExecutor(1, "writer") as writer_thread,
         ThreadPoolExecutor(1, "reader") as reader_thread,
     ):
-        usage = Usage(store, time.time)
         move = Move(usage, backend_doors(config.opened))
         backend = await asyncio.get_running_loop().run_in_executor(writer_thread, move.to, chosen, desired)
         owned = Ownership()

@@ -20,6 +20,7 @@ from agent.kernel.linux import LinuxKernel
 from agent.kernel.trials.backend import choose_backend
 from agent.kernel.wireguard.links import choose_mode
 from agent.objects import Scope
+from agent.parts import CLASSES, LINKS
 from bench.measure import median
 
 ROUNDS = 7
@@ -50,11 +51,11 @@ def main(config_path: str) -> dict[str, dict[str, float]]:
     config = load_config(Path(config_path))
     kernel = LinuxKernel(choose_mode(config.wireguard), config.uplink, choose_backend(config.marks_backend))
     uplink = kernel.uplink()
-    links = sorted(kernel.links.read(Scope(frozenset(), uplink)))
+    links = sorted(kernel.door(LINKS).read(Scope(frozenset(), uplink)))
     scope = Scope(frozenset(links), uplink)
     agent = {
         "marks": _cpu(kernel.marks.counters),
-        "classes": _cpu(lambda: kernel.classes.read(scope)),
+        "classes": _cpu(lambda: kernel.door(CLASSES).read(scope)),
         "peers": _cpu(lambda: [kernel.peer_states(link) for link in links]),
     }
     tools = {

@@ -18,7 +18,7 @@ from gateway.agents import AgentLacks
 from gateway.allocate import is_assignable
 from gateway.creation import OUT_OF_RANGE, Creation, taken_error
 from gateway.errors import AgentUnreachable, InvalidValue, NodeUnavailable, NotFound
-from gateway.model import Account, AccountEdit, DayUsage, LiveAccount, NewAccount, Server, Settled
+from gateway.model import Account, AccountEdit, DayUsage, LiveAccount, Look, NewAccount, Server, Settled
 from gateway.store import Store, Transaction, ranges
 from gateway.store import accounts as rows
 from gateway.store import nodes as node_rows
@@ -80,12 +80,12 @@ class Accounts:
 
         await self._store.read(work)
 
-    async def live(self, name: str) -> tuple[Account, LiveAccount]:
+    async def live(self, name: str, look: Look) -> tuple[Account, LiveAccount]:
         """As its node's kernel has it now. Raises NodeUnavailable while the agent is away, or behind."""
         account = await self.get(name)
         node = await self._store.read(lambda tx: node_rows.found(tx, account.node))
         try:
-            return account, await self._agents.inspect(node, account.id)
+            return account, await self._agents.inspect(node, account.id, look)
         except AgentLacks:
             raise NodeUnavailable(account.node, "has not applied this account yet, try again") from None
         except AgentUnreachable:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
+from enum import Enum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Generic, TypeVar
 
@@ -247,9 +248,17 @@ class MarkCounters:
     upload_bytes: int
 
 
+class Look(Enum):
+    """What of an account its agent is asked for."""
+
+    PEER = "peer"
+    MARKS = "marks"
+    CLASSES = "classes"
+
+
 @dataclass(frozen=True, slots=True)
 class LiveAccount:
-    """One account as the kernel of its node has it now. None = it is not there."""
+    """One account as the kernel of its node has it now. None = it is not there, or was not asked for."""
 
     peer: PeerState | None
     marks: MarkCounters | None

@@ -7,9 +7,8 @@ happens in the network namespace of the calling thread; the doors of one LinuxKe
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from agent.doors import Door, Doors, MarksDoor
 from agent.errors import KernelError
@@ -23,7 +22,7 @@ from agent.kernel.nftables import Bounded, NftablesMarks, NftForwardings, bounde
 from agent.kernel.tc import Classes, Qdiscs, class_text
 from agent.kernel.wireguard import Links, Mode, Ownership, Peers, choose_mode
 from agent.objects import Forwarding, HostNetwork, Opening, PeerState, Scope, tunnel_mtu
-from agent.parts import Part
+from agent.parts import CLASSES, FORWARDING, LINKS, MARKS, PEERS, QDISCS, Part
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -34,45 +33,46 @@ __all__ = ["ANY", "LinuxKernel", "Mode", "Ownership", "backend_doors", "choose_m
 WARNINGS: tuple[Callable[[Scope], Iterable[str]], ...] = (conntrack.warnings, bounded.warnings)
 
 
-@dataclass(frozen=True, slots=True)
 class LinuxKernel:
-    """The doors of one thread."""
+    """The doors of one thread. `uplink`, `opened`, `allow_public`: settings of the agent. `connections`: that an
+    account may have; 0 = no bound. `owned`: shared by the doors of all threads, so that each knows whose a link is."""
 
-    mode: Mode
-    uplink_setting: str
-    backend: str
-    connections: int = 0  # that an account may have; 0 = no bound
-    opened: tuple[Opening, ...] = ()
-    owned: Ownership = field(default_factory=Ownership)
-    allow_public: bool = False
-    links: Links = field(init=False)
-    qdiscs: Qdiscs = field(default_factory=Qdiscs)
-    classes: Classes = field(default_factory=Classes)
-    forwarding: Door[str, Forwarding] = field(init=False)
-    marks: MarksDoor = field(init=False)
-    peers: Peers = field(init=False)
-    answers: Answers = field(default_factory=Answers)
-
-    def __post_init__(self) -> None:
-        doors = backend_doors(self.opened)[self.backend]
-        object.__setattr__(self, "links", Links(self.mode, self.owned, self.allow_public))
-        object.__setattr__(self, "peers", Peers(self.owned))
-        object.__setattr__(self, "forwarding", Bounded(doors.forwarding, self.connections))
-        object.__setattr__(self, "marks", doors.marks)
+    def __init__(
+        self,
+        mode: Mode,
+        uplink: str,
+        backend: str,
+        connections: int = 0,
+        opened: tuple[Opening, ...] = (),
+        owned: Ownership | None = None,
+        allow_public: bool = False,
+    ) -> None:
+        doors, owned = backend_doors(opened)[backend], owned or Ownership()
+        self._is_userspace, self._uplink = mode == "userspace", uplink
+        self._links, self._peers = Links(mode, owned, allow_public), Peers(owned)
+        self._answers = Answers()
+        self.marks: MarksDoor = doors.marks
+        self._doors: dict[Part[Any, Any], Door[Any, Any]] = {
+            LINKS: self._links,
+            QDISCS: Qdiscs(),
+            CLASSES: Classes(),
+            FORWARDING: Bounded(doors.forwarding, connections),
+            MARKS: doors.marks,
+            PEERS: self._peers,
+        }
 
     def door(self, part: Part[K, V]) -> Door[K, V]:
-        door: Door[K, V] = getattr(self, part.name)
-        return door
+        return self._doors[part]
 
     def uplink(self) -> str:
-        return uplink(self.uplink_setting)
+        return uplink(self._uplink)
 
     def tunnel_mtu(self, uplink: str) -> int:
         return tunnel_mtu(read_uplink_mtu(uplink))
 
     def keep_answers(self, serves: bool) -> KernelError | None:
         try:
-            self.answers.keep(serves and self.mode == "userspace")  # the kernel's answers as the routes say
+            self._answers.keep(serves and self._is_userspace)  # the kernel's answers as the routes say
         except KernelError as error:
             return error
         return None
@@ -108,13 +108,13 @@ class LinuxKernel:
         )
 
     def _servers(self, scope: Scope) -> tuple[Forwarding, ...]:
-        return tuple(one for name, one in self.forwarding.read(scope).items() if name)
+        return tuple(one for name, one in self.door(FORWARDING).read(scope).items() if name)
 
     def host_networks(self) -> tuple[HostNetwork, ...]:
-        return told(self.links.host_networks())
+        return told(self._links.host_networks())
 
     def peer_states(self, interface: str) -> dict[str, PeerState]:
-        return self.peers.peer_states(interface)
+        return self._peers.peer_states(interface)
 
     def class_text(self, device: str, minor: int) -> str | None:
         return class_text(device, minor)

@@ -7,6 +7,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Interface, NetmaskValu
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import InvalidValue
+from agent.live import Look
 from agent.model import Account, Reach, Secret, Server
 from agent.objects import Counters, PeerState
 from agent.origin import Origin, Version
@@ -233,6 +234,14 @@ def totals_out(epoch: str, cursor: int, totals: list[DayTotal], chunk: int) -> I
                 for t in totals[start : start + chunk]
             ),
         )
+
+
+def look_in(number: int) -> Look:
+    """Raises InvalidValue."""
+    try:
+        return Look(number)
+    except ValueError:
+        raise InvalidValue("look", f"{number} is none that this agent knows") from None
 
 
 def peer_out(state: PeerState, account_id: int) -> pb.Peer:

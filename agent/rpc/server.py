@@ -112,10 +112,11 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
 
     async def Inspect(self, request: pb.InspectRequest, context: Any) -> pb.InspectReply:
         desired = self._reconciler.desired
-        live = await _translated(
-            context, lambda: self._read(lambda: self._live.read_account(desired, request.account_id))
-        )
-        return _inspect_out(live)
+
+        def read() -> LiveAccount:
+            return self._live.read_account(desired, request.account_id, codec.look_in(request.look))
+
+        return _inspect_out(await _translated(context, lambda: self._read(read)))
 
     async def Peers(self, request: pb.PeersRequest, context: Any) -> AsyncIterator[pb.PeersChunk]:
         desired = self._reconciler.desired

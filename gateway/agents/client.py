@@ -18,7 +18,18 @@ import grpc.aio
 
 from gateway.agents import codec
 from gateway.errors import AgentUnreachable, ConfigError
-from gateway.model import AgentStatus, Applied, DayTotal, HeldObject, LiveAccount, Node, Patch, PeerState, Snapshot
+from gateway.model import (
+    AgentStatus,
+    Applied,
+    DayTotal,
+    HeldObject,
+    LiveAccount,
+    Look,
+    Node,
+    Patch,
+    PeerState,
+    Snapshot,
+)
 from protos.agent.v1 import agent_pb2 as pb
 from protos.agent.v1.agent_pb2_grpc import AgentStub
 
@@ -142,10 +153,10 @@ class Agents:
                 raise ValueError("totals without an epoch")
         return found_epoch, cursor, totals
 
-    async def inspect(self, node: Node, account_id: int) -> LiveAccount:
-        """One account as the kernel has it now. Raises AgentLacks, AgentUnreachable."""
+    async def inspect(self, node: Node, account_id: int, look: Look | None = None) -> LiveAccount:
+        """One account as the kernel has it now; `look`: only that of it. Raises AgentLacks, AgentUnreachable."""
         with _translated(node):
-            request = pb.InspectRequest(account_id=account_id)
+            request = pb.InspectRequest(account_id=account_id, look=codec.LOOKS[look])
             stub = await self._stub(node)
             return codec.live_account(await stub.Inspect(request, timeout=LIVE_SECONDS))
 

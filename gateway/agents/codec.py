@@ -18,6 +18,7 @@ from gateway.model import (
     Failure,
     HeldObject,
     LiveAccount,
+    Look,
     MarkCounters,
     Origin,
     Patch,
@@ -186,6 +187,9 @@ def _marks(marks: pb.MarkCounters) -> MarkCounters:
         upload_packets=marks.upload_packets,
         upload_bytes=marks.upload_bytes,
     )
+
+
+LOOKS = {None: pb.LOOK_EVERYTHING, Look.PEER: pb.LOOK_PEER, Look.MARKS: pb.LOOK_MARKS, Look.CLASSES: pb.LOOK_CLASSES}
 
 
 def live_account(reply: pb.InspectReply) -> LiveAccount:

@@ -17,7 +17,7 @@ import pytest
 from gateway.agents import AgentLacks, AgentRefused, Agents, StaleAgent, checked_target
 from gateway.agents.codec import objects_of
 from gateway.errors import AgentUnreachable, ConfigError
-from gateway.model import Account, DayTotal, Held, Node, Origin, Patch, Secret, Server, Snapshot
+from gateway.model import Account, DayTotal, Held, Look, Node, Origin, Patch, Secret, Server, Snapshot
 from tests.fakes.agent_core import AgentCore, running_core
 from tests.fakes.agent_server import serving
 from tests.fakes.agents import FakeAgent, FakeAgents
@@ -404,6 +404,10 @@ def test_a_live_read_shows_peer_marks_and_classes(told: Callable[[Story], None])
         assert live.interface == "wg1"
         assert live.upload_class is not None and "rate 10Mbit" in live.upload_class
         assert live.download_class is not None and "rate 20Mbit" in live.download_class
+        for look in Look:
+            part = await it.agents.inspect(it.node, accounts[0].id, look)
+            shown = {Look.PEER: part.peer, Look.MARKS: part.marks, Look.CLASSES: part.download_class}
+            assert {one for one, there in shown.items() if there} == {look}
         unlimited = await it.agents.inspect(it.node, accounts[1].id)
         assert (unlimited.upload_class, unlimited.download_class) == (None, None)
         disabled = await it.agents.inspect(it.node, accounts[2].id)

@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from gateway.agents import AgentLacks, AgentRefused, StaleAgent
-from gateway.agents.codec import snapshot_chunks
+from gateway.agents.codec import LOOKS, snapshot_chunks
 from gateway.errors import AgentUnreachable
 from gateway.model import (
     Account,
@@ -215,7 +215,8 @@ class _Servicer(AgentServicer):
 
     async def Inspect(self, request: pb.InspectRequest, context: Any) -> pb.InspectReply:
         with _translated():
-            live = await self._agent.inspect(request.account_id)
+            looks = {number: look for look, number in LOOKS.items()}
+            live = await self._agent.inspect(request.account_id, looks[request.look])
         reply = pb.InspectReply(uplink=live.uplink, interface=live.interface)
         if live.peer:
             reply.peer.CopyFrom(_peer(live.peer))

@@ -26,6 +26,7 @@ from gateway.model import (
     Failure,
     HeldObject,
     LiveAccount,
+    Look,
     MarkCounters,
     Node,
     Origin,
@@ -162,21 +163,22 @@ class FakeAgent:
             )
         )
 
-    async def inspect(self, account_id: int) -> LiveAccount:
+    async def inspect(self, account_id: int, look: Look | None = None) -> LiveAccount:
         self._called("inspect")
         account = self.accounts.get(account_id)
         if account is None:
             raise AgentLacks(f"no account {account_id} here")
+        peer, marks, classes = (look in (None, one) for one in Look)
         used = [total[:2] for (owner, _), total in self._totals.items() if owner == account_id]
         download, upload = sum(total[0] for total in used), sum(total[1] for total in used)
         return self._answered(
             LiveAccount(
-                peer=self._peer(account) if account.enabled else None,
-                marks=MarkCounters(account.mark, download // 1000, download, upload // 1000, upload),
-                uplink=UPLINK,
+                peer=self._peer(account) if account.enabled and peer else None,
+                marks=MarkCounters(account.mark, download // 1000, download, upload // 1000, upload) if marks else None,
+                uplink=UPLINK if classes else "",
                 interface=self.servers[account.server].interface,
-                upload_class=_class_text(account.mark, account.upload if account.enabled else 0),
-                download_class=_class_text(account.mark, account.download if account.enabled else 0),
+                upload_class=_class_text(account.mark, account.upload if account.enabled and classes else 0),
+                download_class=_class_text(account.mark, account.download if account.enabled and classes else 0),
             )
         )
 
@@ -285,8 +287,8 @@ class FakeAgents(Agents):
     ) -> tuple[str, int, list[DayTotal]]:
         return await self[node.name].totals(epoch, after, account_ids, fresh=fresh)
 
-    async def inspect(self, node: Node, account_id: int) -> LiveAccount:
-        return await self[node.name].inspect(account_id)
+    async def inspect(self, node: Node, account_id: int, look: Look | None = None) -> LiveAccount:
+        return await self[node.name].inspect(account_id, look)
 
     async def held(self, node: Node) -> list[HeldObject]:
         return await self[node.name].held()

@@ -13,7 +13,6 @@ import errno
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from types import TracebackType
 
 from agent.errors import KernelError
 from agent.kernel.netlink.framing import (
@@ -69,9 +68,7 @@ class Netlink:
     def __enter__(self) -> Netlink:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._socket.close()
 
     def send(self, messages: Sequence[bytes]) -> list[Refusal]:

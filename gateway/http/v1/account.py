@@ -12,7 +12,7 @@ from gateway.http.configuration import config_picture, config_text, refuse_unrea
 from gateway.http.envelope import Encoded, encoded
 from gateway.http.v1 import objects
 from gateway.http.v1.calls import ROOT, TEXT, Asked, Call, Field, listing
-from gateway.model import Account, LiveAccount, Settled
+from gateway.model import Account, LiveAccount, Look, Settled
 
 T = TypeVar("T")
 
@@ -81,14 +81,14 @@ async def _one_time_link(asked: Asked) -> str:
 
 
 async def _mangle_rules(asked: Asked) -> str:
-    account, live = await _live(asked)
+    account, live = await _live(asked, Look.MARKS)
     if live.marks is None:
         raise _absent(account, "mangle rules")
     return objects.mark_lines(account, live.marks)
 
 
 async def _traffic_control(asked: Asked) -> str:
-    account, live = await _live(asked)
+    account, live = await _live(asked, Look.CLASSES)
     sides = ((live.uplink, account.upload, live.upload_class), (live.interface, account.download, live.download_class))
     if account.enabled and any(rate and shown is None for _, rate, shown in sides):
         raise _absent(account, "traffic class")
@@ -97,7 +97,7 @@ async def _traffic_control(asked: Asked) -> str:
 
 
 async def _dump(asked: Asked) -> dict[str, str]:
-    account, live = await _live(asked)
+    account, live = await _live(asked, Look.PEER)
     return objects.dump_object(account, live.peer)
 
 
@@ -120,8 +120,8 @@ async def _account(asked: Asked) -> Account:
     return await asked.services.accounts.get(asked.name(MISSING))
 
 
-async def _live(asked: Asked) -> tuple[Account, LiveAccount]:
-    return await asked.services.accounts.live(asked.name(MISSING))
+async def _live(asked: Asked, look: Look) -> tuple[Account, LiveAccount]:
+    return await asked.services.accounts.live(asked.name(MISSING), look)
 
 
 def _shown(settled: Settled[Account]) -> Settled[dict[str, str]]:

@@ -31,6 +31,27 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Look:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LookEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Look.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LOOK_EVERYTHING: _Look.ValueType  # 0
+    LOOK_PEER: _Look.ValueType  # 1
+    LOOK_MARKS: _Look.ValueType  # 2
+    LOOK_CLASSES: _Look.ValueType  # 3
+    """with uplink"""
+
+class Look(_Look, metaclass=_LookEnumTypeWrapper): ...
+
+LOOK_EVERYTHING: Look.ValueType  # 0
+LOOK_PEER: Look.ValueType  # 1
+LOOK_MARKS: Look.ValueType  # 2
+LOOK_CLASSES: Look.ValueType  # 3
+"""with uplink"""
+Global___Look: _TypeAlias = Look  # noqa: Y015
+
 @_typing.final
 class Server(_message.Message):
     """A WireGuard interface. Keyed by name, which never changes."""
@@ -639,15 +660,19 @@ class InspectRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    LOOK_FIELD_NUMBER: _builtins.int
     account_id: _builtins.int
+    look: Global___Look.ValueType
+    """what is read, and is in the reply"""
     def __init__(
         self,
         *,
         account_id: _builtins.int = ...,
+        look: Global___Look.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "look", b"look"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

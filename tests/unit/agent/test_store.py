@@ -21,6 +21,11 @@ A = IPv4Address("10.0.1.2")
 NOW = 1_700_000_000.0
 
 
+def read(store: Store) -> tuple[object, object]:
+    """What the agent takes from its file when it starts."""
+    return store.load(), store.load_baselines()
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "agent.db"
@@ -82,7 +87,7 @@ def test_a_damaged_file_is_put_aside_whole_and_a_new_epoch_begins(path: Path, da
     store.close()
     broken = damage(path.read_bytes())  # type: ignore[operator]
     path.write_bytes(broken)
-    fresh, aside = open_store_or_new(path)
+    fresh, _, aside = open_store_or_new(path, read)
     assert aside is not None and aside.read_bytes() == broken
     assert fresh.load() is None and fresh.epoch != epoch
     fresh.close()
@@ -94,7 +99,7 @@ def test_a_value_that_cannot_be_right_is_damage_too(path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute("UPDATE accounts SET mark = 7")
     db.close()
-    fresh, aside = open_store_or_new(path)
+    fresh, _, aside = open_store_or_new(path, read)
     assert aside is not None and fresh.load() is None
     fresh.close()
 
@@ -105,7 +110,7 @@ def test_a_file_of_a_newer_agent_is_left_alone(path: Path) -> None:
         db.execute("PRAGMA user_version = 99")
     db.close()
     with pytest.raises(StoreError, match="newer"):
-        open_store_or_new(path)
+        open_store_or_new(path, read)
 
 
 def test_a_second_agent_is_kept_away(path: Path) -> None:
@@ -165,7 +170,7 @@ def test_a_file_that_lacks_something_is_put_aside(path: Path, damage: str) -> No
     with sqlite3.connect(path) as db:
         db.execute(damage)
     db.close()
-    fresh, aside = open_store_or_new(path)
+    fresh, _, aside = open_store_or_new(path, read)
     assert aside is not None and fresh.load() is None
     fresh.close()
 
@@ -179,7 +184,7 @@ def test_a_file_of_version_1_is_upgraded_in_place(path: Path) -> None:
         db.execute("PRAGMA user_version = 1")
     db.close()
     for _ in range(2):
-        again, aside = open_store_or_new(path)
+        again, _, aside = open_store_or_new(path, read)
         assert aside is None and again.epoch == desired.epoch
         assert again.load() == desired, "servers that were there reach the internet, as new ones do"
         assert {base.since for base in again.load_baselines().values()} == {0}

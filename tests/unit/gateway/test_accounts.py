@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from gateway.allocate import Range
 from gateway.errors import ApiError, Conflict, InvalidValue, NodeUnavailable, NotFound
 from gateway.keypair import checked_pair, new_pair
-from gateway.model import AccountEdit, NewAccount, Secret, Server, ServerValues
+from gateway.model import AccountEdit, Look, NewAccount, Secret, Server, ServerValues
 from gateway.store import ranges
 from gateway.store.tables import accounts as accounts_table
 from tests.fakes import direct
@@ -299,7 +299,7 @@ async def test_accounts_that_are_not_there_are_not_found(product: Product) -> No
         product.accounts.get("nobody"),
         product.accounts.edit("nobody", AccountEdit(download=1)),
         product.accounts.delete("nobody"),
-        product.accounts.live("nobody"),
+        product.accounts.live("nobody", Look.PEER),
     ):
         with pytest.raises(NotFound, match=r"^Account not found$"):
             await call
@@ -330,7 +330,7 @@ async def test_a_change_stands_while_the_node_is_away_and_says_so(database: str)
         again = await product.accounts.edit("peer_1", AccountEdit(enabled=True))
         assert again.pending == NODE, "it is still not there, although this edit changed nothing"
         with pytest.raises(NodeUnavailable, match="Node local is not available"):
-            await product.accounts.live("peer_1")
+            await product.accounts.live("peer_1", Look.PEER)
         agent.away = False
         assert (await product.accounts.edit("peer_1", AccountEdit(download=3))).pending in ("", NODE)
         await product.sync.settled(NODE, (await direct.node(product.store, NODE)).revision)
@@ -342,15 +342,16 @@ async def test_an_account_that_its_node_does_not_have_yet_is_no_node_that_is_awa
     account = (await product.accounts.create(NewAccount(server=server.name))).value
     del product.agents[NODE].accounts[account.id]
     with pytest.raises(NodeUnavailable, match=r"^Node local has not applied this account yet, try again$"):
-        await product.accounts.live(account.name)
+        await product.accounts.live(account.name, Look.PEER)
 
 
 async def test_live_shows_what_the_kernel_has(product: Product) -> None:
     server = await server_of(product)
     account = (await product.accounts.create(NewAccount(server=server.name, download=5))).value
-    found, live = await product.accounts.live(account.name)
+    found, live = await product.accounts.live(account.name, Look.PEER)
     assert found == account
     assert live.peer is not None and live.peer.public_key == account.public_key
+    _, live = await product.accounts.live(account.name, Look.MARKS)
     assert live.marks is not None and live.marks.mark == account.mark
 
 
