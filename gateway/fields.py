@@ -46,7 +46,6 @@ NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_NAME}}}")
 INTERFACE = re.compile(r"wg[0-9]{1,10}")
 NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-DOMAIN = re.compile(rf"(?=.{{1,253}}\Z)(?:{LABEL}\.)*(?=[^.]*[A-Za-z]){LABEL}")
 
 WRONG_SERVER = "Wireguard server not valid"
 WRONG_IP = "Wrong IP format"

@@ -367,11 +367,3 @@ class AccessKey:
     name: str
     networks: tuple[str, ...]  # CIDR
     created: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class OneTimeLink:
-    key: str  # 80 hex characters; only its digest is stored
-    account: str
-    created: datetime
-    expires: datetime
