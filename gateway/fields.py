@@ -45,7 +45,6 @@ RESERVED_SERVER_NAMES = frozenset({"online", "info"})  # /wireguard/online and /
 NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_NAME}}}")
 INTERFACE = re.compile(r"wg[0-9]{1,10}")
 NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
-LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 
 WRONG_SERVER = "Wireguard server not valid"
 WRONG_IP = "Wrong IP format"
