@@ -176,7 +176,7 @@ async def test_live_reads_do_not_invent_what_the_kernel_lacks(api: Api, monkeypa
     await api.msg("POST", "/account", wg_name="Default_1", name="one")
     account = await api.product.accounts.get("one")
 
-    async def bare(_: str) -> object:
+    async def bare(*_: object) -> object:
         return account, LiveAccount(None, None, "eth0", "wg1", None, None)
 
     monkeypatch.setattr(api.product.accounts, "live", bare)
