@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from gateway import bulk_commands, node_commands, usage_commands
-from gateway.config import DEFAULT_PATH, Config, advice, load_config, shown
+from gateway.config import DEFAULT_PATH, Config, advice, as_toml, load_config
 from gateway.errors import ConfigError, GatewayError, OutputLost
 from gateway.keys import Keys
 from gateway.progress import printed_table
@@ -58,7 +58,7 @@ def check(config: Config, options: Options) -> int:
 
     check_files(config)
     check_port(config)
-    print(shown(config))
+    print(as_toml(config))
     for sentence in advice(config):
         _explain(f"wirelane-gateway: warning: {sentence}")
     return 0

@@ -190,7 +190,7 @@ class Lines:
         if missing:
             raise ConfigError([f"line {number}: a header is needed, with the columns {', '.join(missing)}"])
         if unknown := [name for name, column in zip(names or (), columns, strict=True) if not column and name.strip()]:
-            raise ConfigError([f"line {number}: columns that are not understood: {_shown(unknown)} ({KNOWN})"])
+            raise ConfigError([f"line {number}: columns that are not understood: {_listed(unknown)} ({KNOWN})"])
         if double := sorted({column for column in columns if column and columns.count(column) > 1}):
             raise ConfigError([f"line {number}: columns that are there twice: {', '.join(double)}"])
         return columns
@@ -203,7 +203,7 @@ class Lines:
         except (ValueError, RecursionError):
             return _broken(number, "a JSON object of texts and numbers, in UTF-8")
         if unknown := [key for key in form if not _column(key)]:
-            return Line(number, problem=InvalidValue(f"Unknown field {_shown(unknown)} ({KNOWN})"))
+            return Line(number, problem=InvalidValue(f"Unknown field {_listed(unknown)} ({KNOWN})"))
         return Line(number, {_column(key): value for key, value in form.items()})
 
 
@@ -212,7 +212,7 @@ def _column(name: str) -> str:
     return _SPELLINGS.get(name.strip().lower(), "")
 
 
-def _shown(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(repr(name.strip()[:40]) for name in names[:10])
 
 

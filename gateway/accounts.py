@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gateway.agents import AgentLacks
 from gateway.allocate import is_assignable
-from gateway.creation import OUT_OF_RANGE, Creation, taken_error
+from gateway.creation import OUT_OF_RANGE, Creation, in_use_error
 from gateway.errors import AgentUnreachable, InvalidValue, NodeUnavailable, NotFound
-from gateway.model import Account, AccountEdit, DayUsage, LiveAccount, Look, NewAccount, Server, Settled
+from gateway.model import Accepted, Account, AccountEdit, DayUsage, LiveAccount, Look, NewAccount, Server
 from gateway.store import Store, Transaction, ranges
 from gateway.store import accounts as rows
 from gateway.store import nodes as node_rows
@@ -100,27 +100,27 @@ class Accounts:
 
     # -- changing -------------------------------------------------------------------------------------------------
 
-    async def create(self, new: NewAccount, is_gone: Callable[[], bool] = lambda: False) -> Settled[Account]:
+    async def create(self, new: NewAccount, is_gone: Callable[[], bool] = lambda: False) -> Accepted[Account]:
         """What `new` does not name is generated: the lowest free number, name and address.
 
         `is_gone`: has the caller hung up? Then nothing is created any more.
         """
         kept = await self._creation.one(new, is_gone)
-        return await self._settled(kept.account, kept)
+        return await self._settle(kept.account, kept)
 
-    async def edit(self, name: str, edit: AccountEdit) -> Settled[Account]:
+    async def edit(self, name: str, edit: AccountEdit) -> Accepted[Account]:
         kept = await self._store.change(lambda tx: _edit(tx, name, edit, int(self._now())))
-        return await self._settled(kept.account, kept)
+        return await self._settle(kept.account, kept)
 
-    async def delete(self, name: str) -> Settled[None]:
+    async def delete(self, name: str) -> Accepted[None]:
         """Name, username and mark are free for others at once; the address rests, unless somebody asks for it."""
         kept = await self._store.change(lambda tx: _delete(tx, name, int(self._now())))
-        return await self._settled(None, kept)
+        return await self._settle(None, kept)
 
-    async def _settled(self, value: T, kept: KeptAccount) -> Settled[T]:
+    async def _settle(self, value: T, kept: KeptAccount) -> Accepted[T]:
         node = kept.account.node
         outcome = await self._sync.settled(node, kept.revision, (kept.account.id, kept.account.server))
-        return Settled(value, "" if outcome == "applied" else node)
+        return Accepted(value, "" if outcome == "applied" else node)
 
 
 def _found(kept: KeptAccount | None) -> KeptAccount:
@@ -158,8 +158,8 @@ async def _move(tx: Transaction, kept: KeptAccount, new: Account, now: int) -> N
     server = await _server_of(tx, kept)
     if not is_assignable(server.address, new.address):
         raise InvalidValue(OUT_OF_RANGE, "allowed_IPs")
-    if await rows.taken(tx, "address", [int(new.address)]):
-        raise taken_error("address")
+    if await rows.in_use(tx, "address", [int(new.address)]):
+        raise in_use_error("address")
     scope = ranges.addresses_of(kept.server_id)
     free = await ranges.load(tx, {scope: 0}, {scope: [int(new.address)]})
     free[scope].take(int(new.address))

@@ -46,13 +46,6 @@ MARKS = (Range(100, 9999), Range(40960, 65534))
 # -- ranges -------------------------------------------------------------------------------------------------------
 
 
-def taken(found: Range, number: int) -> tuple[Range, ...]:
-    """What is left of `found` without `number`, which must be in it."""
-    left = Range(found.lo, number - 1)
-    right = Range(number + 1, found.hi)
-    return tuple(part for part in (left, right) if part.lo <= part.hi)
-
-
 def given(neighbours: Iterable[Range], number: int) -> tuple[tuple[Range, ...], Range]:
     """Which of the `neighbours` melt with `number`, and what they become together."""
     touching = tuple(part for part in neighbours if part.lo - 1 <= number <= part.hi + 1)
@@ -107,7 +100,7 @@ class Free:
         """Nothing happens if it is not free, or never was one of the scope's."""
         at = bisect_right(self._ranges, number, key=lambda part: part.lo) - 1
         if at >= 0 and number in self._ranges[at]:
-            self._ranges[at : at + 1] = taken(self._ranges[at], number)
+            self._ranges[at : at + 1] = without([self._ranges[at]], [number])
         else:
             self._resting.pop(number, None)
             self.others.add(number)
@@ -185,8 +178,8 @@ def free_server(is_free: Callable[[NumberedServer], bool]) -> NumberedServer | N
     return next((candidate for candidate in candidates if is_free(candidate)), None)
 
 
-class Taken:
-    """Networks that are somebody's. A node that is a router has thousands, and thousands of numbers are tried."""
+class NetworkSet:
+    """Networks that are in use. A node that is a router has thousands, and thousands of numbers are tried."""
 
     def __init__(self, networks: Iterable[IPv4Network]) -> None:
         apart = sorted(collapse_addresses(networks))

@@ -16,7 +16,7 @@ from itertools import islice
 
 from gateway import account_file, fields
 from gateway.account_file import Line
-from gateway.creation import Creation, taken_error
+from gateway.creation import Creation, in_use_error
 from gateway.errors import ApiError, InvalidValue
 from gateway.model import Account, NewAccount
 from gateway.store import Store, Transaction
@@ -81,7 +81,7 @@ async def _import_batch(store: Store, creation: Creation, batch: Sequence[Line],
         else:
             refusals[number] = made
     for number, _ in await _without_done(store, double, counts, refusals):
-        refusals[number] = taken_error("name")  # and deleted since
+        refusals[number] = in_use_error("name")  # and deleted since
     return refusals
 
 
@@ -112,7 +112,7 @@ async def _without_done(
         elif _is_as_asked(account, new):
             counts.there += 1
         else:
-            refusals[number] = taken_error("name")
+            refusals[number] = in_use_error("name")
     return fresh
 
 

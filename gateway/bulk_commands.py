@@ -25,7 +25,7 @@ from gateway.model import Account
 from gateway.progress import Progress
 
 Options = argparse.Namespace
-SHOWN_REFUSALS = 20  # on standard error; the others are counted, or in the file of --errors
+TOLD_REFUSALS = 20  # on standard error; the others are counted, or in the file of --errors
 
 
 # -- import -----------------------------------------------------------------------------------------------------------
@@ -98,15 +98,15 @@ class _Refusals:
     def add(self, refusal: Refusal) -> None:
         self._count += 1
         self._write(str(refusal.line), refusal.field, refusal.text)
-        if self._file is None and self._count <= SHOWN_REFUSALS:
+        if self._file is None and self._count <= TOLD_REFUSALS:
             about = f"{refusal.field}: " if refusal.field else ""
             _explain(f"line {refusal.line}: {about}{refusal.text}")
 
     def end(self) -> None:
         if self._file is not None and self._count:
             _explain(f"{self._count} lines were refused: see {self._path}")
-        elif self._count > SHOWN_REFUSALS:
-            _explain(f"and {self._count - SHOWN_REFUSALS} more lines: --errors FILE lists all of them")
+        elif self._count > TOLD_REFUSALS:
+            _explain(f"and {self._count - TOLD_REFUSALS} more lines: --errors FILE lists all of them")
 
     def _write(self, *cells: str) -> None:
         if self._file is not None:
@@ -147,8 +147,8 @@ def account_export(config: Config, options: Options) -> int:
     where = options.file or "standard output"
     _explain(f"{count} accounts are in {where}, with their passwords and private keys: keep it safe")
     if left_out:
-        names = ", ".join(account.name for account in left_out[:SHOWN_REFUSALS])
-        more = f" and {len(left_out) - SHOWN_REFUSALS} more" if len(left_out) > SHOWN_REFUSALS else ""
+        names = ", ".join(account.name for account in left_out[:TOLD_REFUSALS])
+        more = f" and {len(left_out) - TOLD_REFUSALS} more" if len(left_out) > TOLD_REFUSALS else ""
         _explain(f"left out, because their secrets cannot be decrypted: {names}{more}")
     return 1 if left_out else 0
 

@@ -269,7 +269,7 @@ def _placed(path: Path, text: str, problem: str) -> str:
     return f"{path}:{line}: {problem}" if line else f"{path}: {problem}"
 
 
-def shown(config: Config) -> str:
+def as_toml(config: Config) -> str:
     """The configuration in force, as TOML with its sentences; without secrets."""
     lines = []
     for f in fields(config):

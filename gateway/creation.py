@@ -38,7 +38,7 @@ ADDRESS_REST_SECONDS = 3600
 GONE = "The caller hung up before it was his turn: nothing was created"
 OUT_OF_RANGE = "The IP address is not within the range of the wireguard server"
 # In the order in which a caller is told.
-_TAKEN: Mapping[str, tuple[type[ApiError], str, str]] = {
+_UNIQUE: Mapping[str, tuple[type[ApiError], str, str]] = {
     "name": (Conflict, "The name is already in use", "name"),
     "username": (Conflict, "The username is already in use", "username"),
     "address": (Conflict, "IP address already in use", "allowed_IPs"),
@@ -59,9 +59,9 @@ class Newcomer:
 Outcome = KeptAccount | ApiError
 
 
-def taken_error(field: str) -> ApiError:
+def in_use_error(field: str) -> ApiError:
     """That the account's `field` belongs to another one."""
-    kind, text, v1_field = _TAKEN[field]
+    kind, text, v1_field = _UNIQUE[field]
     return kind(text, v1_field)
 
 
@@ -126,7 +126,7 @@ async def create(tx: Transaction, newcomers: Sequence[Newcomer], limit: int, res
         return [next(made) if each in there else Conflict(GONE) for each in newcomers]
     room = limit - await rows.count(tx) if limit else len(newcomers)
     free = await _loaded(tx, newcomers, places, rested)
-    batch = _Batch(places, free, await _taken(tx, newcomers, places), room)
+    batch = _Batch(places, free, await _in_use(tx, newcomers, places), room)
     placed = [batch.placed(each) for each in newcomers]
     await ranges.save(tx, free)
     return await _write(tx, newcomers, placed, places)
@@ -162,10 +162,10 @@ def _scopes(place: KeptServer) -> dict[str, str]:
     }
 
 
-async def _taken(
+async def _in_use(
     tx: Transaction, newcomers: Iterable[Newcomer], places: Mapping[str, KeptServer]
 ) -> set[tuple[str, int, Any]]:
-    """(field, owner, value): what the batch names and other accounts have. See rows.taken."""
+    """(field, owner, value): what the batch names and other accounts have. See rows.in_use."""
     named: defaultdict[tuple[str, int], set[Any]] = defaultdict(set)
     for each in newcomers:
         if (place := places.get(each.new.server)) is not None:
@@ -175,7 +175,7 @@ async def _taken(
     return {
         (field, owner, value)
         for (field, owner), values in named.items()
-        for value in await rows.taken(tx, field, values, owner)
+        for value in await rows.in_use(tx, field, values, owner)
     }
 
 
@@ -198,12 +198,12 @@ class _Batch:
         self,
         places: Mapping[str, KeptServer],
         free: Mapping[str, Free],
-        taken: set[tuple[str, int, Any]],
+        in_use: set[tuple[str, int, Any]],
         room: int,
     ) -> None:
         self._places = places
         self._free = free
-        self._taken = taken
+        self._in_use = in_use
         self._room = room
 
     def placed(self, newcomer: Newcomer) -> Account | ApiError:
@@ -216,10 +216,10 @@ class _Batch:
         if newcomer.pair.public == place.server.public_key:  # WireGuard has no peer with the interface's own key
             return InvalidValue(WRONG_KEYS, "public_key")
         named = list(_named(newcomer, place))
-        belongs = {field for field, owner, value in named if (field, owner, value) in self._taken}
-        for field in _TAKEN:
+        belongs = {field for field, owner, value in named if (field, owner, value) in self._in_use}
+        for field in _UNIQUE:
             if field in belongs:
-                return taken_error(field)
+                return in_use_error(field)
         if new.address is not None and not is_assignable(place.server.address, new.address):
             return InvalidValue(OUT_OF_RANGE, "allowed_IPs")
         return self._accepted(newcomer, place, named)
@@ -242,9 +242,9 @@ class _Batch:
             self._free[scope].take(number)
         if new.address is not None:
             self._free[scopes["address"]].take(int(new.address))
-        self._taken.update(named)
-        self._taken.update({("name", 0, account.name), ("username", 0, account.username)})
-        self._taken.add(("address", 0, int(account.address)))
+        self._in_use.update(named)
+        self._in_use.update({("name", 0, account.name), ("username", 0, account.username)})
+        self._in_use.add(("address", 0, int(account.address)))
         self._room -= 1
         return account
 
@@ -327,12 +327,12 @@ def _kept(account: Account, place: KeptServer, revisions: Mapping[int, int]) -> 
 
 async def _again(tx: Transaction, new: NewAccount, kept: KeptAccount, place: KeptServer) -> Outcome:
     """The account with other numbers where generated ones belong to somebody, although they were kept as free."""
-    belongs = await rows.taken_fields(tx, kept)
+    belongs = await rows.fields_in_use(tx, kept)
     generated = {field for field in _GENERATED if getattr(new, field) is None} | {"mark", "id"}
-    for field in _TAKEN:
+    for field in _UNIQUE:
         if field in belongs - generated:
             await rows.release(tx, kept, place.server, None, but=belongs)
-            return taken_error(field)
+            return in_use_error(field)
     account = replace(kept.account, id=new_id())
     scopes = {field: scope for field, scope in _scopes(place).items() if field in belongs}
     free = await ranges.load(tx, dict.fromkeys(scopes.values(), 1))

@@ -6,7 +6,7 @@ GatewayError
 │   ├── NotAuthorized
 │   ├── NotFound         no such account, server, page
 │   ├── InvalidValue     a value that cannot be right
-│   ├── Conflict         a value that is right, but taken
+│   ├── Conflict         a value that is right, but in use
 │   ├── NodeUnavailable  a live read while the agent is away; names the node
 │   └── DatabaseUnavailable  it did not answer in time; nothing was changed, or nobody knows
 ├── OutputLost           what was to be written could not be: a full disk, or a reader that is gone

@@ -1,7 +1,7 @@
 """Text from outside becomes values here: form fields, and the year and month of a path. Pure.
 
 Owns which spellings are right and the v1 text for those that are not. Never looks at what exists: whether a name is
-taken or an address free is the store's promise. Called by gateway/http and by whatever else takes text from people.
+in use or an address free is the store's promise. Called by gateway/http and by whatever else takes text from people.
 
 Every function but those for JSON raises InvalidValue and nothing else, whatever the text. A field that is absent or
 empty is None ("generate it", "leave it"), but for a yes-no field, where empty is how PHP writes "no". A field that
@@ -208,10 +208,10 @@ def _text(form: Mapping[str, str], key: str) -> str | None:
     return form.get(key, "").strip() or None
 
 
-def _name(form: Mapping[str, str], key: str, shown: str) -> str | None:
+def _name(form: Mapping[str, str], key: str, label: str) -> str | None:
     text = _text(form, key)
     if text is not None and not is_name(text):
-        raise InvalidValue(f"Wrong {shown} (only letters, numbers and '_', '-')", key)
+        raise InvalidValue(f"Wrong {label} (only letters, numbers and '_', '-')", key)
     return text
 
 

@@ -188,8 +188,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Settled(Generic[T]):
-    """The result of a change. `pending`: the node that has not applied it yet; "" = it has."""
+class Accepted(Generic[T]):
+    """An accepted change: what it made. `pending`: the node that has not applied it yet; "" = it has."""
 
     value: T
     pending: str = ""

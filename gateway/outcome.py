@@ -19,8 +19,8 @@ def outcome(failures: Iterable[Failure], about: Collection[int | str]) -> str:
 def standing(known: Iterable[Failure], sent: Patch | Snapshot, applied: Applied) -> tuple[Failure, ...]:
     """What stands refused after an answer: of what was sent, the answer knows better, unless the agent was not done."""
     if applied.outcome != "pending":
-        settled = _subjects(sent) if isinstance(sent, Patch) else None
-        known = [each for each in known if settled is not None and not _concerns(each, settled)]
+        answered = _subjects(sent) if isinstance(sent, Patch) else None
+        known = [each for each in known if answered is not None and not _concerns(each, answered)]
     return tuple(dict.fromkeys((*known, *applied.failures)))
 
 

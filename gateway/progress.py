@@ -60,10 +60,10 @@ class Progress:
         return f"{seconds // 60}:{seconds % 60:02} left"
 
     def _draw(self, text: str) -> None:
-        shown = text[: shutil.get_terminal_size().columns - 1]
-        self._stream.write("\r" + shown.ljust(self._width))
+        line = text[: shutil.get_terminal_size().columns - 1]
+        self._stream.write("\r" + line.ljust(self._width))
         self._stream.flush()
-        self._width = len(shown)
+        self._width = len(line)
 
 
 def _bar(part: float | None) -> str:

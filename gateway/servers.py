@@ -18,12 +18,12 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gateway.allocate import NumberedServer, Taken, assignable, free_server, is_assignable, new_id, overlaps
+from gateway.allocate import NetworkSet, NumberedServer, assignable, free_server, is_assignable, new_id, overlaps
 from gateway.creation import GONE
 from gateway.endpoint import RIGHT, is_right
 from gateway.errors import AgentUnreachable, Conflict, InvalidValue, NotFound
 from gateway.keypair import WRONG_KEYS, KeyPair, checked_pair
-from gateway.model import Account, Node, PeerState, Server, ServerValues, Settled
+from gateway.model import Accepted, Account, Node, PeerState, Server, ServerValues
 from gateway.store import Store, Transaction, ranges
 from gateway.store import accounts as account_rows
 from gateway.store import nodes as node_rows
@@ -136,7 +136,7 @@ class Servers:
 
     # -- changing -------------------------------------------------------------------------------------------------
 
-    async def create(self, values: ServerValues, is_gone: Callable[[], bool] = lambda: False) -> Settled[Server]:
+    async def create(self, values: ServerValues, is_gone: Callable[[], bool] = lambda: False) -> Accepted[Server]:
         """What `values` does not name is generated, all with the lowest number for which it is free.
 
         `is_gone`: has the caller hung up? Then nothing is created any more.
@@ -144,27 +144,27 @@ class Servers:
         _refuse_ikev2(values)
         pair = _pair(values)
         kept = await self._store.change(lambda tx: self._create(tx, values, pair, is_gone))
-        return await self._settled(kept.server, kept)
+        return await self._settle(kept.server, kept)
 
-    async def edit(self, name: str, values: ServerValues) -> Settled[Server]:
+    async def edit(self, name: str, values: ServerValues) -> Accepted[Server]:
         """Name and interface stay, whatever `values` says of them (as in v1)."""
         _refuse_ikev2(values)
         kept = await self._store.change(lambda tx: self._edit(tx, name, values))
-        return await self._settled(kept.server, kept)
+        return await self._settle(kept.server, kept)
 
-    async def delete(self, name: str) -> Settled[None]:
+    async def delete(self, name: str) -> Accepted[None]:
         kept = await self._store.change(lambda tx: _delete(tx, name))
-        return await self._settled(None, kept)
+        return await self._settle(None, kept)
 
-    async def set_bandwidth(self, name: str) -> Settled[None]:
+    async def set_bandwidth(self, name: str) -> Accepted[None]:
         """Gives its accounts the server's own limits."""
         kept, accounts = await self._store.change(lambda tx: _set_bandwidth(tx, name))
-        return await self._settled(None, kept, accounts)
+        return await self._settle(None, kept, accounts)
 
-    async def _settled(self, value: T, kept: KeptServer, accounts: Collection[int] = ()) -> Settled[T]:
+    async def _settle(self, value: T, kept: KeptServer, accounts: Collection[int] = ()) -> Accepted[T]:
         node = kept.server.node
         outcome = await self._sync.settled(node, kept.revision, {kept.server.name, *accounts})
-        return Settled(value, "" if outcome == "applied" else node)
+        return Accepted(value, "" if outcome == "applied" else node)
 
     def _endpoint(self, server: Server, node: Node) -> str:
         external_ip = str(server.external_ip) if server.external_ip else ""
@@ -204,7 +204,7 @@ class Servers:
             dns_2=DNS_2,
         )
         server = _with_values(first, values)
-        _refuse_taken(server, others, foreign)
+        _refuse_in_use(server, others, foreign)
         _check_address(server.address)
         self._endpoint(server, node)
         kept = KeptServer(server, node.id, await node_rows.next_revision(tx, node.id))
@@ -222,13 +222,13 @@ class Servers:
         if new == old:
             return kept
         others = [other.server for other in await rows.listed(tx) if other.server.id != old.id]
-        _refuse_taken(new, others, self._networks_of(old.node) if new.address != old.address else ())
+        _refuse_in_use(new, others, self._networks_of(old.node) if new.address != old.address else ())
         if (new.endpoint, new.external_ip) != (old.endpoint, old.external_ip):
             self._endpoint(new, await node_rows.found(tx, old.node))
         if new.address != old.address:
             _check_address(new.address)
             await _check_holds_accounts(tx, new)
-        if await account_rows.taken(tx, "public_key", [new.public_key], new.id):
+        if await account_rows.in_use(tx, "public_key", [new.public_key], new.id):
             raise InvalidValue(WRONG_KEYS)  # WireGuard would drop the peer with the interface's own key
         revision = kept.revision
         if any(getattr(new, field) != getattr(old, field) for field in _NODE_FIELDS):
@@ -322,14 +322,14 @@ def _numbered(values: ServerValues, node: Node, others: Sequence[Server], foreig
     names = {other.name for other in others}
     interfaces = {other.interface for other in on_node}
     ports = {other.listen_port for other in on_node}
-    taken = Taken([*(other.address.network for other in others), *(network for network, _ in foreign)])
+    in_use = NetworkSet([*(other.address.network for other in others), *(network for network, _ in foreign)])
 
     def is_free(number: NumberedServer) -> bool:
         return (
             (values.name is not None or number.name not in names)
             and (values.interface is not None or number.interface not in interfaces)
             and (values.listen_port is not None or number.listen_port not in ports)
-            and (values.address is not None or not taken.overlaps(number.address.network))
+            and (values.address is not None or not in_use.overlaps(number.address.network))
         )
 
     found = free_server(is_free)
@@ -338,7 +338,7 @@ def _numbered(values: ServerValues, node: Node, others: Sequence[Server], foreig
     return found
 
 
-def _refuse_taken(server: Server, others: Sequence[Server], foreign: Networks) -> None:
+def _refuse_in_use(server: Server, others: Sequence[Server], foreign: Networks) -> None:
     """In the order of the v1 documentation."""
     on_node = [other for other in others if other.node == server.node]
     if any(other.name == server.name for other in others):

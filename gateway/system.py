@@ -61,10 +61,10 @@ async def _counts(tx: Transaction) -> tuple[list[Node], int, int]:
 
 
 def _node_state(node: Node, status: AgentStatus | None) -> dict[str, Any]:
-    return {**_standing(node, status), "warnings": list(status.warnings) if status else []}
+    return {**_health(node, status), "warnings": list(status.warnings) if status else []}
 
 
-def _standing(node: Node, status: AgentStatus | None) -> dict[str, str]:
+def _health(node: Node, status: AgentStatus | None) -> dict[str, str]:
     """`status` None: it does not answer, or nobody has asked it yet."""
     held = node.acknowledged
     if status is not None and status.epoch == node.epoch:

@@ -67,14 +67,14 @@ def _table(rows: Sequence[tuple[str, str, str, int, int]]) -> str:
     titles = ("ACCOUNT", "SERVER", "DELETED", "DOWNLOAD", "UPLOAD")
     total = ("total", "", "", str(sum(row[3] for row in rows)), str(sum(row[4] for row in rows)))
     widths = [max(len(line[column]) for line in (titles, total, *lines)) for column in range(len(titles))]
-    shown = [titles, *((name, server, deleted or "-", down, up) for name, server, deleted, down, up in lines), total]
+    table = [titles, *((name, server, deleted or "-", down, up) for name, server, deleted, down, up in lines), total]
     return "".join(
         "  ".join(
             f"{text:>{width}}" if column > 2 else f"{text:{width}}"
             for column, (text, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         + "\n"
-        for line in shown
+        for line in table
     )
 
 

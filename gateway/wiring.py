@@ -1,6 +1,6 @@
 """Builds the real objects, joins them, and runs them. The only file of the gateway that knows all the others.
 
-One asyncio loop and one TaskGroup: the HTTP listener, the sync loops, the collector, the watchdog. A task that ends
+One asyncio loop and one TaskGroup: the HTTP listener, the sync loops, collect, the watchdog. A task that ends
 with an error is a bug: it takes the process with it, and systemd starts it again. SIGTERM and SIGINT stop: requests
 that are under way are answered first, within bounds. SIGHUP reads the certificate again and nothing else: a change of
 the configuration is taken over by a restart, which touches no tunnel.
@@ -30,8 +30,8 @@ from gateway.http.certificate import Certificate
 from gateway.http.listener import Listener
 from gateway.http.ports import bound_socket, may_listen, port_cure
 from gateway.keys import Keys
-from gateway.links import Links
 from gateway.notify import keep_watchdog, tell
+from gateway.one_time_links import OneTimeLinks
 from gateway.secret_files import database_url, read_key
 from gateway.servers import Servers
 from gateway.store import Store, is_empty, migrate, open_store
@@ -123,7 +123,7 @@ def _listener(
     services = Services(
         accounts=Accounts(store, _creation(config, store), sync, collect, agents),
         servers=Servers(store, sync, agents, config.endpoint, config.handshake_uptime),
-        links=Links(store, config.link_days),
+        one_time_links=OneTimeLinks(store, config.link_days),
         keys=Keys(store),
         system=System(store, sync, config.account_limit),
         ping=store.ping,
@@ -176,7 +176,7 @@ async def serve(config: Config) -> None:
     """Runs until SIGTERM or SIGINT. Raises ConfigError, DatabaseUnavailable when it cannot start."""
     check_files(config)
     certificate = _certificate(config)
-    _calm_collector()
+    _calm_garbage_collection()
     address, port = listen_address(config.listen)
     try:
         listening = bound_socket(address, port)
@@ -217,8 +217,8 @@ def _on_hangup(certificate: Certificate | None) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, certificate.look_now)
 
 
-def _calm_collector() -> None:
-    """Python's cycle collector looks at everything that lives after each 700 new objects, and a list of ten thousand
+def _calm_garbage_collection() -> None:
+    """Python's garbage collection looks at everything that lives after each 700 new objects, and a list of ten thousand
     accounts is 200,000 of them: a third of its time. What the program consists of is never looked at again."""
     gc.collect()
     gc.freeze()

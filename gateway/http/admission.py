@@ -24,15 +24,15 @@ Network = IPv4Network | IPv6Network
 class Place:
     """One connection's, from `enter` to `leave`. To leave twice is harmless."""
 
-    def __init__(self, taken: Counter[str], who: str) -> None:
-        self._taken, self._who = taken, who
-        taken[who] += 1
+    def __init__(self, connections: Counter[str], who: str) -> None:
+        self._connections, self._who = connections, who
+        connections[who] += 1
 
     def leave(self) -> None:
-        taken, self._taken = self._taken, Counter()
-        taken[self._who] -= 1
-        if taken[self._who] <= 0:
-            del taken[self._who]
+        connections, self._connections = self._connections, Counter()
+        connections[self._who] -= 1
+        if connections[self._who] <= 0:
+            del connections[self._who]
 
 
 class Admission:

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 MOST_HOPS = 32  # that are proxies of ours; nobody has so many, and each costs a look
-SHOWN_HOP = 60  # characters of a hop that is no address, for the log
+MOST_CHARACTERS = 60  # characters of a hop that is no address, for the log
 
 _BRACKETS = re.compile(r"\[([^\[\]]*)\](?::([0-9]{1,5}))?")
 _WITH_PORT = re.compile(r"([0-9.]+):([0-9]{1,5})")
@@ -48,8 +48,8 @@ def caller_of(scope: Scope, trusted: Networks) -> Caller:
     for hop in reversed(hops[-MOST_HOPS:]):
         proxy, found = found, read_hop(hop)
         if found is None:
-            shown = ascii(hop.strip()[:SHOWN_HOP])
-            return Caller(None, f"the trusted proxy {proxy} sent an X-Forwarded-For that names no address: {shown}")
+            written = ascii(hop.strip()[:MOST_CHARACTERS])
+            return Caller(None, f"the trusted proxy {proxy} sent an X-Forwarded-For that names no address: {written}")
         if not _is_in(found, trusted):
             return Caller(found)
     if len(hops) > MOST_HOPS:

@@ -28,8 +28,8 @@ from gateway.errors import (
     NotAuthorized,
     NotFound,
 )
-from gateway.http.note import shown
-from gateway.model import Settled
+from gateway.http.note import escaped
+from gateway.model import Accepted
 
 PENDING_HEADER = "X-Wirelane-Pending"
 IGNORED_HEADER = "X-Wirelane-Ignored"
@@ -77,16 +77,16 @@ def internal_error() -> HttpError:
 
 
 def success(result: Any, ignored: Sequence[str] = ()) -> Response:
-    """`result`: what goes into `msg`, or a Settled around it; then the node that is behind is named in a header.
+    """`result`: what goes into `msg`, or an Accepted around it; then the node that is behind is named in a header.
     `ignored`: names of fields that nobody knows, as they came."""
     headers = dict(HEADERS)
-    if isinstance(result, Settled):
+    if isinstance(result, Accepted):
         if result.pending:
             headers[PENDING_HEADER] = result.pending
         result = result.value
     if ignored:
         more = [f"and {len(ignored) - MOST_IGNORED} more"] if len(ignored) > MOST_IGNORED else []
-        headers[IGNORED_HEADER] = ", ".join([*map(shown, ignored[:MOST_IGNORED]), *more])
+        headers[IGNORED_HEADER] = ", ".join([*map(escaped, ignored[:MOST_IGNORED]), *more])
     msg = result.json if isinstance(result, Encoded) else encoded(result)
     return _answer(b'{"error":"","msg":%b,"status":"success"}' % msg, 200, headers)
 

@@ -20,7 +20,7 @@ from starlette.websockets import WebSocketClose
 
 from gateway.http import envelope
 from gateway.http.caller import caller_of
-from gateway.http.note import Note, shown
+from gateway.http.note import Note, escaped
 from gateway.http.services import HttpSettings
 
 ERROR_HEADER = "X-Wirelane-Error"
@@ -62,7 +62,7 @@ class Journal:
             status = GONE_AWAY
         except Exception:
             error_id = secrets.token_hex(4)
-            method, path = shown(scope["method"]), self._template(scope)
+            method, path = escaped(scope["method"]), self._template(scope)
             log.exception("event=internal-error id=%s method=%s path=%s", error_id, method, path)
             note.outcome = f"internal error {error_id}"
             if status:
@@ -81,7 +81,7 @@ class Journal:
             logging.WARNING if note.refusal else logging.INFO,
             "event=%s method=%s path=%s status=%d ms=%.1f client=%s%s",
             event,
-            shown(scope["method"]),
+            escaped(scope["method"]),
             self._template(scope),
             status,
             seconds * 1000,

@@ -1,7 +1,7 @@
 """What the layers of this door learn of a request, for its one line in the journal. Pure.
 
 The journal makes it and writes it; access.py says who called or why not, answering.py what was changed. Everything that
-comes from outside is escaped by `shown`: nobody can write a line, or a field of a line, of his own.
+comes from outside goes through `escaped`: nobody can write a line, or a field of a line, of his own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from starlette.types import Scope
 
-MOST_SHOWN = 80  # characters of what came from outside
+MOST_CHARACTERS = 80  # characters of what came from outside
 _PLAIN = "/:.@{}[]_-"  # beside letters and digits
 
 
@@ -33,6 +33,6 @@ class Note:
         return note if isinstance(note, Note) else cls()
 
 
-def shown(text: str) -> str:
+def escaped(text: str) -> str:
     """As one word, whatever is in it."""
-    return quote(text[:MOST_SHOWN], safe=_PLAIN, errors="replace") or "-"
+    return quote(text[:MOST_CHARACTERS], safe=_PLAIN, errors="replace") or "-"

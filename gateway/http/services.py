@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from gateway.accounts import Accounts
     from gateway.keys import Keys
-    from gateway.links import Links
+    from gateway.one_time_links import OneTimeLinks
     from gateway.servers import Servers
     from gateway.system import System
 
@@ -23,7 +23,7 @@ class Services:
 
     accounts: Accounts
     servers: Servers
-    links: Links
+    one_time_links: OneTimeLinks
     keys: Keys
     system: System
     ping: Callable[[], Awaitable[object]]

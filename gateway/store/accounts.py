@@ -67,12 +67,12 @@ _UNIQUE: dict[str, tuple[Column[Any], Column[Any] | None]] = {
 }
 
 
-def _taken(column: Column[Any], of: Column[Any] | None) -> Select[Any]:
-    statement = select(column).where(column.in_(bindparam("taken", expanding=True)))
+def _in_use(column: Column[Any], of: Column[Any] | None) -> Select[Any]:
+    statement = select(column).where(column.in_(bindparam("values", expanding=True)))
     return statement if of is None else statement.where(of == bindparam("owner"))
 
 
-_taken_of = {field: _taken(*unique) for field, unique in _UNIQUE.items()}
+_in_use_of = {field: _in_use(*unique) for field, unique in _UNIQUE.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +97,11 @@ def _parsed(tx: Transaction, row: Row[Any], *, secrets: bool = True) -> Account:
         found["password"] = tx.seal.opened(password, _place("password", account_id))
         if private_key is not None:
             found["private_key"] = tx.seal.opened(private_key, _place("private_key", account_id))
-    shown_password, shown_key = Secret(found["password"] or ""), Secret(found["private_key"] or "")
+    opened_password, opened_key = Secret(found["password"] or ""), Secret(found["private_key"] or "")
     # One row that cannot be read is that account's trouble, and nobody else's.
     unreadable = tuple(column for column, text in found.items() if text is None)
     at = IPv4Address(address)
-    account = Account(account_id, name, username, shown_password, server, node, at, shown_key, *rest)
+    account = Account(account_id, name, username, opened_password, server, node, at, opened_key, *rest)
     return replace(account, unreadable=unreadable) if unreadable else account
 
 
@@ -180,18 +180,18 @@ async def by_names(tx: Transaction, names: Collection[str]) -> dict[str, Account
     return {row.name: _parsed(tx, row) for row in rows}
 
 
-async def taken(tx: Transaction, field: str, values: Collection[Any], owner: int = 0) -> set[Any]:
+async def in_use(tx: Transaction, field: str, values: Collection[Any], owner: int = 0) -> set[Any]:
     """Which of the values of a unique field belong to an account. `owner`: where public keys (server) and marks (node)
     are unique."""
     _, of = _UNIQUE[field]
-    statement, found = _taken_of[field], set[Any]()
+    statement, found = _in_use_of[field], set[Any]()
     for part in _parts(values):
-        named = {"taken": part} if of is None else {"taken": part, "owner": owner}
+        named = {"values": part} if of is None else {"values": part, "owner": owner}
         found.update(row[0] for row in await tx.all(statement, named))
     return found
 
 
-async def taken_fields(tx: Transaction, kept: KeptAccount) -> set[str]:
+async def fields_in_use(tx: Transaction, kept: KeptAccount) -> set[str]:
     """Which unique fields of an account belong to another one."""
     values: dict[str, tuple[Any, int]] = {
         "id": (kept.account.id, 0),
@@ -201,7 +201,7 @@ async def taken_fields(tx: Transaction, kept: KeptAccount) -> set[str]:
         "public_key": (kept.account.public_key, kept.server_id),
         "mark": (kept.account.mark, kept.node_id),
     }
-    return {field for field, (value, owner) in values.items() if await taken(tx, field, [value], owner)}
+    return {field for field, (value, owner) in values.items() if await in_use(tx, field, [value], owner)}
 
 
 def _parts(values: Collection[Any]) -> Iterable[list[Any]]:

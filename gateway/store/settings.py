@@ -8,7 +8,7 @@ from datetime import date
 from sqlalchemy import bindparam, delete, select
 
 from gateway.errors import ConfigError, SealBroken
-from gateway.store import keys, links, nodes
+from gateway.store import keys, nodes, one_time_links
 from gateway.store.tables import settings
 from gateway.store.transaction import INSTALLATION, Transaction
 
@@ -49,7 +49,7 @@ async def check_key(tx: Transaction) -> None:
         ) from None
     if text == _DIGESTS_ARE_PLAIN:
         await keys.key_digests(tx)
-        await links.key_digests(tx)
+        await one_time_links.key_digests(tx)
     if text != _KEY_CHECK_TEXT:
         await _write(tx, KEY_CHECK, tx.seal.seal(_KEY_CHECK_TEXT, KEY_CHECK).hex())
     if not await identity(tx):

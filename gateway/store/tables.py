@@ -201,7 +201,7 @@ deleted_accounts = Table(
 one_time_links = Table(
     "one_time_links",
     metadata,
-    Column("digest", LargeBinary, primary_key=True),  # keyed: see links.py
+    Column("digest", LargeBinary, primary_key=True),  # keyed: see one_time_links.py
     Column("account_id", BigInteger, ForeignKey("accounts.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("created", BigInteger, nullable=False),
     Column("expires", BigInteger, nullable=False, index=True),

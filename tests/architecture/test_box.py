@@ -14,7 +14,7 @@ import pytest
 
 import agent.config
 import gateway.config
-from gateway import links
+from gateway import one_time_links
 from gateway.http import admission
 
 LOCKS = ("requirements-runtime.lock", "requirements.lock")
@@ -93,4 +93,4 @@ def test_the_security_paper_tells_what_a_unit_opens(unit: str) -> None:
 def test_the_security_paper_tells_the_bounds_of_the_door() -> None:
     paper = (ROOT / "docs" / "security.md").read_text()
     assert f"{admission.FROM_ONE_ADDRESS} of the {admission.CONNECTIONS:,} connections" in paper
-    assert f"{links.KEY_BYTES * 8} random bits" in paper
+    assert f"{one_time_links.KEY_BYTES * 8} random bits" in paper

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from gateway.http.app import HttpSettings, Services, build_app
+from gateway.http.app import HttpSettings, build_app
 from gateway.http.listener import Listener
 from gateway.http.ports import bound_socket
-from tests.fakes.product import Product, running_product
+from tests.fakes.product import Product, running_product, services_of
 
 T = TypeVar("T")
 DEADLINE_SECONDS = 30
@@ -44,9 +44,7 @@ def served(database: str, **settings: Any) -> Iterator[Served]:
 
     async def run() -> None:
         async with running_product(database) as product:
-            services = Services(
-                product.accounts, product.servers, product.links, product.keys, product.system, product.store.ping
-            )
+            services = services_of(product)
             access_hash = await product.keys.add("tests", ["127.0.0.1"])
             found.append(Served(url, access_hash.reveal(), product, asyncio.get_running_loop(), database))
             app = build_app(services, HttpSettings(url, **settings))

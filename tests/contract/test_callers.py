@@ -51,7 +51,7 @@ def page(connection: socket.socket) -> bytes:
 
 @pytest.mark.parametrize("how", ["close", "reset", "body that never comes"])
 def test_link_is_not_burnt_by_who_hangs_up(gateway: Served, how: str) -> None:
-    key = gateway.do(gateway.product.links.create("peer_1"))
+    key = gateway.do(gateway.product.one_time_links.create("peer_1"))
     connection = pressed(gateway, key, length=10 if how == "body that never comes" else 0)
     if how == "reset":
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -65,11 +65,11 @@ def test_link_is_not_burnt_by_who_hangs_up(gateway: Served, how: str) -> None:
 
 def test_link_is_burnt_by_who_closes_after_the_page(gateway: Served) -> None:
     for _ in range(20):
-        key = gateway.do(gateway.product.links.create("peer_1"))
+        key = gateway.do(gateway.product.one_time_links.create("peer_1"))
         with pressed(gateway, key) as connection:
             assert b"PrivateKey" in page(connection)
         deadline = time.monotonic() + WAIT_SECONDS
-        while gateway.do(gateway.product.links.valid(key)):
+        while gateway.do(gateway.product.one_time_links.valid(key)):
             assert time.monotonic() < deadline
             time.sleep(0.01)
 

@@ -68,7 +68,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Iterat
 
 
 def link(gateway: Served) -> str:
-    return f"{gateway.url}/otl/{gateway.do(gateway.product.links.create('peer_1'))}"
+    return f"{gateway.url}/otl/{gateway.do(gateway.product.one_time_links.create('peer_1'))}"
 
 
 def opened(browser: Chrome, gateway: Served) -> str:

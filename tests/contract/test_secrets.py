@@ -18,8 +18,8 @@ import sqlalchemy as sa
 
 from gateway.errors import Conflict, NotFound
 from gateway.keys import Keys
-from gateway.links import LEASE_SECONDS, Links
 from gateway.model import Account, AccountEdit, NewAccount, Secret, ServerValues
+from gateway.one_time_links import LEASE_SECONDS, OneTimeLinks
 from gateway.store import Store, open_store
 from gateway.store.tables import metadata
 from tests.contract.test_store import NODE, one_account, one_server
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.anyio
 # -- one-time links -----------------------------------------------------------------------------------------------
 
 
-async def opened(links: Links, key: str) -> Account | None:
+async def opened(links: OneTimeLinks, key: str) -> Account | None:
     """By somebody who gets the page."""
     account = await links.lease(key)
     if account is not None:
@@ -42,7 +42,7 @@ async def opened(links: Links, key: str) -> Account | None:
 
 async def test_a_link_is_opened_by_exactly_one_of_many(store: Store) -> None:
     _, account = await one_account(store)
-    links = Links(store)
+    links = OneTimeLinks(store)
     key = await links.create(account.name)
     assert re.fullmatch(r"[0-9a-f]{80}", key)
     assert await links.valid(key) and await links.valid(key)
@@ -54,7 +54,7 @@ async def test_a_link_is_opened_by_exactly_one_of_many(store: Store) -> None:
 async def test_links_expire_go_with_their_account_and_are_purged(store: Store) -> None:
     use, account = await one_account(store)
     now = [1_700_000_000.0]
-    links = Links(store, link_days=10, now=lambda: now[0])
+    links = OneTimeLinks(store, link_days=10, now=lambda: now[0])
     old = await links.create(account.name)
     now[0] += 10 * 86_400 - 1
     assert await links.valid(old)
@@ -76,7 +76,7 @@ async def test_links_expire_go_with_their_account_and_are_purged(store: Store) -
 async def test_a_link_whose_page_was_lost_can_be_opened_again(store: Store) -> None:
     _, account = await one_account(store)
     now = [1_700_000_000.0]
-    links = Links(store, now=lambda: now[0])
+    links = OneTimeLinks(store, now=lambda: now[0])
     key = await links.create(account.name)
     assert await links.lease(key) == account
     waiting = asyncio.create_task(opened(links, key))
@@ -95,8 +95,8 @@ async def test_links_of_an_account_are_bounded_and_used_ones_make_room(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, account = await one_account(store)
-    monkeypatch.setattr("gateway.links.MOST_LINKS", 3)
-    links = Links(store)
+    monkeypatch.setattr("gateway.one_time_links.MOST_LINKS", 3)
+    links = OneTimeLinks(store)
     made = [await links.create(account.name) for _ in range(3)]
     with pytest.raises(
         Conflict, match=r"Too many one-time links \(3 of this account were not opened; the first ends 20"
@@ -110,7 +110,7 @@ async def test_rows_that_somebody_else_wrote_open_nothing(store: Store) -> None:
     """Neither plain digests of something known, nor a row of ours that was bent."""
     use, mine = await one_account(store)
     other = (await use.create(NewAccount(mine.server))).value
-    links, keys, client = Links(store), Keys(store), ip_address("192.0.2.1")
+    links, keys, client = OneTimeLinks(store), Keys(store), ip_address("192.0.2.1")
     far = (await keys.add("far", ["198.51.100.1"])).reveal()
     bent = await links.create(mine.name)
     known = "ab" * 40
@@ -153,7 +153,7 @@ async def test_plain_digests_of_an_older_version_become_keyed_ones_once(database
     await store.close()
     async with await open_store(database_url, KEY) as store:
         assert (await Keys(store).judged(known, client)).is_allowed
-        assert await opened(Links(store), key) == account
+        assert await opened(OneTimeLinks(store), key) == account
 
         async def begin_anew(tx: Any) -> None:
             for table in (rows, hashes):
@@ -164,7 +164,7 @@ async def test_plain_digests_of_an_older_version_become_keyed_ones_once(database
         await store.change(begin_anew)
     async with await open_store(database_url, KEY) as store:  # whoever can write cannot ask for it again
         assert not (await Keys(store).judged(known, client)).is_allowed
-        assert await opened(Links(store), key) is None
+        assert await opened(OneTimeLinks(store), key) is None
 
 
 # -- secrets that cannot be read ----------------------------------------------------------------------------------

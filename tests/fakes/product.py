@@ -16,8 +16,9 @@ from pathlib import Path
 from gateway.accounts import Accounts
 from gateway.collect import Collect
 from gateway.creation import Creation
+from gateway.http.app import Services
 from gateway.keys import Keys
-from gateway.links import Links
+from gateway.one_time_links import OneTimeLinks
 from gateway.servers import Servers
 from gateway.store import Store, migrate, open_store
 from gateway.sync import Sync
@@ -38,9 +39,16 @@ class Product:
     creation: Creation
     accounts: Accounts
     servers: Servers
-    links: Links
+    one_time_links: OneTimeLinks
     keys: Keys
     system: System
+
+
+def services_of(product: Product) -> Services:
+    """As the HTTP door takes them."""
+    return Services(
+        product.accounts, product.servers, product.one_time_links, product.keys, product.system, product.store.ping
+    )
 
 
 @functools.cache
@@ -73,7 +81,7 @@ async def running_product(url: str, *, account_limit: int = 0, settle_seconds: f
         creation=creation,
         accounts=Accounts(store, creation, sync, collect, agents),
         servers=Servers(store, sync, agents),
-        links=Links(store),
+        one_time_links=OneTimeLinks(store),
         keys=Keys(store),
         system=System(store, sync, account_limit),
     )

@@ -3,7 +3,7 @@ gateway/http/app.py; what a page is made of lies here too, as files."""
 
 from __future__ import annotations
 
-from gateway.http.pages.link import Pages
+from gateway.http.pages.one_time_link import Pages
 from gateway.http.path import Answers
 from gateway.http.services import HttpSettings, Services
 

@@ -12,7 +12,7 @@ from gateway.http.configuration import config_picture, config_text, refuse_unrea
 from gateway.http.envelope import Encoded, encoded
 from gateway.http.v1 import objects
 from gateway.http.v1.calls import ROOT, TEXT, Asked, Call, Field, listing
-from gateway.model import Account, LiveAccount, Look, Settled
+from gateway.model import Accepted, Account, LiveAccount, Look
 
 T = TypeVar("T")
 
@@ -39,18 +39,18 @@ async def _detail(asked: Asked) -> dict[str, str]:
     return objects.account_object(account)
 
 
-async def _add(asked: Asked) -> Settled[dict[str, str]]:
-    return _shown(await asked.services.accounts.create(fields.new_account(asked.form), asked.is_gone))
+async def _add(asked: Asked) -> Accepted[dict[str, str]]:
+    return _spelled(await asked.services.accounts.create(fields.new_account(asked.form), asked.is_gone))
 
 
-async def _edit(asked: Asked) -> Settled[dict[str, str]]:
+async def _edit(asked: Asked) -> Accepted[dict[str, str]]:
     edit = await _parsed(asked, lambda: fields.account_edit(asked.form))
-    return _shown(await asked.services.accounts.edit(asked.name(MISSING), edit))
+    return _spelled(await asked.services.accounts.edit(asked.name(MISSING), edit))
 
 
-async def _delete(asked: Asked) -> Settled[str]:
-    settled = await asked.services.accounts.delete(asked.name(MISSING))
-    return Settled("success", settled.pending)
+async def _delete(asked: Asked) -> Accepted[str]:
+    accepted = await asked.services.accounts.delete(asked.name(MISSING))
+    return Accepted("success", accepted.pending)
 
 
 async def _config_text(asked: Asked) -> str:
@@ -76,7 +76,7 @@ async def _one_time_link(asked: Asked) -> str:
     if asked.is_head:  # who only looks makes none
         await _account(asked)
         return ""
-    key = await asked.services.links.create(asked.name(MISSING))
+    key = await asked.services.one_time_links.create(asked.name(MISSING))
     return f"{asked.settings.public_url.rstrip('/')}/otl/{key}"
 
 
@@ -90,10 +90,10 @@ async def _mangle_rules(asked: Asked) -> str:
 async def _traffic_control(asked: Asked) -> str:
     account, live = await _live(asked, Look.CLASSES)
     sides = ((live.uplink, account.upload, live.upload_class), (live.interface, account.download, live.download_class))
-    if account.enabled and any(rate and shown is None for _, rate, shown in sides):
+    if account.enabled and any(rate and text is None for _, rate, text in sides):
         raise _absent(account, "traffic class")
     why_none = "unlimited" if account.enabled else "disabled"
-    return "".join(objects.class_lines(device, shown, why_none) for device, _, shown in sides)
+    return "".join(objects.class_lines(device, text, why_none) for device, _, text in sides)
 
 
 async def _dump(asked: Asked) -> dict[str, str]:
@@ -124,8 +124,8 @@ async def _live(asked: Asked, look: Look) -> tuple[Account, LiveAccount]:
     return await asked.services.accounts.live(asked.name(MISSING), look)
 
 
-def _shown(settled: Settled[Account]) -> Settled[dict[str, str]]:
-    return Settled(objects.account_object(settled.value), settled.pending)
+def _spelled(accepted: Accepted[Account]) -> Accepted[dict[str, str]]:
+    return Accepted(objects.account_object(accepted.value), accepted.pending)
 
 
 def _absent(account: Account, what: str) -> NotFound:

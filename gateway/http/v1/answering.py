@@ -17,12 +17,12 @@ from starlette.responses import Response
 from gateway.errors import ApiError
 from gateway.fields import REFUSED_FIELDS, is_name, understood
 from gateway.http import envelope
-from gateway.http.note import Note, shown
+from gateway.http.note import Note, escaped
 from gateway.http.path import Answer
 from gateway.http.services import HttpSettings, Services
 from gateway.http.v1.calls import ROOT, Asked, Call
 from gateway.http.v1.forms import Pairs, merged, read_form
-from gateway.model import Settled
+from gateway.model import Accepted
 
 WITH_FIELDS = ("POST", "PUT")  # v1 clients send bodies with GET and DELETE too, which mean nothing
 
@@ -50,7 +50,7 @@ def answer_of(call: Call, services: Services, settings: HttpSettings) -> Answer:
             raise
         note.outcome = "success"
         value = result
-        if isinstance(result, Settled):
+        if isinstance(result, Accepted):
             note.pending, value = result.pending, result.value
         if call.method == "POST" and isinstance(value, dict):
             note.subject = _subject(call, str(value.get("name", "")))
@@ -81,7 +81,7 @@ def _subject(call: Call, name: str) -> str:
     kind = {"account": "account", "wireguard": "server"}.get(call.path.removeprefix(f"{ROOT}/").split("/")[0])
     if kind is None:
         return ""
-    return f"{kind}={name if is_name(name) else shown(name)}"
+    return f"{kind}={name if is_name(name) else escaped(name)}"
 
 
 def _untold(unknown: Iterable[str], pairs: Pairs, value: object) -> list[str]:

@@ -1,6 +1,6 @@
 """What a call of the API is: one declaration from which its route and its page of the OpenAPI document are made.
 
-A call's `answer` is an async function of `Asked`; it returns what goes into `msg` (or a Settled around it) and raises
+A call's `answer` is an async function of `Asked`; it returns what goes into `msg` (or an Accepted around it) and raises
 ApiErrors. So the path groups beside this file know neither requests nor responses.
 """
 

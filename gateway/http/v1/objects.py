@@ -129,10 +129,10 @@ def mark_lines(account: Account, marks: MarkCounters) -> str:
     )
 
 
-def class_lines(device: str, shown: str | None, why_none: str) -> str:
-    """`shown`: three lines of `tc -s class show`, or None: there is no class, and `why_none` says why."""
-    text = f"no class ({why_none})" if shown is None else shown.rstrip("\n")
-    return f"{device} --> {text}\n\n"
+def class_lines(device: str, text: str | None, why_none: str) -> str:
+    """`text`: three lines of `tc -s class show`, or None: there is no class, and `why_none` says why."""
+    found = f"no class ({why_none})" if text is None else text.rstrip("\n")
+    return f"{device} --> {found}\n\n"
 
 
 def _status(account: Account) -> str:

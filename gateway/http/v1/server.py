@@ -12,7 +12,7 @@ from gateway.errors import InvalidValue
 from gateway.http.configuration import refuse_unreadable
 from gateway.http.v1 import objects
 from gateway.http.v1.calls import ROOT, TEXT, Asked, Call, Field, by_name, listing, texts
-from gateway.model import Server, Settled
+from gateway.model import Accepted, Server
 
 MISSING = "Wireguard server not found"
 SERVERS = f"{ROOT}/wireguard"
@@ -31,24 +31,24 @@ async def _detail(asked: Asked) -> ServerObject:
     return objects.server_object(server)
 
 
-async def _add(asked: Asked) -> Settled[ServerObject]:
+async def _add(asked: Asked) -> Accepted[ServerObject]:
     # Forms post their empty fields too: on create they are absent, on edit they clear.
     form = {key: text for key, text in asked.form.items() if text.strip()}
-    return _shown(await asked.services.servers.create(fields.server_values(form), asked.is_gone))
+    return _spelled(await asked.services.servers.create(fields.server_values(form), asked.is_gone))
 
 
-async def _edit(asked: Asked) -> Settled[ServerObject]:
+async def _edit(asked: Asked) -> Accepted[ServerObject]:
     try:
         values = fields.server_values(asked.form)
     except InvalidValue:
         await _server(asked)
         raise
-    return _shown(await asked.services.servers.edit(asked.name(MISSING), values))
+    return _spelled(await asked.services.servers.edit(asked.name(MISSING), values))
 
 
-async def _delete(asked: Asked) -> Settled[str]:
-    settled = await asked.services.servers.delete(asked.name(MISSING))
-    return Settled("success", settled.pending)
+async def _delete(asked: Asked) -> Accepted[str]:
+    accepted = await asked.services.servers.delete(asked.name(MISSING))
+    return Accepted("success", accepted.pending)
 
 
 async def _peers(asked: Asked) -> dict[str, dict[str, str]]:
@@ -60,9 +60,9 @@ async def _available_ips(asked: Asked) -> list[str]:
     return [str(address) for address in await asked.services.servers.available_addresses(asked.name(MISSING))]
 
 
-async def _set_bandwidth(asked: Asked) -> Settled[str]:
-    settled = await asked.services.servers.set_bandwidth(asked.name(MISSING))
-    return Settled("", settled.pending)
+async def _set_bandwidth(asked: Asked) -> Accepted[str]:
+    accepted = await asked.services.servers.set_bandwidth(asked.name(MISSING))
+    return Accepted("", accepted.pending)
 
 
 async def _dump(asked: Asked) -> dict[str, str]:
@@ -79,8 +79,8 @@ async def _server(asked: Asked) -> Server:
     return await asked.services.servers.get(asked.name(MISSING))
 
 
-def _shown(settled: Settled[Server]) -> Settled[ServerObject]:
-    return Settled(objects.server_object(settled.value), settled.pending)
+def _spelled(accepted: Accepted[Server]) -> Accepted[ServerObject]:
+    return Accepted(objects.server_object(accepted.value), accepted.pending)
 
 
 EDIT_FIELDS = (

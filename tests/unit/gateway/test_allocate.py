@@ -11,7 +11,7 @@ from hypothesis import given as given_any
 from hypothesis import strategies as st
 
 from gateway import allocate
-from gateway.allocate import Range, Taken
+from gateway.allocate import NetworkSet, Range
 
 NUMBERS = st.integers(min_value=0, max_value=40)
 
@@ -28,7 +28,7 @@ def is_tidy(ranges: list[Range]) -> bool:
 
 def take(ranges: list[Range], number: int) -> list[Range]:
     found = next(part for part in ranges if number in part)
-    return sorted([part for part in ranges if part != found] + list(allocate.taken(found, number)))
+    return sorted([part for part in ranges if part != found] + list(allocate.without([found], [number])))
 
 
 def give(ranges: list[Range], number: int) -> list[Range]:
@@ -183,9 +183,9 @@ def test_ids_are_positive_and_fit_63_bits() -> None:
 
 def test_what_is_taken_is_found_among_thousands_in_no_time() -> None:
     many = [IPv4Network((10 << 24 | number << 9, 24)) for number in range(30_000)]  # every second one
-    taken = Taken([*many, IPv4Network("10.0.0.0/30"), IPv4Network("192.168.0.0/16")])
+    in_use = NetworkSet([*many, IPv4Network("10.0.0.0/30"), IPv4Network("192.168.0.0/16")])
     for text in ("10.0.0.0/24", "10.0.0.128/25", "10.0.0.0/8", "0.0.0.0/0", "192.168.7.0/24", "10.0.2.9/32"):
-        assert taken.overlaps(IPv4Network(text)), text
+        assert in_use.overlaps(IPv4Network(text)), text
     for text in ("10.0.1.0/24", "10.0.3.7/32", "172.16.0.0/12", "192.167.255.0/24", "192.169.0.0/24", "9.255.255.0/24"):
-        assert not taken.overlaps(IPv4Network(text)), text
-    assert not Taken([]).overlaps(IPv4Network("10.0.0.0/8"))
+        assert not in_use.overlaps(IPv4Network(text)), text
+    assert not NetworkSet([]).overlaps(IPv4Network("10.0.0.0/8"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config import Config, load_config, parse_config, shown
+from gateway.config import Config, as_toml, load_config, parse_config
 from gateway.errors import ConfigError
 
 
@@ -128,14 +128,14 @@ def test_bad_values_are_refused_with_the_key_and_the_cure(table: dict[str, Any],
 
 def test_a_password_in_the_url_is_never_shown() -> None:
     config = parse_config({"database": "postgresql://wirelane:hunter2@db/wirelane"})
-    assert "hunter2" not in shown(config) + repr(config)
-    assert 'database = "postgresql://wirelane:***@db/wirelane"' in shown(config)
+    assert "hunter2" not in as_toml(config) + repr(config)
+    assert 'database = "postgresql://wirelane:***@db/wirelane"' in as_toml(config)
     assert "hunter2" not in " ".join(problems_of({"database": "postgresql://wirelane:hunter2@db:port/"}))
 
 
 def test_what_is_shown_can_be_read_back_and_every_key_has_a_sentence() -> None:
     config = parse_config({"trusted_proxies": ["127.0.0.1"], "endpoint": "vpn.example.com", "settle_seconds": 1.5})
-    assert parse_config(tomllib.loads(shown(config))) == config
+    assert parse_config(tomllib.loads(as_toml(config))) == config
     assert all(len(f.metadata["sentence"]) > 20 for f in fields(Config))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.model import AgentStatus, Failure, NewAccount, Node, ServerValues
-from gateway.system import _standing
+from gateway.system import _health
 from tests.fakes import direct
 from tests.fakes.product import NODE, Product, running_product
 
@@ -72,7 +72,7 @@ async def test_what_the_kernel_refused_is_told(product: Product) -> None:
 
 def test_a_refusal_of_the_node_as_a_whole_has_a_name() -> None:
     failed = AgentStatus("e", 1, 1, False, failures=(Failure(0, "", "no qdisc on eth0"),))
-    assert _standing(Node(1, NODE, "unix:/agent", 1, "e", 1), failed)["problem"] == "node: no qdisc on eth0"
+    assert _health(Node(1, NODE, "unix:/agent", 1, "e", 1), failed)["problem"] == "node: no qdisc on eth0"
 
 
 async def test_an_agent_whose_kernel_is_slow_is_pending(database: str) -> None:

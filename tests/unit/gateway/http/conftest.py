@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from gateway.http.app import HttpSettings, Services, build_app
-from tests.fakes.product import Product
+from tests.fakes.product import Product, services_of
 
 CLIENT = "192.0.2.9"
 PUBLIC_URL = "https://vpn.example.com"
@@ -61,9 +61,7 @@ def _client(app: Callable[..., Any], cookies: dict[str, str], address: str = CLI
 async def api(product: Product) -> AsyncIterator[Api]:
     """With one server, Default_1 = 10.0.0.1/24, and a key for CLIENT."""
     access_hash = await product.keys.add("tests", [CLIENT])
-    services = Services(
-        product.accounts, product.servers, product.links, product.keys, product.system, product.store.ping
-    )
+    services = services_of(product)
     app = build_app(services, HttpSettings(PUBLIC_URL))
     async with _client(app, {"access_hash": access_hash.reveal()}) as http:
         api = Api(http, product, services)

@@ -20,7 +20,7 @@ from gateway.errors import Conflict, NotFound
 from gateway.model import Account
 from gateway.store import Store, Transaction
 from gateway.store import accounts as account_rows
-from gateway.store import links as rows
+from gateway.store import one_time_links as rows
 
 KEY_BYTES = 40  # 80 hex characters, as v1 spells it
 LINK_DAYS = 10
@@ -30,7 +30,7 @@ LEASE_SECONDS = 60
 LEASED_TRIES, LEASED_PAUSE = 20, 0.25  # seconds, while somebody else has the lease
 
 
-class Links:
+class OneTimeLinks:
     def __init__(self, store: Store, link_days: int = LINK_DAYS, now: Callable[[], float] = time.time) -> None:
         self._store = store
         self._seconds = link_days * DAY_SECONDS

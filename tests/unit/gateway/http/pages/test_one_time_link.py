@@ -1,4 +1,4 @@
-"""gateway/http/pages/link.py: the one-time link's pages, as bytes. What a browser makes of them: tests/contract."""
+"""gateway/http/pages/one_time_link.py: its pages, as bytes. What a browser makes of them: tests/contract."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gateway.errors import DatabaseUnavailable
 from gateway.http.app import HttpSettings, build_app
-from gateway.http.pages.link import file_name
+from gateway.http.pages.one_time_link import file_name
 from gateway.store.tables import one_time_links
 from tests.unit.gateway.http.conftest import Api
 
@@ -50,10 +50,10 @@ async def test_what_is_not_relevant_looks_always_the_same(api: Api, monkeypatch:
     used, expired = await new_link(api), httpx.URL(await api.msg("GET", "/account/one/otl")).path
     deleted = httpx.URL(await api.msg("GET", "/account/one/otl")).path
     await api.http.post(used)
-    future = api.product.links._now() + 11 * 86400
+    future = api.product.one_time_links._now() + 11 * 86400
     pages = set()
     with monkeypatch.context() as patch:
-        patch.setattr(api.product.links, "_now", lambda: future)
+        patch.setattr(api.product.one_time_links, "_now", lambda: future)
         pages |= {(answer.status_code, answer.text) for answer in [await api.http.get(expired)]}
     await api.msg("DELETE", "/account/one")
     unknown = [f"/otl/{'0' * 80}", "/otl/short", f"/otl/{'A' * 80}", f"/otl/{'a' * 81}", "/otl/a%00b"]
@@ -192,8 +192,8 @@ async def test_store_that_is_away_does_not_look_like_a_used_link(api: Api, monke
     async def away(_: str) -> None:
         raise DatabaseUnavailable
 
-    monkeypatch.setattr(api.product.links, "valid", away)
-    monkeypatch.setattr(api.product.links, "lease", away)
+    monkeypatch.setattr(api.product.one_time_links, "valid", away)
+    monkeypatch.setattr(api.product.one_time_links, "lease", away)
     for method in ("GET", "POST"):
         answer = await api.http.request(method, path)
         assert answer.status_code == 503 and "try again" in answer.text

@@ -26,8 +26,8 @@ from gateway.errors import ApiError
 from gateway.http.configuration import config_picture, config_text
 from gateway.http.note import Note
 from gateway.http.services import HttpSettings, Services
-from gateway.links import Links
 from gateway.model import Account
+from gateway.one_time_links import OneTimeLinks
 
 KEY = re.compile(r"[0-9a-f]{80}")
 # wg-quick and the apps take the tunnel's name from the file's and want at most 15 characters (IFNAMSIZ).
@@ -82,7 +82,7 @@ class Pages:
         """The page with the button. Uses nothing up."""
         key = request.path_params["key"]
         try:
-            if not KEY.fullmatch(key) or not await self._services.links.valid(key):
+            if not KEY.fullmatch(key) or not await self._services.one_time_links.valid(key):
                 return _gone()
         except ApiError as error:
             return _later(error)
@@ -90,7 +90,7 @@ class Pages:
 
     async def open(self, request: Request) -> Response:
         """Shows the configuration, once."""
-        key, links, note = request.path_params["key"], self._services.links, Note.of(request.scope)
+        key, links, note = request.path_params["key"], self._services.one_time_links, Note.of(request.scope)
         note.is_change, note.outcome = True, "not relevant"
         try:
             account = await links.lease(key) if KEY.fullmatch(key) else None
@@ -126,7 +126,7 @@ class Pages:
 class OncePage(Response):
     """The page of a link that is leased: sent, the link is used up; not sent, it can be opened again."""
 
-    def __init__(self, page: HTMLResponse, links: Links, key: str, note: Note) -> None:
+    def __init__(self, page: HTMLResponse, links: OneTimeLinks, key: str, note: Note) -> None:
         super().__init__()
         self._page = page
         self._links = links
