@@ -21,7 +21,7 @@ from gateway import bulk_commands, node_commands, usage_commands
 from gateway.config import DEFAULT_PATH, Config, advice, as_toml, load_config
 from gateway.errors import ConfigError, GatewayError, OutputLost
 from gateway.keys import Keys
-from gateway.progress import printed_table
+from gateway.progress import explain, printed_table
 from gateway.store import Store
 
 Options = argparse.Namespace
@@ -48,8 +48,8 @@ def migrate(config: Config, options: Options) -> int:
         asyncio.run(prepare_database(config))
         return 0
     counts = asyncio.run(copy_database(config, options.source))
-    _explain("copied: " + ", ".join(f"{count} {table}" for table, count in counts.items() if count))
-    _explain("start the gateway with this database, and never again with the other one: put that aside as a backup")
+    explain("copied: " + ", ".join(f"{count} {table}" for table, count in counts.items() if count))
+    explain("start the gateway with this database, and never again with the other one: put that aside as a backup")
     return 0
 
 
@@ -60,15 +60,15 @@ def check(config: Config, options: Options) -> int:
     check_port(config)
     print(as_toml(config))
     for sentence in advice(config):
-        _explain(f"wirelane-gateway: warning: {sentence}")
+        explain(f"wirelane-gateway: warning: {sentence}")
     return 0
 
 
 async def key_add(store: Store, options: Options) -> None:
     secret = await Keys(store).add(options.name, options.ip)
     print(secret.reveal(), flush=True)
-    _explain(f"key {options.name}: the line above is the access hash, shown only this once; send it as the cookie")
-    _explain(f"access_hash. It works for calls from {', '.join(options.ip)}.")
+    explain(f"key {options.name}: the line above is the access hash, shown only this once; send it as the cookie")
+    explain(f"access_hash. It works for calls from {', '.join(options.ip)}.")
 
 
 async def key_list(store: Store, options: Options) -> None:
@@ -81,7 +81,7 @@ async def key_list(store: Store, options: Options) -> None:
 
 async def key_revoke(store: Store, options: Options) -> None:
     await Keys(store).revoke(options.name)
-    _explain(f"key {options.name} is revoked; running gateways refuse it within seconds")
+    explain(f"key {options.name} is revoked; running gateways refuse it within seconds")
 
 
 # -- the command line -------------------------------------------------------------------------------------------------
@@ -100,10 +100,6 @@ def _on_store(work: Callable[[Store, Options], Awaitable[int | None]]) -> Callab
         return asyncio.run(run(config, options))
 
     return call
-
-
-def _explain(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -59,12 +59,6 @@ class Accounts:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    async def list(self) -> list[Account]:
-        """All of them, by name."""
-        found: list[Account] = []
-        await self.visit(found.extend)
-        return found
-
     async def get(self, name: str) -> Account:
         return _found(await self._store.read(lambda tx: rows.find(tx, name))).account
 

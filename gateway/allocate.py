@@ -11,7 +11,7 @@ import re
 import secrets
 import string
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, collapse_addresses
 
@@ -189,7 +189,3 @@ class NetworkSet:
     def overlaps(self, network: IPv4Network) -> bool:
         before = bisect_right(self._first, int(network.broadcast_address))
         return before > 0 and self._last[before - 1] >= int(network.network_address)
-
-
-def overlaps(network: IPv4Network, others: Sequence[IPv4Network]) -> bool:
-    return any(network.overlaps(other) for other in others)

@@ -22,7 +22,7 @@ from gateway.bulk import Counts, Refusal, export_accounts, import_accounts
 from gateway.config import Config
 from gateway.errors import ConfigError, OutputLost
 from gateway.model import Account
-from gateway.progress import Progress
+from gateway.progress import Progress, explain
 
 Options = argparse.Namespace
 TOLD_REFUSALS = 20  # on standard error; the others are counted, or in the file of --errors
@@ -63,11 +63,11 @@ async def _import(config: Config, options: Options, source: BinaryIO, refusals: 
             counts = await import_accounts(store, creation, lines, report.add, show)
     except asyncio.CancelledError:
         progress.clear()
-        _explain("interrupted: what was imported stays; run the same command again for the rest")
+        explain("interrupted: what was imported stays; run the same command again for the rest")
         raise
     progress.clear()
     report.end()
-    _explain(_summary(counts, progress.seconds, is_rehearsal=options.dry_run))
+    explain(_summary(counts, progress.seconds, is_rehearsal=options.dry_run))
     return 1 if counts.refused else 0
 
 
@@ -100,13 +100,13 @@ class _Refusals:
         self._write(str(refusal.line), refusal.field, refusal.text)
         if self._file is None and self._count <= TOLD_REFUSALS:
             about = f"{refusal.field}: " if refusal.field else ""
-            _explain(f"line {refusal.line}: {about}{refusal.text}")
+            explain(f"line {refusal.line}: {about}{refusal.text}")
 
     def end(self) -> None:
         if self._file is not None and self._count:
-            _explain(f"{self._count} lines were refused: see {self._path}")
+            explain(f"{self._count} lines were refused: see {self._path}")
         elif self._count > TOLD_REFUSALS:
-            _explain(f"and {self._count - TOLD_REFUSALS} more lines: --errors FILE lists all of them")
+            explain(f"and {self._count - TOLD_REFUSALS} more lines: --errors FILE lists all of them")
 
     def _write(self, *cells: str) -> None:
         if self._file is not None:
@@ -132,7 +132,7 @@ def account_export(config: Config, options: Options) -> int:
     left_out: list[Account] = []
     if options.target is None:
         if sys.stdout.isatty():
-            _explain("what follows holds passwords and private keys")
+            explain("what follows holds passwords and private keys")
         output = _Output(sys.stdout.buffer, "standard output")
         count = asyncio.run(_export(config, options.format, output, left_out))
         output.end()
@@ -145,11 +145,11 @@ def account_export(config: Config, options: Options) -> int:
             with suppress(OSError):  # of what could not be written, and was told
                 options.target.close()
     where = options.file or "standard output"
-    _explain(f"{count} accounts are in {where}, with their passwords and private keys: keep it safe")
+    explain(f"{count} accounts are in {where}, with their passwords and private keys: keep it safe")
     if left_out:
         names = ", ".join(account.name for account in left_out[:TOLD_REFUSALS])
         more = f" and {len(left_out) - TOLD_REFUSALS} more" if len(left_out) > TOLD_REFUSALS else ""
-        _explain(f"left out, because their secrets cannot be decrypted: {names}{more}")
+        explain(f"left out, because their secrets cannot be decrypted: {names}{more}")
     return 1 if left_out else 0
 
 
@@ -191,10 +191,6 @@ async def _export(config: Config, format_name: str, target: _Output, left_out: l
             return await export_accounts(store, format_name, target.write, show, left_out.append)
     finally:
         progress.clear()
-
-
-def _explain(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 IMPORT_HELP = (

@@ -314,11 +314,8 @@ async def _write(
                     unwritten[i] = again
         if not unwritten:
             return outcomes
-    return [_not_found() if i in unwritten else outcome for i, outcome in enumerate(outcomes)]
-
-
-def _not_found() -> ApiError:
-    return Conflict(f"No free name, address or mark was found in {ATTEMPTS} attempts")
+    gave_up = Conflict(f"No free name, address or mark was found in {ATTEMPTS} attempts")
+    return [gave_up if i in unwritten else outcome for i, outcome in enumerate(outcomes)]
 
 
 def _kept(account: Account, place: KeptServer, revisions: Mapping[int, int]) -> KeptAccount:

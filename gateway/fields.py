@@ -11,8 +11,6 @@ Everything but a password is trimmed.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 import unicodedata
@@ -29,6 +27,7 @@ from ipaddress import (
 
 from gateway import endpoint, reach
 from gateway.errors import InvalidValue
+from gateway.keypair import WRONG_KEYS, decoded, spelled
 from gateway.model import AccountEdit, NewAccount, Secret, ServerValues
 
 MAX_RATE = 10_000  # Mbit/s; v1
@@ -48,7 +47,6 @@ NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 WRONG_SERVER = "Wireguard server not valid"
 WRONG_IP = "Wrong IP format"
-WRONG_KEYS = "Keys are invalid"
 IPV6_FIELDS = ("allowed_IPs_ipv6", "address_ipv6", "dns_1_ipv6", "dns_2_ipv6")
 REFUSED_FIELDS = (*IPV6_FIELDS, "ipv6")
 NO_IPV6 = "IPv6 is not supported yet"
@@ -250,15 +248,9 @@ def _password(form: Mapping[str, str]) -> Secret | None:
 
 
 def _key(form: Mapping[str, str], key: str) -> str | None:
-    """A WireGuard key in its one canonical spelling; all zero is WireGuard's way to say "no key"."""
+    """A WireGuard key in its one canonical spelling."""
     text = _text(form, key)
-    if text is None:
-        return None
-    try:
-        raw = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raw = b""
-    if len(raw) != 32 or not any(raw) or base64.b64encode(raw).decode() != text:
+    if text is not None and spelled(decoded(text, key)) != text:
         raise InvalidValue(WRONG_KEYS, key)
     return text
 

@@ -1,6 +1,6 @@
 """PURE. WireGuard keys (X25519): made as `wg genkey` does, derived as `wg pubkey` does, checked.
 
-Never stores or prints one. Called by accounts and servers.
+Never stores or prints one. Called by creation, servers and fields.
 """
 
 from __future__ import annotations
@@ -43,28 +43,29 @@ def checked_pair(private: Secret | None, public: str | None) -> KeyPair:
     """
     if not private:
         return KeyPair(Secret(), _checked_public(public)) if public else new_pair()
-    pair = _derived(_decoded(private.reveal(), "private_key"))
-    if public and _text(_decoded(public, "public_key")) != pair.public:
+    pair = _derived(decoded(private.reveal(), "private_key"))
+    if public and spelled(decoded(public, "public_key")) != pair.public:
         raise InvalidValue(WRONG_KEYS, "public_key")
     return pair
 
 
 def _checked_public(text: str) -> str:
     """A point of low order (RFC 7748, section 6.1) gives the same all-zero secret to everybody: nobody can connect."""
-    raw = _decoded(text, "public_key")
+    raw = decoded(text, "public_key")
     try:
         _PROBE.exchange(X25519PublicKey.from_public_bytes(raw))
     except ValueError:
         raise InvalidValue(WRONG_KEYS, "public_key") from None
-    return _text(raw)
+    return spelled(raw)
 
 
 def _derived(raw: bytes) -> KeyPair:
     public = X25519PrivateKey.from_private_bytes(raw).public_key().public_bytes_raw()
-    return KeyPair(Secret(_text(raw)), _text(public))
+    return KeyPair(Secret(spelled(raw)), spelled(public))
 
 
-def _decoded(text: str, field: str) -> bytes:
+def decoded(text: str, field: str) -> bytes:
+    """Raises InvalidValue of the field."""
     try:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -75,5 +76,5 @@ def _decoded(text: str, field: str) -> bytes:
     return raw
 
 
-def _text(raw: bytes) -> str:
+def spelled(raw: bytes) -> str:
     return base64.b64encode(raw).decode()

@@ -5,7 +5,7 @@ Rates are Mbit/s, 0 = unlimited. Text from outside is parsed into these by gatew
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import Enum
@@ -185,6 +185,7 @@ class ServerValues:
 
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +194,9 @@ class Accepted(Generic[T]):
 
     value: T
     pending: str = ""
+
+    def told(self, tell: Callable[[T], U]) -> Accepted[U]:
+        return Accepted(tell(self.value), self.pending)
 
 
 @dataclass(frozen=True, slots=True)

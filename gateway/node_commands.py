@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,7 +15,7 @@ from gateway.agents import Agents, checked_target
 from gateway.agents.codec import objects_of
 from gateway.errors import AgentUnreachable
 from gateway.model import HeldObject, Node
-from gateway.progress import plain, printed_table
+from gateway.progress import explain, plain, printed_table
 from gateway.store import Store, changes
 from gateway.store import nodes as rows
 
@@ -58,7 +57,7 @@ def add_parsers(commands: Any, add: Callable[..., argparse.ArgumentParser], on_s
 async def node_add(store: Store, options: Options) -> None:
     name, target = options.name, checked_target(options.target)
     await store.change(lambda tx: rows.add(tx, name, target, options.endpoint))
-    _explain(f"node {name} is added; running gateways call it within seconds")
+    explain(f"node {name} is added; running gateways call it within seconds")
 
 
 async def node_edit(store: Store, options: Options) -> None:
@@ -90,7 +89,7 @@ async def _state(store: Store, agents: Agents, node: Node) -> str:
 
 async def node_remove(store: Store, options: Options) -> None:
     await store.change(lambda tx: rows.remove(tx, options.name))
-    _explain(f"node {options.name} is forgotten here; its agent keeps what it holds")
+    explain(f"node {options.name} is forgotten here; its agent keeps what it holds")
 
 
 async def node_resync(store: Store, options: Options) -> int:
@@ -101,7 +100,7 @@ async def node_resync(store: Store, options: Options) -> int:
         return _show(held, tuple(objects_of(snapshot)))
     status = await _with_agents(lambda agents: agents.status(node))
     await store.change(lambda tx: rows.resync(tx, node.name, status.held))
-    _explain(f"node {node.name} gets everything anew within seconds, without a drop on sessions that are right")
+    explain(f"node {node.name} gets everything anew within seconds, without a drop on sessions that are right")
     return 0
 
 
@@ -119,8 +118,8 @@ def _show(held: Sequence[HeldObject], wanted: Sequence[HeldObject]) -> int:
             continue
         counts[what] += 1
         print(plain(f"{what}: {detail}"))
-    _explain(f"the node holds {len(on_node)} servers and accounts, the database {len(in_database)}")
-    _explain(", ".join(f"{count} {what}" for what, count in counts.items()))
+    explain(f"the node holds {len(on_node)} servers and accounts, the database {len(in_database)}")
+    explain(", ".join(f"{count} {what}" for what, count in counts.items()))
     return DIFFERENT if any(counts.values()) else 0
 
 
@@ -147,7 +146,3 @@ async def _with_agents(work: Callable[[Agents], Awaitable[T]]) -> T:
         return await work(agents)
     finally:
         await agents.close()
-
-
-def _explain(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -1,6 +1,5 @@
-"""How far a long command is, on standard error: a bar on a terminal, a line every few seconds elsewhere.
-
-Never says anything of a command that is over at once. Called by the command line.
+"""What commands say: sentences, tables, and how far a long one is, with a bar on a terminal, a line every few seconds
+elsewhere, and nothing of one that is over at once. Called by the command line.
 """
 
 from __future__ import annotations
@@ -76,6 +75,10 @@ def _bar(part: float | None) -> str:
 def plain(text: str) -> str:
     """What others say, an agent perhaps, fit for a terminal: without anything that moves its cursor."""
     return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def explain(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def printed_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

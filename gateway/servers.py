@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gateway.allocate import NetworkSet, NumberedServer, assignable, free_server, is_assignable, new_id, overlaps
+from gateway.allocate import NetworkSet, NumberedServer, assignable, free_server, is_assignable, new_id
 from gateway.creation import GONE
 from gateway.endpoint import RIGHT, is_right
 from gateway.errors import AgentUnreachable, Conflict, InvalidValue, NotFound
@@ -347,11 +347,10 @@ def _refuse_in_use(server: Server, others: Sequence[Server], foreign: Networks) 
         raise Conflict("Interface already in use")
     if any(other.listen_port == server.listen_port for other in on_node):
         raise Conflict("Port already in use")
-    if overlaps(server.address.network, [other.address.network for other in others]):
+    if NetworkSet(other.address.network for other in others).overlaps(server.address.network):
         raise Conflict("IP address or subnet already in use")
-    if server.external_ip and overlaps(
-        IPv4Network(server.external_ip), [one.address.network for one in (server, *others)]
-    ):
+    tunnels = NetworkSet(one.address.network for one in (server, *others))
+    if server.external_ip and tunnels.overlaps(IPv4Network(server.external_ip)):
         raise InvalidValue("Wrong external IP format")  # inside a tunnel: nobody on the internet could answer
     for network, interface in foreign:
         if server.address.network.overlaps(network):

@@ -93,11 +93,8 @@ async def opened_store(config: Config) -> AsyncIterator[Store]:
     """A database that is there, with its own key. Raises ConfigError, DatabaseUnavailable."""
     if config.sqlite_file and not config.sqlite_file.exists():
         raise ConfigError([f"database: {config.sqlite_file} does not exist: `wirelane-gateway migrate` makes it"])
-    store = await open_store(database_url(config), read_key(config))
-    try:
+    async with await open_store(database_url(config), read_key(config)) as store:
         yield store
-    finally:
-        await store.close()
 
 
 @asynccontextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from alembic import command
@@ -48,24 +50,21 @@ def check(connection: Connection) -> None:
 
 async def is_empty(url: str) -> bool:
     """Whether no version of this program has ever made its tables here: a first start may do so unasked."""
-    engine = Engine(parsed_url(url))
-    try:
-        async with engine.read() as connection:
-            return await connection.run_sync(lambda sync: not MigrationContext.configure(sync).get_current_heads())
-    except Exception as error:
-        if (known := translated(error)) is not None:
-            raise known from error
-        raise
-    finally:
-        await engine.close()
+    async with _engine(url) as engine, engine.read() as connection:
+        return await connection.run_sync(lambda sync: not MigrationContext.configure(sync).get_current_heads())
 
 
 async def migrate(url: str) -> None:
     """One transaction on either database: all of it, or nothing. Safe to call from several gateways at once."""
+    async with _engine(url) as engine, asyncio.timeout(2 * _WAIT_SECONDS), engine.change() as connection:
+        await connection.run_sync(_upgrade)
+
+
+@asynccontextmanager
+async def _engine(url: str) -> AsyncIterator[Engine]:
     engine = Engine(parsed_url(url))
     try:
-        async with asyncio.timeout(2 * _WAIT_SECONDS), engine.change() as connection:
-            await connection.run_sync(_upgrade)
+        yield engine
     except Exception as error:
         if (known := translated(error)) is not None:
             raise known from error

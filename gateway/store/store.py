@@ -55,13 +55,8 @@ class Store:
 
     async def read(self, work: Work[T]) -> T:
         """`work` sees one moment of the database, and cannot write."""
-        try:
-            async with self._engine.read() as connection:
-                return await work(Transaction(connection, self._seal, self._engine.is_sqlite))
-        except Exception as error:
-            if (known := await self._understood(error)) is not None:
-                raise known from error
-            raise
+        async with self._explained(), self._engine.read() as connection:
+            return await work(Transaction(connection, self._seal, self._engine.is_sqlite))
 
     async def change(self, work: Work[T]) -> T:
         """What `work` did is durable when this returns, and nothing of it is there when it raises.
@@ -86,12 +81,19 @@ class Store:
     async def check_pooler(self) -> None:
         """Raises ConfigError where something between us and PostgreSQL breaks up our sessions."""
         try:
-            await self._engine.check_pooler()
-        except Exception as error:
-            known = await self._understood(error)
-            if isinstance(known, DatabaseUnavailable) and known.reason == POOLER:
+            async with self._explained():
+                await self._engine.check_pooler()
+        except DatabaseUnavailable as error:
+            if error.reason == POOLER:
                 raise ConfigError([f"database: {POOLER}"]) from error
-            if known is not None:
+            raise
+
+    @asynccontextmanager
+    async def _explained(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if (known := await self._understood(error)) is not None:
                 raise known from error
             raise
 

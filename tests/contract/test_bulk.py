@@ -89,7 +89,7 @@ async def test_thousands_are_imported_and_a_second_run_finds_them_all(store: Sto
     done = await run_import(store, text, progress=lambda counts: seen.append(counts.lines))
     assert done.shown == (MANY, MANY, 0, 0)
     assert seen == list(range(bulk.BATCH, MANY + 1, bulk.BATCH))
-    made = await accounts.list()
+    made = await direct.accounts(accounts)
     assert [account.name for account in made] == [f"c{n:05}" for n in range(MANY)]
     assert [account.download for account in made[:3]] == [0, 1, 2]
     assert {account.mark for account in made} == set(range(100, 100 + MANY))
@@ -98,7 +98,7 @@ async def test_thousands_are_imported_and_a_second_run_finds_them_all(store: Sto
     await check_ranges(store)
     revision = (await direct.node(store, NODE)).revision
     assert (await run_import(store, text)).shown == (MANY, 0, MANY, 0)
-    assert (await direct.node(store, NODE)).revision == revision and await accounts.list() == made
+    assert (await direct.node(store, NODE)).revision == revision and await direct.accounts(accounts) == made
 
 
 async def test_one_revision_carries_a_whole_batch(store: Store) -> None:
@@ -134,7 +134,7 @@ async def test_a_bad_line_spoils_only_itself_and_is_named(store: Store) -> None:
     )
     done = await run_import(store, text)
     assert done.shown == (17, 2, 0, 15)
-    names = {account.name for account in await accounts.list()}
+    names = {account.name for account in await direct.accounts(accounts)}
     assert names == {"there", "good_1", "good_2"}
     assert done.texts == [
         (3, "name", "Wrong name (only letters, numbers and '_', '-')"),
@@ -165,7 +165,7 @@ async def test_an_interrupted_import_goes_on_where_it_was(store: Store) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
-    there = len(await accounts.list())
+    there = len(await direct.accounts(accounts))
     assert there and there % bulk.BATCH == 0 and there < 4 * bulk.BATCH
     assert (await run_import(store, text)).shown == (4 * bulk.BATCH, 4 * bulk.BATCH - there, there, 0)
     await check_ranges(store)
@@ -216,10 +216,10 @@ async def test_a_rehearsal_tells_exactly_what_would_happen_and_changes_nothing(s
     await accounts.create(NewAccount("s", name="c00004", download=1))
     # More than a batch: what earlier batches take must be seen by later ones.
     text = HEADER + rows(range(bulk.BATCH)) + "".join(f"d{n},small,\n" for n in range(7)) + "c00001,s,99\n"
-    before, revision = await accounts.list(), (await direct.node(store, NODE)).revision
+    before, revision = await direct.accounts(accounts), (await direct.node(store, NODE)).revision
     async with store.rehearsal() as copy:
         rehearsed = await run_import(copy, text)
-    assert await accounts.list() == before and (await direct.node(store, NODE)).revision == revision
+    assert await direct.accounts(accounts) == before and (await direct.node(store, NODE)).revision == revision
     real = await run_import(store, text)
     assert (rehearsed.shown, rehearsed.texts) == (real.shown, real.texts)
     assert real.shown == (bulk.BATCH + 8, bulk.BATCH + 3, 1, 4)
@@ -232,7 +232,7 @@ async def test_an_export_is_imported_as_the_same_accounts(store: Store, format_n
     await run_import(store, HEADER + rows(range(1200)))
     first = await accounts.get("c00000")
     await accounts.create(NewAccount("small", name="own_key", public_key=first.public_key, enabled=False))
-    before = await accounts.list()
+    before = await direct.accounts(accounts)
     text = await exported(store, format_name)
     assert (await run_import(store, text, format_name)).shown == (1201, 0, 1201, 0)
     for account in before[:1000:3]:
@@ -243,7 +243,7 @@ async def test_an_export_is_imported_as_the_same_accounts(store: Store, format_n
     def bare(account: Account) -> Account:
         return replace(account, id=0, mark=0)
 
-    assert list(map(bare, await accounts.list())) == list(map(bare, before))
+    assert list(map(bare, await direct.accounts(accounts))) == list(map(bare, before))
     await check_ranges(store)
 
 
@@ -275,7 +275,7 @@ async def test_a_gateway_creates_while_an_import_runs(store: Store, database_url
             count += 1
         assert (await importing).shown == (1500, 1500, 0, 0)
         assert count > 3 and slowest < 5
-        assert len(await accounts.list()) == 1500 + count
+        assert len(await direct.accounts(accounts)) == 1500 + count
         await check_ranges(store)
     finally:
         await other.close()

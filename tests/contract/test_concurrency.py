@@ -60,7 +60,7 @@ async def in_turn(products: list[tuple[Accounts, Servers]], new: list[NewAccount
 async def check_ranges(store: Store) -> None:
     """What is free is exactly what nobody has."""
     use, manage = use_cases(store)
-    there = await use.list()
+    there = await direct.accounts(use)
 
     async def free(tx: Any) -> dict[str, list[Any]]:
         scopes = [row.scope for row in await tx.all(sa.select(free_ranges.c.scope).distinct())]
@@ -87,7 +87,7 @@ async def test_a_hundred_creates_that_name_only_the_server_are_a_hundred_account
         assert len({getattr(account, field) for account in made}) == MANY, field
     assert {account.name for account in made} == {f"peer_{n}" for n in range(1, MANY + 1)}
     assert {account.mark for account in made} == set(range(100, 100 + MANY))
-    assert await use.list() == sorted(made, key=lambda account: account.name)
+    assert await direct.accounts(use) == sorted(made, key=lambda account: account.name)
     assert len((await gateways[0].snapshot(NODE)).accounts) == MANY
     await check_ranges(gateways[0])
 
@@ -197,7 +197,7 @@ async def test_creates_and_deletes_at_once_keep_the_free_numbers_right(
     results = await asyncio.gather(*(churn(i) for i in range(10)), return_exceptions=True)
     assert {str(error) for error in results if error} <= {"IP address already in use"}
     await check_ranges(gateways[0])
-    for account in await products[0][0].list():
+    for account in await direct.accounts(products[0][0]):
         await products[0][0].delete(account.name)
     left = await in_turn(products, [NewAccount(server=server.name)] * 3)
     assert {account.name for account in left} == {"peer_1", "peer_2", "peer_3"}
@@ -242,4 +242,4 @@ async def test_two_nodes_are_changed_at_once_without_waiting_for_ever(gateways: 
 
     async with asyncio.timeout(60):
         await asyncio.gather(*(live(i) for i in range(8)))
-    assert await products[0][0].list() == []
+    assert await direct.accounts(products[0][0]) == []

@@ -131,7 +131,7 @@ async def test_another_network_keeps_what_rests_in_it_and_forgets_the_rest(shop:
     assert (await shop.sell())[1] == "1"
     assert "2" in await shop.available() and "3" not in await shop.available()
     assert (await shop.sell())[1] == "4"
-    for account in await shop.accounts.list():
+    for account in await direct.accounts(shop.accounts):
         await shop.accounts.delete(account.name)
     await shop.servers.delete(shop.server.name)
     assert await shop.resting() == 0
@@ -149,7 +149,7 @@ async def test_thousands_that_have_rested_come_back_in_one_change(store: Store) 
     shop = Shop(store)
     await shop.open("10.9.0.1/20")
     await shop.creation.many([NewAccount(server=shop.server.name) for _ in range(600)])
-    accounts = await shop.accounts.list()
+    accounts = await direct.accounts(shop.accounts)
     for account in accounts[::2]:
         await shop.accounts.delete(account.name)
     assert (await shop.sell())[1] == "90"  # 10.9.2.90, behind the six hundred

@@ -191,7 +191,7 @@ async def test_an_account_that_cannot_be_read_spoils_only_itself(
     for column in ("private_key", "password"):
         await break_row(store, "accounts", column, broken.id)
     for _ in range(3):
-        found = {account.name: account for account in await use.list()}
+        found = {account.name: account for account in await direct.accounts(use)}
     assert found[other.name] == other
     spoiled = replace(broken, private_key=Secret(), password=Secret(), unreadable=("password", "private_key"))
     assert found[broken.name] == spoiled
@@ -207,7 +207,7 @@ async def test_an_account_that_cannot_be_read_spoils_only_itself(
     assert await use.get(broken.name) == edited and not edited.unreadable
     await break_row(store, "accounts", "private_key", broken.id)
     await use.delete(broken.name)
-    assert await use.list() == [other]
+    assert await direct.accounts(use) == [other]
 
 
 async def test_a_server_that_cannot_be_read_spoils_only_itself(store: Store) -> None:

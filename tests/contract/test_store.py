@@ -631,7 +631,7 @@ class Mirror:
 
 
 async def random_change(chance: random.Random, use: Accounts, manage: Servers) -> None:
-    there = await use.list()
+    there = await direct.accounts(use)
     served = await manage.list()
     match chance.choice(("create", "create", "create", "edit", "delete", "server", "unserver", "limits")):
         case "create" if served:

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import date
 
-from gateway.model import AccountUsage, Compared, DayTotal, DayUsage, Held, Node, Snapshot
+from gateway.accounts import Accounts
+from gateway.model import Account, AccountUsage, Compared, DayTotal, DayUsage, Held, Node, Snapshot
 from gateway.store import Store, changes, settings, usage
 from gateway.store import nodes as rows
+
+
+async def accounts(use: Accounts) -> list[Account]:
+    found: list[Account] = []
+    await use.visit(found.extend)
+    return found
 
 
 async def nodes(store: Store) -> list[Node]:

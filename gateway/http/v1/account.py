@@ -40,17 +40,17 @@ async def _detail(asked: Asked) -> dict[str, str]:
 
 
 async def _add(asked: Asked) -> Accepted[dict[str, str]]:
-    return _spelled(await asked.services.accounts.create(fields.new_account(asked.form), asked.is_gone))
+    accepted = await asked.services.accounts.create(fields.new_account(asked.form), asked.is_gone)
+    return accepted.told(objects.account_object)
 
 
 async def _edit(asked: Asked) -> Accepted[dict[str, str]]:
     edit = await _parsed(asked, lambda: fields.account_edit(asked.form))
-    return _spelled(await asked.services.accounts.edit(asked.name(MISSING), edit))
+    return (await asked.services.accounts.edit(asked.name(MISSING), edit)).told(objects.account_object)
 
 
 async def _delete(asked: Asked) -> Accepted[str]:
-    accepted = await asked.services.accounts.delete(asked.name(MISSING))
-    return Accepted("success", accepted.pending)
+    return (await asked.services.accounts.delete(asked.name(MISSING))).told(lambda _: "success")
 
 
 async def _config_text(asked: Asked) -> str:
@@ -122,10 +122,6 @@ async def _account(asked: Asked) -> Account:
 
 async def _live(asked: Asked, look: Look) -> tuple[Account, LiveAccount]:
     return await asked.services.accounts.live(asked.name(MISSING), look)
-
-
-def _spelled(accepted: Accepted[Account]) -> Accepted[dict[str, str]]:
-    return Accepted(objects.account_object(accepted.value), accepted.pending)
 
 
 def _absent(account: Account, what: str) -> NotFound:

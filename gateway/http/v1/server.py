@@ -34,7 +34,8 @@ async def _detail(asked: Asked) -> ServerObject:
 async def _add(asked: Asked) -> Accepted[ServerObject]:
     # Forms post their empty fields too: on create they are absent, on edit they clear.
     form = {key: text for key, text in asked.form.items() if text.strip()}
-    return _spelled(await asked.services.servers.create(fields.server_values(form), asked.is_gone))
+    accepted = await asked.services.servers.create(fields.server_values(form), asked.is_gone)
+    return accepted.told(objects.server_object)
 
 
 async def _edit(asked: Asked) -> Accepted[ServerObject]:
@@ -43,12 +44,11 @@ async def _edit(asked: Asked) -> Accepted[ServerObject]:
     except InvalidValue:
         await _server(asked)
         raise
-    return _spelled(await asked.services.servers.edit(asked.name(MISSING), values))
+    return (await asked.services.servers.edit(asked.name(MISSING), values)).told(objects.server_object)
 
 
 async def _delete(asked: Asked) -> Accepted[str]:
-    accepted = await asked.services.servers.delete(asked.name(MISSING))
-    return Accepted("success", accepted.pending)
+    return (await asked.services.servers.delete(asked.name(MISSING))).told(lambda _: "success")
 
 
 async def _peers(asked: Asked) -> dict[str, dict[str, str]]:
@@ -61,8 +61,7 @@ async def _available_ips(asked: Asked) -> list[str]:
 
 
 async def _set_bandwidth(asked: Asked) -> Accepted[str]:
-    accepted = await asked.services.servers.set_bandwidth(asked.name(MISSING))
-    return Accepted("", accepted.pending)
+    return (await asked.services.servers.set_bandwidth(asked.name(MISSING))).told(lambda _: "")
 
 
 async def _dump(asked: Asked) -> dict[str, str]:
@@ -77,10 +76,6 @@ async def _online(asked: Asked) -> list[dict[str, str]]:
 
 async def _server(asked: Asked) -> Server:
     return await asked.services.servers.get(asked.name(MISSING))
-
-
-def _spelled(accepted: Accepted[Server]) -> Accepted[ServerObject]:
-    return Accepted(objects.server_object(accepted.value), accepted.pending)
 
 
 EDIT_FIELDS = (

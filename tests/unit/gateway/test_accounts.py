@@ -29,10 +29,10 @@ async def server_of(product: Product, address: str = "10.0.110.1/24", **values: 
 
 
 async def refused(product: Product, new: NewAccount) -> str:
-    before = await product.accounts.list()
+    before = await direct.accounts(product.accounts)
     with pytest.raises(ApiError) as caught:
         await product.accounts.create(new)
-    assert await product.accounts.list() == before
+    assert await direct.accounts(product.accounts) == before
     return caught.value.text
 
 
@@ -47,7 +47,7 @@ async def test_what_is_not_named_is_generated(product: Product) -> None:
     assert (account.server, account.node) == (server.name, NODE)
     assert re.fullmatch(r"[A-Za-z0-9*#%!@$&]{10}", account.password.reveal())
     assert checked_pair(account.private_key, account.public_key).public == account.public_key
-    assert account in [await product.accounts.get("peer_1"), *await product.accounts.list()]
+    assert account in [await product.accounts.get("peer_1"), *await direct.accounts(product.accounts)]
     bare = replace(account, password=Secret(), private_key=Secret())
     assert product.agents[NODE].accounts == {account.id: bare}
 

@@ -113,7 +113,7 @@ async def test_generated_values_that_somebody_has_are_passed_over_within_a_batch
     found = [each for each in made if isinstance(each, Account)]
     assert sorted(each.name for each in found) == ["peer_2", "peer_4", "peer_5"]
     assert sorted(each.mark for each in found) == [101, 103, 104]
-    assert len({each.address for each in [*found, *await product.accounts.list()]}) == 4
+    assert len({each.address for each in [*found, *await direct.accounts(product.accounts)]}) == 4
 
 
 # -- group commit -------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ async def test_when_the_one_who_runs_it_is_cancelled_the_next_begins_again(
     first.cancel()
     await asyncio.gather(*others)
     assert first.cancelled()
-    assert [each.name for each in await product.accounts.list()] == ["other_0", "other_1", "other_2"]
+    assert [each.name for each in await direct.accounts(product.accounts)] == ["other_0", "other_1", "other_2"]
 
 
 async def test_a_bug_in_one_ends_only_that_one(product: Product, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ async def test_a_bug_in_one_ends_only_that_one(product: Product, monkeypatch: py
     names = ["a", "b", "bad", "c"]
     found = await asyncio.gather(*(use.one(NewAccount("s", name=name)) for name in names), return_exceptions=True)
     assert [isinstance(each, RuntimeError) for each in found] == [False, False, True, False]
-    assert [each.name for each in await product.accounts.list()] == ["a", "b", "c"]
+    assert [each.name for each in await direct.accounts(product.accounts)] == ["a", "b", "c"]
 
 
 async def test_a_database_that_is_away_is_an_error_of_each(product: Product, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,4 +200,4 @@ async def test_who_hung_up_gets_nothing_and_costs_the_others_nothing(product: Pr
     outcomes = await product.store.change(lambda tx: creation.create(tx, [first, gone, last], 0, 0))
     assert [isinstance(outcome, Conflict) for outcome in outcomes] == [False, True, False]
     assert next(outcome.text for outcome in outcomes if isinstance(outcome, Conflict)) == creation.GONE
-    assert [account.name for account in await product.accounts.list()] == ["peer_1", "peer_2"]
+    assert [account.name for account in await direct.accounts(product.accounts)] == ["peer_1", "peer_2"]
