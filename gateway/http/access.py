@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.errors import ApiError, NotAuthorized
 from gateway.http import envelope
+from gateway.http.admission import PLACE
 from gateway.http.caller import caller_of
 from gateway.http.note import Note
 from gateway.http.refusals import Refusal, Refusals
@@ -74,6 +75,8 @@ class Access:
         verdict = await self._keys.judged(access_hash, client.address)
         Note.of(scope).key = verdict.key
         if verdict.is_allowed:
+            if place := scope.get("state", {}).get(PLACE):
+                place.is_known = True
             return None, False
         path = self._template(scope) if verdict.key else ""
         return Refusal(client, verdict.reason, verdict.key, path), True

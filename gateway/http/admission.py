@@ -1,7 +1,9 @@
 """How many connections there may be, in all and from one address. Owns the counts, knows no socket. Called by door.py.
 
 One stranger must not shut everybody out: besides the bound for all there is one for each address (of IPv6 for each /64,
-which is what one customer gets). Proxies that we trust speak for many, and only the bound for all holds for them.
+which is what one customer gets). Proxies that we trust speak for many, and only the bound for all holds for them. And
+where all places are taken, the oldest connection by which no right key has come yet makes room for the next one: it may
+take strangers with many addresses to fill the house, but those who have a key get in.
 """
 
 from __future__ import annotations
@@ -21,24 +23,29 @@ log = logging.getLogger("gateway.http")
 Network = IPv4Network | IPv6Network
 
 
-class Place:
-    """One connection's, from `enter` to `leave`. To leave twice is harmless."""
+PLACE = "place"  # of a connection, in the `state` of its requests
 
-    def __init__(self, connections: Counter[str], who: str) -> None:
-        self._connections, self._who = connections, who
-        connections[who] += 1
+
+class Place:
+    """One connection's, from `enter` to `leave`. To leave twice is harmless.
+
+    `is_known`: it may stay whoever comes: a request with a right key has come by it, or it is a trusted proxy's.
+    `end`: cuts the connection off.
+    """
+
+    def __init__(self, admission: Admission, who: str, is_known: bool) -> None:
+        self._admission, self.who, self.is_known = admission, who, is_known
+        self.end: Callable[[], object] = lambda: None
 
     def leave(self) -> None:
-        connections, self._connections = self._connections, Counter()
-        connections[self._who] -= 1
-        if connections[self._who] <= 0:
-            del connections[self._who]
+        self._admission.left(self)
 
 
 class Admission:
     def __init__(self, trusted: Iterable[Network] = (), clock: Callable[[], float] = time.monotonic) -> None:
         self._trusted = tuple(trusted)
         self._clock = clock
+        self._places: dict[Place, None] = {}  # the oldest first
         self._open: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._said = -LOG_SECONDS
@@ -46,11 +53,31 @@ class Admission:
     def enter(self, address: str) -> Place | None:
         """None = there are too many, and it was noted."""
         who, is_trusted = self._who(address)
-        if self._open.total() < CONNECTIONS and (is_trusted or self._open[who] < FROM_ONE_ADDRESS):
-            return Place(self._open, who)
+        if not is_trusted and self._open[who] >= FROM_ONE_ADDRESS:
+            self._note(who)
+            return None
+        if len(self._places) >= CONNECTIONS:
+            stranger = next((place for place in self._places if not place.is_known), None)
+            self._note(stranger.who if stranger else who)
+            if stranger is None:
+                return None
+            stranger.leave()
+            stranger.end()
+        place = Place(self, who, is_trusted)
+        self._places[place] = None
+        self._open[who] += 1
+        return place
+
+    def left(self, place: Place) -> None:
+        if place in self._places:
+            del self._places[place]
+            self._open[place.who] -= 1
+            if self._open[place.who] <= 0:
+                del self._open[place.who]
+
+    def _note(self, who: str) -> None:
         self._refused[who] += 1
         self._say()
-        return None
 
     def _who(self, address: str) -> tuple[str, bool]:
         try:
@@ -75,6 +102,6 @@ class Admission:
             len(self._refused),
             most,
             count,
-            self._open.total(),
+            len(self._places),
         )
         self._refused.clear()

@@ -34,7 +34,7 @@ class Door:
         listening: socket.socket,
         admission: Admission,
         certificate: Certificate | None,
-        begin: Callable[[Place], asyncio.Protocol],
+        begin: Callable[[Place], asyncio.BaseProtocol],
     ) -> None:
         listening.setblocking(False)
         self._listening = listening
@@ -81,6 +81,9 @@ class Door:
                 connection.recv(65_536)  # what is unread when a socket closes takes the answer with it
 
     async def _let_in(self, connection: socket.socket, place: Place) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        place.end = task.cancel  # until its protocol knows better
         secured: dict[str, Any] = {}
         if self._certificate is not None:
             secured = {

@@ -3,21 +3,22 @@
 h11 reads the protocol, and nothing here does: an offer to speak something else (Upgrade) is left unanswered and the
 request is served as it is, trailers are read and forgotten, whatever does not belong to a request ends the connection.
 Why this server: docs/decisions/0013-the-http-server.md. uvicorn bounds an idle connection only. Here a request's head
-has 10 seconds and 32 kB, its body 30 seconds, and a client that reads nothing of its answer 30 seconds; one that reads
-slowly has all the time it needs. What is refused before the application sees it is answered in the envelope too. Never
-looks at what is asked; made by gateway/wiring.
+has 10 seconds, 32 kB and 128 lines, its body 30 seconds, and a client that reads nothing of its answer 30 seconds; one
+that reads slowly has all the time it needs. What is refused before the application sees it is answered in the envelope
+too. Never looks at what is asked; made by gateway/wiring.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import socket
 import struct
 import sys
 import termios
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -26,19 +27,43 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from gateway.http.admission import Admission, Network, Place
+from gateway.http.admission import PLACE, Admission, Network, Place
 from gateway.http.certificate import Certificate
 from gateway.http.door import Door
 from gateway.http.envelope import refusal
 
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 32_768  # also of trailers, and of a chunk's own head
+HEAD_LINES = 128  # likewise
+SIP_BYTES = 2_048  # taken from a connection at a time; 300 chunks of one byte, which are 10 ms of work
+DROPPED_BYTES = 1 << 18  # of what a client sends that is not read any more
+CRUMB_BYTES = 8  # a chunked body is refused that has a line end more often than each so many bytes
 BODY_SECONDS = 30.0
 WRITE_SECONDS = 30.0
 IDLE_SECONDS = 30  # between two requests of a connection
 STOP_SECONDS = 8  # for requests that are under way when we are told to stop
 
 HEAD, BODY, NOTHING = "head", "body", ""  # what the client owes us
+
+
+class Sips(asyncio.BufferedProtocol):
+    """Hands a connection's bytes on some at a time, so that no client's flood is read before others had their turn."""
+
+    def __init__(self, inner: BoundedProtocol) -> None:
+        self._inner = inner
+        self._buffer = memoryview(bytearray(SIP_BYTES))
+        # What else a transport tells.
+        self.connection_made = inner.connection_made  # type: ignore[method-assign,assignment]
+        self.connection_lost = inner.connection_lost  # type: ignore[method-assign]
+        self.pause_writing = inner.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = inner.resume_writing  # type: ignore[method-assign]
+        self.eof_received = inner.eof_received  # type: ignore[method-assign]
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._inner.data_received(bytes(self._buffer[:nbytes]))
 
 
 class BoundedProtocol(H11Protocol):
@@ -51,6 +76,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.place.end = transport.abort
         self._time_sending()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -63,13 +89,38 @@ class BoundedProtocol(H11Protocol):
     # -- what the client sends --
 
     def data_received(self, data: bytes) -> None:
-        if not self.transport.is_closing():
-            super().data_received(data)
-            self._time_sending()
+        if self.transport.is_closing() or self._is_leftover():
+            return
+        super().data_received(data)
+        owes = self._owes()
+        if owes and self.conn.trailing_data[0].count(b"\n") > HEAD_LINES:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's head has too many lines")
+        elif owes == BODY and self._is_chunked() and data.count(b"\r\n") * CRUMB_BYTES > len(data) > CRUMB_BYTES**2:
+            self._refuse(HTTPStatus.BAD_REQUEST, "The request's body comes in crumbs")
+        self._time_sending()
+
+    def _is_leftover(self) -> bool:
+        """Part of a chunked body that nobody reads, for its request is answered: taking it apart would cost us, not
+        him. The time for a body ends the connection; one whose length is told costs nothing, and keeps it."""
+        answered = self.cycle is not None and self.cycle.response_complete
+        return bool(answered and self._owes() == BODY and self._is_chunked())
+
+    def _is_chunked(self) -> bool:
+        return any(name == b"transfer-encoding" for name, _ in self.headers or ())
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.transport.is_closing():
+            self._drop_unread()
         self._time_sending()
+
+    def _drop_unread(self) -> None:
+        """What is unread when a socket closes takes the answer with it."""
+        with suppress(OSError, ValueError):
+            number = self.transport.get_extra_info("socket").fileno()
+            for _ in range(DROPPED_BYTES >> 16):
+                if not os.read(number, 1 << 16):
+                    return
 
     def _time_sending(self) -> None:
         """The time begins anew with each part of each request, and not with each packet."""
@@ -154,6 +205,7 @@ class BoundedProtocol(H11Protocol):
 
     def _close(self) -> None:
         """The application hears that the client is gone: it is, to us."""
+        self._drop_unread()
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -196,10 +248,10 @@ class Listener(uvicorn.Server):
         self.started = True
         self._on_ready()
 
-    def _begin(self, place: Place) -> BoundedProtocol:
-        protocol = BoundedProtocol(self.config, self.server_state, {})
+    def _begin(self, place: Place) -> Sips:
+        protocol = BoundedProtocol(self.config, self.server_state, {PLACE: place})
         protocol.place = place
-        return protocol
+        return Sips(protocol)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

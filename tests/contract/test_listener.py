@@ -30,7 +30,7 @@ GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
 async def app(scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
     """Reads the body and says how long it was; /large answers with 64 MB."""
-    length, more = 0, True
+    length, more = 0, scope["path"] != "/early"  # that one answers before it has read anything
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -292,3 +292,59 @@ async def test_a_client_that_is_gone_before_its_answer_is_no_error(
                 writer.transport.abort()
         await asyncio.sleep(0.5)
     assert [record.getMessage() for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "crumb"),
+    [
+        (CHUNKED.replace(b"/ ", b"/early "), b"1\r\na\r\n"),
+        (CHUNKED.replace(b"/ ", b"/early "), b"1;x\r\na\r\n"),
+        (CHUNKED, b"1\r\na\r\n"),
+        (CHUNKED, b"00000003\r\naaa\r\n"),
+        (CHUNKED + b"0\r\n", b"a:\r\n"),
+        (b"GET / HTTP/1.1\r\nhost: x\r\n", b"a:\r\n"),
+        (b"GET / HTTP/1.1\r\nhost: x\r\n", b"cookie:a\r\n"),
+        (b"", b"\r\n"),
+        (b"", GET),
+    ],
+    ids=["answered", "answered, extension", "chunks", "zeros", "trailers", "headers", "cookies", "empty", "requests"],
+)
+async def test_who_sends_crumbs_keeps_nobody_waiting(anyio_backend: str, start: bytes, crumb: bytes) -> None:
+    """One connection as fast as it can, of what costs most to take apart for what it costs to send."""
+    async with listening() as connect:
+        reader, writer = await connect()
+
+        async def flood() -> None:
+            with suppress(ConnectionError):
+                writer.write(start)
+                while True:
+                    writer.write(crumb * (256_000 // len(crumb)))
+                    await writer.drain()
+                    await asyncio.sleep(0)
+
+        async def drink() -> None:
+            with suppress(ConnectionError):
+                while await reader.read(1 << 16):
+                    pass
+
+        tasks = [asyncio.create_task(flood()), asyncio.create_task(drink())]
+        loop, longest = asyncio.get_running_loop(), 0.0
+        end = loop.time() + 1.5
+        while (before := loop.time()) < end:
+            await asyncio.sleep(0.001)
+            longest = max(longest, loop.time() - before)
+        for task in tasks:
+            task.cancel()
+    assert longest < 0.25, f"the loop stood still for {longest:.3f} s"
+
+
+async def test_who_is_refused_in_the_middle_of_a_large_body_hears_why(anyio_backend: str) -> None:
+    async with listening() as connect:
+        reader, writer = await connect()
+        writer.write(
+            b"POST /early HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 200000\r\n\r\n" + b"b" * 200_000
+        )
+        assert (await answer_of(reader))[0] == 200

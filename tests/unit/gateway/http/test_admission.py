@@ -46,6 +46,21 @@ def test_a_trusted_proxy_speaks_for_many_but_not_for_more_than_there_may_be() ->
     assert one.enter("192.0.2.1") is None
 
 
+def test_where_the_house_is_full_the_oldest_stranger_makes_room() -> None:
+    one, ended = Admission([ip_network("10.0.0.0/8")]), list[int]()
+    places = entered(one, "10.1.2.3", *(f"192.0.2.{number}" for number in range(1, 6)))
+    for number, place in enumerate(places):
+        assert place is not None
+        place.end = lambda number=number: ended.append(number)  # type: ignore[misc]
+    first, known = places[1], places[2]
+    assert first and known
+    known.is_known = True
+    assert all(entered(one, "198.51.100.1", "198.51.100.2"))
+    assert ended == [1, 3], "not the proxy, nor the one who has a key"
+    first.leave()  # when his connection is lost, a moment later
+    assert all(entered(one, *(f"203.0.113.{number}" for number in range(1, 50)))), "nobody new is turned away"
+
+
 def test_one_line_a_minute_whatever_comes(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
     one = Admission(clock=lambda: now[0])
