@@ -82,6 +82,32 @@ def test_a_contract_catches_what_it_is_about(name: str, who: str, whom: str, tmp
     assert f"{name} BROKEN" in linted(tmp_path).stdout.splitlines()
 
 
+def sabotages(contract: dict[str, Any]) -> tuple[str, str]:
+    """A module, and what it must not import."""
+    if contract["type"] == "layers":
+        (container,) = contract["containers"]
+        first, last = (contract["layers"][end].split("|")[0].strip() for end in (0, -1))
+        return f"{container}.{last}", f"{container}.{first}"
+    if contract["type"] == "independence":
+        return contract["modules"][0], contract["modules"][1]
+    return contract["source_modules"][0], contract["forbidden_modules"][0]
+
+
+def test_a_sabotage_of_each_contract_is_caught(tmp_path: Path) -> None:
+    for name in ("agent", "gateway", "protos"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for contract in contracts().values():
+        module, forbidden = sabotages(contract)
+        path = tmp_path / module.replace(".", "/")
+        with (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).open("a") as file:
+            file.write(f"\nimport {forbidden}\n")
+    linter = Path(sys.executable).with_name("lint-imports")
+    command = [linter, "--no-logo", "--no-cache"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert f"Contracts: 0 kept, {len(contracts())} broken." in done.stdout, done.stdout + done.stderr
+
+
 def test_every_only_contract_is_known_here() -> None:
     assert {name for name in contracts() if ": only " in name} == set(ONLY)
 
