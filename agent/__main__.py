@@ -16,7 +16,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from agent.config import DEFAULT_PATH, Config, load_config, shown
+from agent.config import DEFAULT_PATH, Config, as_toml, load_config
 from agent.errors import AgentError, ConfigError
 
 DIFFERS = 2
@@ -31,7 +31,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
 
 
 def check(config: Config, options: argparse.Namespace) -> int:
-    print(shown(config))
+    print(as_toml(config))
     return 0
 
 

@@ -178,7 +178,7 @@ def _flat(table: dict[str, Any], known: Iterable[str]) -> Iterator[tuple[str, An
             yield name, value
 
 
-def shown(config: Config) -> str:
+def as_toml(config: Config) -> str:
     """The configuration in force, as TOML with its sentences."""
     lines = []
     for f in fields(Config):

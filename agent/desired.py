@@ -63,7 +63,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """Build with `taken` or `patched`; both check. The three indexes say who holds what."""
+    """Build with `of` or `patched`; both check. The three indexes say who holds what."""
 
     epoch: str
     revision: int = 0
@@ -76,7 +76,7 @@ class Desired:
     origin: Origin = NOBODY
 
     @classmethod
-    def taken(cls, epoch: str, snapshot: Snapshot) -> Desired:
+    def of(cls, epoch: str, snapshot: Snapshot) -> Desired:
         """The state that a snapshot describes. Raises InvalidValue."""
         taken = cls(epoch)._with(snapshot.revision, snapshot.time_zone, (), snapshot.servers, (), snapshot.accounts)
         return replace(taken, origin=snapshot.origin)

@@ -86,13 +86,13 @@ class LiveKernel(Protocol):
         """What `tc -s class show` prints for a class, first three lines; None = no such class."""
 
 
-# -- what a move from one backend to the other needs besides -------------------------------------------------------
+# -- what a changeover from one backend to the other needs besides ---------------------------------------------------
 
 
 class MovableMarks(MarksDoor, Protocol):
     """All raise KernelError, and may be repeated."""
 
-    def standing(self) -> bool:
+    def is_there(self) -> bool:
         """Is anything of it there, led to or not? False where this host cannot have it at all."""
 
     def unhook(self) -> None:
@@ -105,7 +105,7 @@ class MovableMarks(MarksDoor, Protocol):
 class MovableForwarding(Door[str, Forwarding], Protocol):
     """As the marks: all raise KernelError, and may be repeated."""
 
-    def standing(self) -> bool: ...
+    def is_there(self) -> bool: ...
     def clear(self) -> None: ...
 
 

@@ -29,7 +29,7 @@ def read_plan(config: Config) -> Plan:
         if desired is None:
             raise AgentError("the gateway has not asked for anything yet; a resync would leave the kernel as it is")
         chosen = choose_backend(config.marks_backend)
-        standing = [name for name, doors in backend_doors().items() if name != chosen and doors.marks.standing()]
+        standing = [name for name, doors in backend_doors().items() if name != chosen and doors.marks.is_there()]
         kernel = _kernel(config, standing[0] if standing else chosen)
         diffs = Writer(kernel, Usage(store, lambda: 0.0)).plan(desired)
         return plan(desired, diffs, dict.fromkeys(standing, chosen))
@@ -45,7 +45,7 @@ def clear(config: Config) -> Report:
         zone = desired.time_zone if desired else "UTC"
         report = Report()
         for backend, doors in backend_doors().items():
-            if backend == choose_backend(config.marks_backend) or doors.marks.standing():
+            if backend == choose_backend(config.marks_backend) or doors.marks.is_there():
                 kernel = _kernel(config, backend)
                 report = Writer(kernel, usage).full(Desired(store.epoch, time_zone=zone))
         return report

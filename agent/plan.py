@@ -52,10 +52,11 @@ class Plan:
         return {"differs": bool(self.steps), "counts": self.counts(), "steps": [asdict(step) for step in self.steps]}
 
 
-def plan(desired: Desired, differ: Diffs, moves: Mapping[str, str]) -> Plan:
-    """`moves`: from which backend to which the marks go when the agent is started again."""
+def plan(desired: Desired, differ: Diffs, changeovers: Mapping[str, str]) -> Plan:
+    """`changeovers`: from which backend to which the marks go when the agent is started again."""
     steps = [
-        Step("move", MARKS.noun, f"from {old} to {new}, when the agent is started again") for old, new in moves.items()
+        Step("move", MARKS.noun, f"from {old} to {new}, when the agent is started again")
+        for old, new in changeovers.items()
     ]
     for part in PARTS:
         for verb, values in differ[part].by_verb():

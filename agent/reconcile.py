@@ -1,10 +1,10 @@
-"""THE ONE WRITER: the loop that makes Linux equal to the desired state, and keeps it so.
+"""The loop that makes Linux equal to the desired state, and keeps it so.
 
 Model. There is one desired state, one revision, one loop. RPC handlers, timers and the link watcher never touch the
 kernel; they change the desired state or ask for a resync, and wake the loop. A pass looks either at the accounts that
 changed (when the last reading can be trusted and no server changed) or at everything.
 
-Order. The order inside a pass is writer.py's. Between passes: whatever was asked for while one ran is taken together
+Order. The order inside a pass is steps.py's. Between passes: whatever was asked for while one ran is taken together
 by the next (a thousand changes cost a few passes). A revision is *applied* when a pass that started after it was
 accepted has ended.
 
@@ -33,7 +33,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from agent import collector
+from agent import garbage
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import BrokenStore, KernelError, StaleRevision, StoreError
 from agent.origin import NOBODY
@@ -160,7 +160,7 @@ class Reconciler:
         before = self._desired
         if before is not None:
             before.check_replaced(snapshot)
-        desired = Desired.taken(self._epoch, snapshot)
+        desired = Desired.of(self._epoch, snapshot)
         self._leaving = before.leaving(desired, before.accounts) if before else frozenset()
         self._keeper.save_snapshot(desired)
         if before is None:
@@ -262,7 +262,7 @@ class Reconciler:
                 self._ended(report, drift=0)
             if full or servers or not known:
                 report = await self._on_writer_thread(lambda: self._writer.full(desired))
-                collector.keep()
+                garbage.keep()
                 retried = bool(self._failures or self._status.problem != self._trouble)
                 asked = servers or (touched and not known) or retried or not self._was_right
                 self._failures = {}
@@ -330,7 +330,7 @@ class Reconciler:
         self._said = self._said & set(self._failures.values()) | set(report.failures.values())
         if len(report.changes) <= LOGGED_OBJECTS:
             for change in report.changes:
-                log.info("%s part=%s key=%s account=%d", change.verb, change.part, _shown(change.key), change.owner)
+                log.info("%s part=%s key=%s account=%d", change.verb, change.part, _text_of(change.key), change.owner)
         if report.changes:
             counts = Counter(f"{change.part}-{change.verb}" for change in report.changes)
             total = " ".join(f"{name}={count}" for name, count in sorted(counts.items()))
@@ -371,5 +371,5 @@ class Reconciler:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
-def _shown(key: object) -> str:
+def _text_of(key: object) -> str:
     return ":".join(map(str, key)) if isinstance(key, tuple) else str(key)

@@ -56,14 +56,14 @@ MANY_CLASSES = 4_000
 
 
 class Pass:
-    """`found` is brought up to date with what was done. `addresses`: whose baseline is to be checked. `shown`: what the
-    last pass made true, None = nobody knows."""
+    """`found` is brought up to date with what was done. `addresses`: whose baseline is to be checked. `applied`:
+    what the last pass made true, None = nobody knows."""
 
     def __init__(
         self,
         kernel: Kernel,
         usage: Usage,
-        shown: Desired | None,
+        applied: Desired | None,
         desired: Desired,
         uplink: str,
         found: Wanted,
@@ -72,7 +72,7 @@ class Pass:
     ) -> None:
         self._kernel = kernel
         self._usage = usage
-        self._before = shown or desired  # Linux does not know whose an object is that should not be there; this does
+        self._before = applied or desired  # Linux does not know whose an object is that should not be there; this does
         self._desired = desired
         self.found = found
         self._diffs = diffs

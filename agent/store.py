@@ -132,7 +132,7 @@ class Store:
                 meta["time_zone"],
                 Origin(meta.get("identity", ""), int(meta.get("revision_mark", 0)), meta.get("node", "")),
             )
-            return Desired.taken(self.epoch, snapshot)
+            return Desired.of(self.epoch, snapshot)
         except (InvalidValue, ValueError, KeyError) as error:
             raise BrokenStore(f"the state file holds a value that cannot be right: {error}") from error
 

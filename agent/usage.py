@@ -10,7 +10,7 @@ it they were put back to what they once showed, all of which has been counted: n
 that costs whom; see docs/decisions/0017-counters-that-are-put-back.md).
 
 Counters are read, never zeroed. Rules that have to be made again start from their baseline (`start_of`), so that the
-numbers people see go on. Called by writer.py and move.py, on the writer thread only; the file is behind `Keeper`.
+numbers people see go on. Called by writer.py and changeover.py, on the writer thread only; the file is behind `Keeper`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DAY_SECONDS = 86_400
 # Of both directions together. A reset is seen within a sample's time: whoever sends more meanwhile gets it for nothing,
 # where the other way round every restored save would bill a customer once more.
 RESET_BYTES = 1_000_000
-BOTH = "both"  # backends: a move from one to the other is under way
+BOTH = "both"  # backends: a changeover from one to the other is under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class Usage:
             self._keeper.save_counted_by(backend)
             self.counted_by = backend
 
-    def end_move(
+    def end_changeover(
         self,
         final: Mapping[IPv4Address, Counters],
         owners: Mapping[IPv4Address, int],

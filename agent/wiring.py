@@ -19,14 +19,14 @@ from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from agent import collector
+from agent import garbage
+from agent.changeover import Changeover
 from agent.config import Config
 from agent.desired import Desired
 from agent.errors import AgentError, BrokenStore
 from agent.kernel.linux import ANY, LinuxKernel, Mode, Ownership, backend_doors, choose_mode, watch
 from agent.kernel.trials import choose_backend
 from agent.live import LiveReads
-from agent.move import Move
 from agent.notify import tell_systemd, watchdog_seconds
 from agent.reconcile import Reconciler
 from agent.rpc.access import bind
@@ -67,7 +67,7 @@ def set_up_logging(level: str) -> None:
 
 async def serve(config: Config) -> None:
     """Runs the agent until SIGTERM or SIGINT. Raises AgentError where it cannot start."""
-    collector.calm()
+    garbage.calm()
     with only_agent(config.state):
         store, (desired, usage), aside = open_store_or_new(config.state, lambda it: (it.load(), Usage(it, time.time)))
         if aside:
@@ -86,8 +86,8 @@ async def _serve(config: Config, store: Store, desired: Desired | None, usage: U
         ThreadPoolExecutor(1, "writer") as writer_thread,
         ThreadPoolExecutor(1, "reader") as reader_thread,
     ):
-        move = Move(usage, backend_doors(config.opened))
-        backend = await asyncio.get_running_loop().run_in_executor(writer_thread, move.to, chosen, desired)
+        changeover = Changeover(usage, backend_doors(config.opened))
+        backend = await asyncio.get_running_loop().run_in_executor(writer_thread, changeover.to, chosen, desired)
         owned = Ownership()
         reconciler = Reconciler(
             Writer(linux(config, mode, backend, owned), usage),
@@ -166,7 +166,7 @@ async def _schedule(config: Config, reconciler: Reconciler) -> None:
         scheduler.add_job(_sample, "interval", seconds=every, next_run_time=first, args=[reconciler])
         # A day ends at a quarter of an hour in every time zone, and its last sample belongs there.
         scheduler.add_job(_sample, "cron", minute="0,15,30,45", args=[reconciler])
-        scheduler.add_job(collector.sweep, "cron", hour=4, minute=40)
+        scheduler.add_job(garbage.sweep, "cron", hour=4, minute=40)
         scheduler.add_job(_resync, "interval", seconds=config.resync_seconds, args=[reconciler])
         scheduler.start()
         try:

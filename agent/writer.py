@@ -32,11 +32,11 @@ class Writer:
         self._kernel = kernel
         self._usage = usage
         self._found: Wanted | None = None  # None = not to be trusted
-        self._shown: Desired | None = None  # what `found` was made equal to
+        self._applied: Desired | None = None  # what `found` was made equal to
 
     def knows_kernel(self, desired: Desired) -> bool:
         """Can `touched` be used, or is a full pass due?"""
-        return self._found is not None and self._shown is not None and self._shown.servers == desired.servers
+        return self._found is not None and self._applied is not None and self._applied.servers == desired.servers
 
     def full(self, desired: Desired) -> Report:
         """Reads everything and repairs it. Raises KernelError if something cannot even be read."""
@@ -48,13 +48,13 @@ class Writer:
             self._cut_off(desired)
             raise
         mtu = self._kernel.tunnel_mtu(uplink)
-        want = wanted(desired, uplink, self._usage.recent() if self._shown is None else (), mtu)
+        want = wanted(desired, uplink, self._usage.recent() if self._applied is None else (), mtu)
         found = self.read(want, uplink)
         self._usage.begin(desired.revision, found[MARKS])
         disk_trouble = self._observed(desired, found)
         addresses = self._usage.addresses().union(desired.by_address)
         differ = diffs(want, found)
-        one = Pass(self._kernel, self._usage, self._shown, desired, uplink, found, differ, addresses)
+        one = Pass(self._kernel, self._usage, self._applied, desired, uplink, found, differ, addresses)
         report = self._finish(desired, one, desired.accounts)
         report.refuse((0, name, reason) for name, reason in of_servers(desired).items())
         report.fail(0, "", lost)
@@ -92,21 +92,21 @@ class Writer:
 
     def touched(self, desired: Desired, account_ids: Iterable[int], uplink: str) -> Report:
         """Makes only these accounts right, at their cost alone. Only where `knows_kernel`."""
-        assert self._found is not None and self._shown is not None
+        assert self._found is not None and self._applied is not None
         ids, found = tuple(account_ids), self._found
         self._usage.begin(desired.revision)
         self._found = None  # until the pass has ended well
-        want, old = wanted_accounts(desired, ids, uplink), wanted_accounts(self._shown, ids, uplink)
+        want, old = wanted_accounts(desired, ids, uplink), wanted_accounts(self._applied, ids, uplink)
         differ = diffs_of((want, old), want, found)
-        accounts = (state.accounts.get(i) for state in (self._shown, desired) for i in ids)
+        accounts = (state.accounts.get(i) for state in (self._applied, desired) for i in ids)
         addresses = {account.address for account in accounts if account}
-        one = Pass(self._kernel, self._usage, self._shown, desired, uplink, found, differ, addresses)
+        one = Pass(self._kernel, self._usage, self._applied, desired, uplink, found, differ, addresses)
         return self._finish(desired, one, ids)
 
     def _finish(self, desired: Desired, one: Pass, account_ids: Iterable[int]) -> Report:
         report = one.run()
         report.refuse(of_accounts(desired, account_ids))
-        self._found, self._shown = one.found, desired  # what was refused is left to the full pass that follows
+        self._found, self._applied = one.found, desired  # what was refused is left to the full pass that follows
         return report
 
     def read(self, want: Wanted, uplink: str) -> Wanted:

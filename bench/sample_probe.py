@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from agent import collector
+from agent import garbage
 from agent.config import load_config
 from agent.kernel.linux import LinuxKernel
 from agent.kernel.trials.backend import choose_backend
@@ -47,7 +47,7 @@ def _cpu_of_tools(*commands: list[str]) -> float:
 
 
 def main(config_path: str) -> dict[str, dict[str, float]]:
-    collector.calm()  # as the agent does
+    garbage.calm()  # as the agent does
     config = load_config(Path(config_path))
     kernel = LinuxKernel(choose_mode(config.wireguard), config.uplink, choose_backend(config.marks_backend))
     uplink = kernel.uplink()

@@ -68,7 +68,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         async def call() -> pb.ApplyReply:
             large = len(request.put_accounts) > CHUNK  # takes its time, which others shall not wait for
             patch = await asyncio.to_thread(codec.patch_in, request) if large else codec.patch_in(request)
-            return codec.settled_out(await self._reconciler.accept_patch(patch, _settle(request.settle_ms)))
+            return codec.settled_out(await self._reconciler.accept_patch(patch, _seconds(request.settle_ms)))
 
         return await _translated(context, call)
 
@@ -90,7 +90,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
             if header is None:
                 raise InvalidValue("header", "the first chunk of a snapshot must have it")
             snapshot = codec.snapshot_in(header, servers, accounts)
-            return codec.settled_out(await self._reconciler.accept_snapshot(snapshot, _settle(header.settle_ms)))
+            return codec.settled_out(await self._reconciler.accept_snapshot(snapshot, _seconds(header.settle_ms)))
 
         return await _translated(context, call)
 
@@ -148,7 +148,7 @@ async def _in_time(requests: AsyncIterator[pb.SnapshotChunk]) -> AsyncIterator[p
         yield chunk
 
 
-def _settle(milliseconds: int) -> float:
+def _seconds(milliseconds: int) -> float:
     return min(milliseconds / 1000, MAX_SETTLE_SECONDS)
 
 

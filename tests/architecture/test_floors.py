@@ -103,8 +103,9 @@ def test_a_sabotage_of_each_contract_is_caught(tmp_path: Path) -> None:
         with (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).open("a") as file:
             file.write(f"\nimport {forbidden}\n")
     linter = Path(sys.executable).with_name("lint-imports")
-    command = [linter, "--no-logo", "--no-cache"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        [linter, "--no-logo", "--no-cache"], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+    )
     assert f"Contracts: 0 kept, {len(contracts())} broken." in done.stdout, done.stdout + done.stderr
 
 

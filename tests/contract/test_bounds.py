@@ -171,7 +171,7 @@ def test_whatever_comes_is_a_value_or_an_error_of_ours(
     from agent.desired import Desired, Snapshot
 
     calls: list[Callable[[], object]] = [
-        lambda: Desired.taken("e", Snapshot(1)).patched(codec.patch_in(message)),
+        lambda: Desired.of("e", Snapshot(1)).patched(codec.patch_in(message)),
         lambda: codec.header_in(pb.SnapshotHeader(revision=revision, account_count=base, time_zone=zone)),
     ]
     for call in calls:

@@ -38,7 +38,7 @@ class Box:
 
     def full(self, port: int, **changes: Any) -> Report:
         one = server(1, interface=self.link, listen_port=port, **changes)
-        report: Report = self.call(self.writer.full, Desired.taken(EPOCH, Snapshot(1, (one,), ())))
+        report: Report = self.call(self.writer.full, Desired.of(EPOCH, Snapshot(1, (one,), ())))
         return report
 
     def opened(self) -> set[int]:

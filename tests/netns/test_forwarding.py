@@ -309,8 +309,8 @@ def test_flushed_tables_are_rebuilt(crossing: Crossing, run: Run) -> None:
 
 @BOTH
 def test_it_tells_whether_it_stands(crossing: Crossing, run: Run) -> None:
-    assert not run(run.door.standing)
+    assert not run(run.door.is_there)
     make(run, {"wl0": FIRST})
-    assert run(run.door.standing)
+    assert run(run.door.is_there)
     run(run.door.apply, Diff(remove={"wl0": FIRST}))
-    assert not run(run.door.standing)
+    assert not run(run.door.is_there)

@@ -127,7 +127,7 @@ def test_whatever_others_keep_in_nftables_does_not_disturb(namespace: str) -> No
     marks, scope = {IPv4Address("10.0.0.1"): Mark(IPv4Address("10.0.0.1"), 109)}, Scope(frozenset(), "")
     rules = {"wl0": Forwarding("wl0", IPv4Interface("10.0.0.1/24"), "up0", 9, True, None)}
     with enter(namespace) as run:
-        assert not run(NftablesMarks().standing) and not run(NftForwardings().standing)
+        assert not run(NftablesMarks().is_there) and not run(NftForwardings().is_there)
         run(NftablesMarks().apply, Diff(add=marks))
         run(NftForwardings().apply, Diff(add=rules))
         assert run(NftablesMarks().read, scope) == marks
@@ -226,9 +226,9 @@ address, scope = IPv4Address("10.0.0.1"), Scope(frozenset(), "up0")
 marks = {address: Mark(address, 109)}
 rules = {"wl0": Forwarding("wl0", IPv4Interface("10.0.0.1/24"), "up0", 9, False, None)}
 for door in (NftablesMarks(), IptablesMarks()):
-    assert not door.standing()
+    assert not door.is_there()
     door.apply(Diff(add=marks))
-    assert door.read(scope) == marks and door.standing()
+    assert door.read(scope) == marks and door.is_there()
     door.unhook()
     assert door.counters().keys() == marks.keys()
     door.clear()

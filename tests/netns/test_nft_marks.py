@@ -259,13 +259,13 @@ def counted(run: Run) -> int:
 def test_a_host_moves_to_nftables_without_losing_or_doubling_a_packet(crossing: Crossing, run: Run) -> None:
     run(OTHER.apply, Diff(add=WANTED))
     watch_alice(crossing)
-    assert run(OTHER.standing) and not run(MARKS.standing)
+    assert run(OTHER.is_there) and not run(MARKS.is_there)
     with flood(crossing, INTERNET, ALICE):
         time.sleep(0.05)
         run(MARKS.defer, WANTED)
         run(MARKS.defer, WANTED)
         run(MARKS.apply, Diff(add=WANTED))
-        assert run(MARKS.standing)
+        assert run(MARKS.is_there)
         assert run(MARKS.counters)[ALICE_ADDRESS] == Counters()
         assert BROKEN in read(run)
         run(OTHER.unhook)
@@ -279,7 +279,7 @@ def test_a_host_moves_to_nftables_without_losing_or_doubling_a_packet(crossing: 
     assert counted(run) == marked(crossing)
     run(OTHER.clear)
     run(OTHER.clear)
-    assert not run(OTHER.standing) and run(OTHER.counters) == {}
+    assert not run(OTHER.is_there) and run(OTHER.counters) == {}
     assert "WL_" not in iptables(crossing.router, "-t mangle -S")
 
 
@@ -294,13 +294,13 @@ def test_a_host_moves_to_iptables_without_losing_or_doubling_a_packet(crossing: 
         run(MARKS.unhook)
         run(MARKS.unhook)
     assert run(OTHER.read, SCOPE) == WANTED
-    assert run(MARKS.standing)
+    assert run(MARKS.is_there)
     assert marked(crossing) > 50 and unmarked(crossing) == 0
     assert run(MARKS.counters)[ALICE_ADDRESS].download_packets > 0
     assert counted(run) == marked(crossing)
     run(MARKS.clear)
     run(MARKS.clear)
-    assert not run(MARKS.standing) and run(MARKS.counters) == {}
+    assert not run(MARKS.is_there) and run(MARKS.counters) == {}
 
 
 def test_between_two_accounts_a_guard_leaves_both_counts_to_iptables(crossing: Crossing, run: Run) -> None:
@@ -324,7 +324,7 @@ def test_a_forgotten_guard_is_damage_and_goes(crossing: Crossing, run: Run) -> N
 def test_the_verbs_of_moving_do_nothing_where_nothing_stands(crossing: Crossing, run: Run) -> None:
     before = tables(crossing), iptables(crossing.router, "-t mangle -S")
     for door in (MARKS, OTHER):
-        assert not run(door.standing)
+        assert not run(door.is_there)
         run(door.unhook)
         run(door.clear)
     run(MARKS.undefer)

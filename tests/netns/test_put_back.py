@@ -47,7 +47,7 @@ class Node:
         loaded = self.store.load()
         if loaded is None:
             one = server(address=IPv4Interface("10.66.0.1/24"))
-            loaded = Desired.taken(self.store.epoch, Snapshot(1, (one,)))
+            loaded = Desired.of(self.store.epoch, Snapshot(1, (one,)))
             self.store.save_snapshot(loaded)
         self.desired = loaded
         self.writer = Writer(self.kernel, Usage(self.store, lambda: 1_700_000_000.0))

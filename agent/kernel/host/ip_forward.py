@@ -108,5 +108,5 @@ def describe(uplink: str) -> str:
         )
     names = sorted(path.parent.name for path in CONF.glob("*/forwarding"))
     on = [name for name in names if name not in ("all", "default") and _read(name) == "1"]
-    shown = f"passes packets on that come in on {', '.join(on)}" if on else "passes no packets on"
-    return f"forwarding: this box {shown}; the agent switches it on for its links and {uplink or 'the uplink'} only"
+    does = f"passes packets on that come in on {', '.join(on)}" if on else "passes no packets on"
+    return f"forwarding: this box {does}; the agent switches it on for its links and {uplink or 'the uplink'} only"

@@ -245,11 +245,11 @@ class Forwardings:
         )
         ip_forward.switch_back(last, uplinks)
         for table, hooks in TABLES.items():
-            xtables.transact(table, partial(_settle, hooks, wanted))
+            xtables.transact(table, partial(_fill, hooks, wanted))
         ip_forward.switch_on(final, uplinks)
         return {}
 
-    def standing(self) -> bool:
+    def is_there(self) -> bool:
         """Is any chain of ours there? Raises KernelError; False where there are no legacy tables."""
         return any(_stands(table) for table in TABLES)
 
@@ -257,7 +257,7 @@ class Forwardings:
         """Removes everything of ours, right or not. Raises KernelError."""
         for table, hooks in TABLES.items():
             if _stands(table):
-                xtables.transact(table, partial(_settle, hooks, {}))
+                xtables.transact(table, partial(_fill, hooks, {}))
 
 
 def _stands(table: str) -> bool:
@@ -269,13 +269,13 @@ def _chains(hooks: tuple[Hook, ...]) -> tuple[str, ...]:
     return (*((REACH,) if FORWARD in hooks else ()), *(hook.chain for hook in hooks))
 
 
-def _settle(hooks: tuple[Hook, ...], wanted: Rules, transaction: Transaction) -> None:
+def _fill(hooks: tuple[Hook, ...], wanted: Rules, transaction: Transaction) -> None:
     if not wanted:
         transaction.unhook(CHAINS)
         transaction.drop(_chains(hooks))
         return
     for chain in _chains(hooks):
-        transaction.settle(chain, wanted[chain])
+        transaction.fill(chain, wanted[chain])
     transaction.hook(hooks, CHAINS)
 
 

@@ -98,23 +98,23 @@ class IptablesMarks:
         if not diff:
             return {}
         if xtables.transact(TABLE, lambda transaction: _Edit(transaction, diff).run()):
-            xtables.transact(TABLE, lambda transaction: transaction.settle(TOP, TOP_RULES))
+            xtables.transact(TABLE, lambda transaction: transaction.fill(TOP, TOP_RULES))
         return {}
 
     # -- moving from one backend to the other ----------------------------------------------------------------------
 
-    def standing(self) -> bool:
+    def is_there(self) -> bool:
         """Is any chain of ours there? Raises KernelError; False where there are no legacy tables."""
         return tables.has_table(TABLE) and any(is_own(chain) for chain in tables.read(TABLE).chains)
 
     def unhook(self) -> None:
         """No packet is led to our chains any more; the rules stay, for `counters`. Raises KernelError."""
-        if self.standing():
+        if self.is_there():
             xtables.transact(TABLE, lambda transaction: transaction.unhook(_own(transaction.image)))
 
     def clear(self) -> None:
         """Removes everything, counters too. Raises KernelError."""
-        if self.standing():
+        if self.is_there():
             xtables.transact(TABLE, _clear)
 
 
@@ -174,7 +174,7 @@ class _Edit:
         for direction in DIRECTIONS:
             self._to.create(direction.root)
         for chain, rules in _FIXED.items():
-            self._to.settle(chain, (LET_GO, *rules) if before and chain == TOP else rules)
+            self._to.fill(chain, (LET_GO, *rules) if before and chain == TOP else rules)
         self._to.hook(HOOKS, self._own)
         self._to.drop((self._own & self._empty) - _ROOTS)
         self._stamp(stamps)
@@ -253,7 +253,7 @@ class _Edit:
             if rule.entry in missing:
                 missing.remove(rule.entry)
                 kept.append(rule.entry)
-        self._to.settle(chain, [*kept, *sorted(missing)])
+        self._to.fill(chain, [*kept, *sorted(missing)])
         return True
 
 

@@ -123,7 +123,7 @@ class Transaction:
             self._table.delete_chain("WL_PATCH")
             self.changed = True
 
-    def settle(self, chain: str, wanted: Sequence[bytes]) -> None:
+    def fill(self, chain: str, wanted: Sequence[bytes]) -> None:
         """Makes the rules of a chain, created if need be, exactly `wanted`, in order.
 
         Rules that stay in place keep their counters exactly; one that moves, as they were at the start.

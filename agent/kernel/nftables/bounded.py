@@ -123,11 +123,11 @@ class Bounded:
         """The bound stands before what it bounds, and goes after it. An error of the bound spoils nothing else."""
         errors: dict[str, KernelError] = {}
         if diff.add or diff.change:
-            errors = self._settle(True)
+            errors = self._make(True)
         errors |= self._inner.apply(diff)
-        return errors | self._settle(any(self._inner.read(_EVERYWHERE)))
+        return errors | self._make(any(self._inner.read(_EVERYWHERE)))
 
-    def _settle(self, wanted: bool) -> dict[str, KernelError]:
+    def _make(self, wanted: bool) -> dict[str, KernelError]:
         if not _is_usable():
             return {}
         try:

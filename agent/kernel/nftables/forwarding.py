@@ -305,13 +305,13 @@ class NftForwardings:
             nft.apply([_write.delete_table()])
         return {}
 
-    def standing(self) -> bool:
+    def is_there(self) -> bool:
         """Is anything of ours there? Raises KernelError; False where there is no nftables."""
         return nft.has_table(TABLE)
 
     def clear(self) -> None:
         """Removes everything of ours, right or not. Raises KernelError."""
-        if self.standing():
+        if self.is_there():
             nft.apply([_write.delete_table()])
 
 

@@ -135,14 +135,14 @@ class NftablesMarks:
             table = _usable_table()
             if table is not None and table.chains.get(MARKS) == BEFORE:
                 # A packet that the version before has marked already is let go, until all of these are through.
-                nft.apply([*_settled(table), *_write.add_rules(MARKS, (LET_GO, *PLAIN))])
+                nft.apply([*_emptied(table), *_write.add_rules(MARKS, (LET_GO, *PLAIN))])
                 table = _usable_table()
             nft.apply(_Edit(table, diff).commands())
         return {}
 
     # -- moving from one backend to the other ----------------------------------------------------------------------
 
-    def standing(self) -> bool:
+    def is_there(self) -> bool:
         """Is anything of ours there? Raises KernelError; False where there is no nftables."""
         return nft.has_table(TABLE)
 
@@ -154,7 +154,7 @@ class NftablesMarks:
 
     def clear(self) -> None:
         """Removes everything, counters and guard too. Raises KernelError."""
-        if self.standing():
+        if self.is_there():
             nft.apply([_write.delete_table()])
 
     def defer(self, marks: Mapping[IPv4Address, Mark]) -> None:
@@ -167,7 +167,7 @@ class NftablesMarks:
         keys = [f"{address} . {mark.mark}" for address, mark in marks.items()]
         nft.apply(
             [
-                *_settled(table, with_guard=True),
+                *_emptied(table, with_guard=True),
                 *(_write.elements("add", MOVED.name, keys)),
                 *_write.add_rules(MARKS, GUARDED),
             ]
@@ -177,7 +177,7 @@ class NftablesMarks:
         """Marks and counts every packet from now on. Does nothing without a table. Raises KernelError."""
         table = _read_table()
         if table is not None and not _is_whole(table):
-            nft.apply([*_settled(table), *_write.add_rules(MARKS, PLAIN)])
+            nft.apply([*_emptied(table), *_write.add_rules(MARKS, PLAIN)])
 
 
 def _read_table() -> Table | None:
@@ -218,7 +218,7 @@ def _is_whole(table: Table, with_guard: bool = False) -> bool:
     return not table.flags and maps and table.chains == {MARKS: CHAIN} and led and not table.others
 
 
-def _settled(table: Table | None, with_guard: bool = False) -> list[str]:
+def _emptied(table: Table | None, with_guard: bool = False) -> list[str]:
     """The commands that make table, maps and chain right and leave the chain empty. Good maps keep their elements."""
     commands = [_write.add_table()]
     maps, chains = [TOWARDS, FROM], {MARKS}
@@ -285,7 +285,7 @@ class _Edit:
         table = self._table
         if table is not None and (_is_whole(table) or (not self._repair and _is_whole(table, with_guard=True))):
             return elements
-        return [*_settled(table), *elements, *_write.add_rules(MARKS, PLAIN)]
+        return [*_emptied(table), *elements, *_write.add_rules(MARKS, PLAIN)]
 
     def _touched(self, one: Set) -> dict[bytes, Element]:
         """What the map holds of the addresses of the difference; all it holds, if all may matter."""

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from agent.__main__ import main
-from agent.config import Config, load_config, parse_config, shown
+from agent.config import Config, as_toml, load_config, parse_config
 from agent.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ def test_every_problem_is_told_at_once() -> None:
 def test_what_is_shown_reads_back_as_the_same(tmp_path: Path) -> None:
     path = tmp_path / "agent.toml"
     config = parse_config({"uplink": "ens18", "sample_seconds": 3})
-    path.write_text(shown(config))
+    path.write_text(as_toml(config))
     assert load_config(path) == config
 
 
@@ -28,8 +28,8 @@ def test_a_key_in_a_table_is_spelled_with_it(tmp_path: Path) -> None:
     for text in ('marks.backend = "nftables"\n', '[marks]\nbackend = "nftables"\n'):
         path.write_text(text)
         assert load_config(path).marks_backend == "nftables"
-    assert 'marks.backend = "nftables"' in shown(load_config(path))
-    path.write_text(shown(load_config(path)))
+    assert 'marks.backend = "nftables"' in as_toml(load_config(path))
+    path.write_text(as_toml(load_config(path)))
     assert load_config(path).marks_backend == "nftables"
 
 

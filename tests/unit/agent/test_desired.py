@@ -8,7 +8,7 @@ from tests.fakes.state import EPOCH, account, key, server
 
 
 def start(*accounts: int) -> Desired:
-    return Desired.taken(EPOCH, Snapshot(5, (server(),), tuple(account(n) for n in accounts), "UTC"))
+    return Desired.of(EPOCH, Snapshot(5, (server(),), tuple(account(n) for n in accounts), "UTC"))
 
 
 def test_patches_one_by_one_equal_the_snapshot() -> None:
@@ -16,7 +16,7 @@ def test_patches_one_by_one_equal_the_snapshot() -> None:
     patched = patched.patched(Patch(EPOCH, 5, 6, put_accounts=(account(4),)))
     patched = patched.patched(Patch(EPOCH, 6, 7, remove_accounts=(2,)))
     patched = patched.patched(Patch(EPOCH, 7, 8, put_accounts=(account(3, download=99),), time_zone="Europe/Warsaw"))
-    taken = Desired.taken(EPOCH, Snapshot(8, (server(),), (account(3, download=99), account(4)), "Europe/Warsaw"))
+    taken = Desired.of(EPOCH, Snapshot(8, (server(),), (account(3, download=99), account(4)), "Europe/Warsaw"))
     assert patched == taken
 
 
@@ -75,11 +75,11 @@ def test_a_server_with_accounts_cannot_be_removed_alone() -> None:
 
 def test_two_servers_cannot_share_a_port_or_an_interface() -> None:
     with pytest.raises(InvalidValue, match="listen_port"):
-        Desired.taken(EPOCH, Snapshot(1, (server(1), server(2, listen_port=51821)), ()))
+        Desired.of(EPOCH, Snapshot(1, (server(1), server(2, listen_port=51821)), ()))
     with pytest.raises(InvalidValue, match="interface"):
-        Desired.taken(EPOCH, Snapshot(1, (server(1), server(2, interface="wg1")), ()))
+        Desired.of(EPOCH, Snapshot(1, (server(1), server(2, interface="wg1")), ()))
 
 
 def test_an_unknown_time_zone_is_refused() -> None:
     with pytest.raises(InvalidValue, match="time_zone"):
-        Desired.taken(EPOCH, Snapshot(1, (), (), "Mars/Olympus"))
+        Desired.of(EPOCH, Snapshot(1, (), (), "Mars/Olympus"))

@@ -35,7 +35,7 @@ def test_only_what_is_looked_at_is_read(monkeypatch: pytest.MonkeyPatch, look: L
     for name, part in (("uplink", "uplink"), ("peer_states", "peers"), ("class_text", "classes")):
         monkeypatch.setattr(kernel, name, told(getattr(kernel, name), part))
     monkeypatch.setattr(kernel.marks, "counters", told(kernel.marks.counters, "marks"))
-    desired = Desired.taken(EPOCH, Snapshot(1, (server(),), (account(2), account(3, enabled=False))))
+    desired = Desired.of(EPOCH, Snapshot(1, (server(),), (account(2), account(3, enabled=False))))
     live = LiveReads(kernel, Usage(MemoryKeeper(), lambda: 0.0))
     live.read_account(desired, 2, look)
     assert read == READS[look]

@@ -24,7 +24,7 @@ from tests.fakes.state import EPOCH, MemoryKeeper, account, server
 )
 def test_an_account_outside_its_servers_network_is_left_out_and_told(address: str) -> None:
     good, bad = account(2), account(3, address=IPv4Address(address))
-    desired = Desired.taken(EPOCH, Snapshot(1, (server(),), (good, bad)))
+    desired = Desired.of(EPOCH, Snapshot(1, (server(),), (good, bad)))
     ((account_id, name, reason),) = of_accounts(desired, desired.accounts)
     assert (account_id, name) == (3, "a3") and address in reason
     want = wanted(desired, "eth0")
@@ -35,7 +35,7 @@ def test_an_account_outside_its_servers_network_is_left_out_and_told(address: st
 @pytest.mark.parametrize(("own", "address"), [("10.0.1.0/31", "10.0.1.1"), ("10.0.0.1/16", "10.0.255.254")])
 def test_an_account_within_its_servers_network_is_served(own: str, address: str) -> None:
     one = account(2, address=IPv4Address(address))
-    desired = Desired.taken(EPOCH, Snapshot(1, (server(address=IPv4Interface(own)),), (one,)))
+    desired = Desired.of(EPOCH, Snapshot(1, (server(address=IPv4Interface(own)),), (one,)))
     assert list(of_accounts(desired, [2])) == []
     assert set(wanted(desired, "eth0")[MARKS]) == {one.address}
 
@@ -46,7 +46,7 @@ def test_an_account_within_its_servers_network_is_served(own: str, address: str)
 )
 def test_nothing_leaves_with_an_external_ip_that_can_never_be(external: str) -> None:
     servers = server(1, external_ip=IPv4Address(external)), server(2, external_ip=IPv4Address("198.51.100.7"))
-    desired = Desired.taken(EPOCH, Snapshot(1, servers, ()))
+    desired = Desired.of(EPOCH, Snapshot(1, servers, ()))
     told = of_servers(desired)
     assert list(told) == ["s1"] and external in told["s1"]
     assert {link: one.uplink for link, one in wanted(desired, "eth0")[FORWARDING].items()} == {"wg1": "", "wg2": "eth0"}
@@ -56,7 +56,7 @@ def test_a_pass_serves_the_others_and_names_who_was_left_out() -> None:
     kernel, keeper = FakeKernel(), MemoryKeeper()
     writer = Writer(kernel, Usage(keeper, lambda: 1_700_000_000.0))
     bad = account(3, address=IPv4Address("0.0.0.0"))
-    desired = Desired.taken(EPOCH, Snapshot(1, (server(external_ip=IPv4Address("127.0.0.1")),), (account(2), bad)))
+    desired = Desired.of(EPOCH, Snapshot(1, (server(external_ip=IPv4Address("127.0.0.1")),), (account(2), bad)))
     report = writer.full(desired)
     assert {peer.address for peer in kernel.peers.held.values()} == {account(2).address}
     assert {(one.account_id, one.subject) for one in report.failures.values()} == {(3, "a3"), (0, "s1")}
@@ -70,7 +70,7 @@ def test_a_pass_serves_the_others_and_names_who_was_left_out() -> None:
 def test_a_state_file_with_such_a_row_is_loaded(tmp_path: Path) -> None:
     bad = account(3, address=IPv4Address("10.9.9.9"))
     with closing(open_store(tmp_path / "agent.db")) as store:
-        store.save_snapshot(Desired.taken(store.epoch, Snapshot(1, (server(),), (account(2), bad))))
+        store.save_snapshot(Desired.of(store.epoch, Snapshot(1, (server(),), (account(2), bad))))
     with closing(open_store(tmp_path / "agent.db")) as store:
         desired = store.load()
     assert desired is not None and set(desired.accounts) == {2, 3}

@@ -12,7 +12,7 @@ from agent.plan import plan
 from agent.wanted import Wanted, wanted
 from tests.fakes.state import EPOCH, account, key, server
 
-DESIRED = Desired.taken(EPOCH, Snapshot(1, (server(),), (account(2), account(3))))
+DESIRED = Desired.of(EPOCH, Snapshot(1, (server(),), (account(2), account(3))))
 
 
 def of(found: Wanted, moves: dict[str, str] | None = None) -> list[str]:

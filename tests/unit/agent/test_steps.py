@@ -69,7 +69,7 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     kernel, found = FakeKernel(), list[str]()
     keeper = Tracing(found)
     writer = Writer(kernel, Usage(keeper, lambda: 1_700_000_000.0))
-    writer.full(Desired.taken(EPOCH, BEFORE))
+    writer.full(Desired.of(EPOCH, BEFORE))
     kernel.uplink_name = "ppp0"
     kernel.refuses["classes", "add", ("ppp0", 0x104)] = "no buffer space"
     counters = kernel.marks.counters
@@ -84,7 +84,7 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(kernel.marks, "counters", sampled)
     monkeypatch.setattr(kernel, "watch", lambda part, verb, key: found.append(f"{verb} {part}"))
     monkeypatch.setattr(kernel, "forget_connections", forget)
-    writer.full(Desired.taken(EPOCH, AFTER))
+    writer.full(Desired.of(EPOCH, AFTER))
     return [line for line, before in zip(found, ["", *found], strict=False) if line != before or line[:6] == "forget"]
 
 

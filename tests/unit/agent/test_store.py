@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 def filled(path: Path) -> tuple[Store, Desired]:
     store = open_store(path)
-    desired = Desired.taken(store.epoch, Snapshot(5, (server(),), (account(2), account(3)), "Europe/Warsaw"))
+    desired = Desired.of(store.epoch, Snapshot(5, (server(),), (account(2), account(3)), "Europe/Warsaw"))
     store.save_snapshot(desired)
     return store, desired
 
@@ -194,7 +194,7 @@ def test_a_file_of_version_1_is_upgraded_in_place(path: Path) -> None:
 def test_a_reach_is_kept(path: Path) -> None:
     store = open_store(path)
     reach = Reach.parse("internet,10.20.0.0/16")
-    desired = Desired.taken(store.epoch, Snapshot(1, (server(reach=reach),), (), "UTC"))
+    desired = Desired.of(store.epoch, Snapshot(1, (server(reach=reach),), (), "UTC"))
     store.save_snapshot(desired)
     store.close()
     again = open_store(path)

@@ -14,7 +14,7 @@ from tests.fakes.state import EPOCH, account, key, server
 
 
 def desired(*accounts: object) -> Desired:
-    return Desired.taken(EPOCH, Snapshot(1, (server(),), accounts))  # type: ignore[arg-type]
+    return Desired.of(EPOCH, Snapshot(1, (server(),), accounts))  # type: ignore[arg-type]
 
 
 def test_one_account_is_two_classes_a_mark_and_a_peer() -> None:

@@ -31,7 +31,7 @@ class Box:
     def __init__(self) -> None:
         self.kernel = FakeKernel()
         self.keeper = MemoryKeeper()
-        self.desired = Desired.taken(EPOCH, Snapshot(1, (server(),), ()))
+        self.desired = Desired.of(EPOCH, Snapshot(1, (server(),), ()))
         self.kernel.watch = self.no_peer_without_its_class
         self.restart()
 
@@ -363,7 +363,7 @@ def test_one_bad_account_spoils_only_itself(box: Box) -> None:
 
 
 def test_a_server_that_fails_keeps_only_its_own_accounts_out(box: Box) -> None:
-    box.desired = Desired.taken(
+    box.desired = Desired.of(
         EPOCH,
         Snapshot(2, (server(1), server(2)), (account(2), account(3, server="s2", address=IPv4Address("10.0.2.3")))),
     )
@@ -393,14 +393,14 @@ def test_a_refused_removal_is_the_account_s_own_failure_and_leaves_it_shaped_and
 
 
 def test_a_server_that_cannot_be_removed_is_not_taken_for_removed(box: Box) -> None:
-    box.desired = Desired.taken(EPOCH, Snapshot(2, (), ()))
+    box.desired = Desired.of(EPOCH, Snapshot(2, (), ()))
     box.kernel.refuses["links", "remove", "wg1"] = "busy"
     box.full()
     assert [f.subject for f in box.report.failures.values()] == ["s1"]
 
 
 def test_a_new_server_may_take_the_port_of_one_that_goes(box: Box) -> None:
-    box.desired = Desired.taken(EPOCH, Snapshot(2, (server(2, listen_port=51821),), ()))
+    box.desired = Desired.of(EPOCH, Snapshot(2, (server(2, listen_port=51821),), ()))
     written = box.full()
     assert written.index("remove links wg1") < written.index("add links wg2")
 
@@ -512,7 +512,7 @@ def test_a_former_uplink_is_cleaned_also_where_the_last_server_has_gone_and_by_a
     box: Box,
 ) -> None:
     box.kernel.uplink_name = "ppp0"
-    box.desired = Desired.taken(EPOCH, Snapshot(2, (), ()))
+    box.desired = Desired.of(EPOCH, Snapshot(2, (), ()))
     box.restart()
     box.full()
     assert box.kernel.qdiscs.held == box.kernel.forwarding.held == {}

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from agent.changeover import Changeover
 from agent.desired import Desired, Snapshot
 from agent.doors import Doors
 from agent.errors import KernelError
 from agent.kernel.iptables import tables
 from agent.kernel.linux import backend_doors
 from agent.kernel.nftables import nft
-from agent.move import Move
 from agent.objects import Diff, Mark, Scope
 from agent.parts import FORWARDING, MARKS
 from agent.usage import Usage
@@ -23,7 +23,7 @@ from tests.fakes.state import EPOCH, MemoryKeeper, account, server
 from tests.netns.conftest import enter
 from tests.netns.crossing import iptables
 
-DESIRED = Desired.taken(EPOCH, Snapshot(1, (server(),), (account(2), account(3))))
+DESIRED = Desired.of(EPOCH, Snapshot(1, (server(),), (account(2), account(3))))
 WANTED = wanted(DESIRED, "eth0")
 SCOPE = Scope(frozenset({"wg1"}), "eth0")
 DIRECTIONS = [("iptables", "nftables"), ("nftables", "iptables")]
@@ -42,7 +42,7 @@ def build(doors: Doors) -> None:
 
 
 def move(keeper: MemoryKeeper, chosen: str, desired: Desired | None = DESIRED) -> str:
-    return Move(Usage(keeper, lambda: 1_700_000_000.0), backend_doors()).to(chosen, desired)
+    return Changeover(Usage(keeper, lambda: 1_700_000_000.0), backend_doors()).to(chosen, desired)
 
 
 @pytest.mark.parametrize(("old", "new"), DIRECTIONS)
@@ -57,7 +57,7 @@ def test_all_of_the_old_one_goes_also_what_somebody_has_unhooked(host: tuple[str
     keeper.counted_by = old
     assert run(move, keeper, new) == new
     left = backend_doors()[old]
-    assert not run(left.marks.standing) and not run(left.forwarding.standing)
+    assert not run(left.marks.is_there) and not run(left.forwarding.is_there)
     if old == "iptables":
         assert "WL_" not in "".join(iptables(namespace, f"-t {table} -S") for table in ("mangle", "nat", "filter"))
     assert run(backend_doors()[new].marks.read, SCOPE) == WANTED[MARKS]

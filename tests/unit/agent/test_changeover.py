@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
+from agent.changeover import Changeover
 from agent.desired import Desired, Snapshot
 from agent.doors import Doors
 from agent.errors import KernelError
-from agent.move import Move
 from agent.objects import Counters, Diff, Forwarding, Mark, Scope
 from agent.usage import Usage, Used
 from tests.fakes.state import EPOCH, MemoryKeeper, account, server
 
 ADDRESSES = [IPv4Address("10.0.1.2"), IPv4Address("10.0.1.3")]
-DESIRED = Desired.taken(EPOCH, Snapshot(1, (server(),), (account(2), account(3), account(4, enabled=False))))
+DESIRED = Desired.of(EPOCH, Snapshot(1, (server(),), (account(2), account(3), account(4, enabled=False))))
 SEEN = 300  # bytes that the last sample before the move has shown
 FORWARDING = Forwarding("wg1", IPv4Interface("10.0.1.1/24"), "eth0", 51821, False, None)
 
@@ -63,7 +63,7 @@ class Host:
             "iptables": Doors(self.sides["iptables"], Gate(self.sides["iptables"])),
             "nftables": Doors(self.sides["nftables"], Gate(self.sides["nftables"]), self),
         }
-        return Move(Usage(keeper, lambda: 1_700_000_000.0), doors).to(chosen, desired)
+        return Changeover(Usage(keeper, lambda: 1_700_000_000.0), doors).to(chosen, desired)
 
     def defer(self, marks: Mapping[IPv4Address, Mark]) -> None:
         self.called()
@@ -105,7 +105,7 @@ class Side:
         self.hooked = self.hooked or bool(diff)
         return {}
 
-    def standing(self) -> bool:
+    def is_there(self) -> bool:
         self.host.called()
         return bool(self.held) or (self.host.guard != set() and self is self.host.sides["nftables"])
 
@@ -134,7 +134,7 @@ class Gate:
         self.side.forwarded |= dict(diff.add)
         return {}
 
-    def standing(self) -> bool:
+    def is_there(self) -> bool:
         self.side.host.called()
         return bool(self.side.forwarded)
 
@@ -217,7 +217,7 @@ def test_a_host_that_cannot_have_the_other_backend_is_no_trouble(other: str, onl
         for verb in verbs:
             setattr(door, verb, refuse)
     both = {other: Doors(absent, gate), only: Doors(host.sides[only], Gate(host.sides[only]))}
-    assert Move(Usage(keeper, lambda: 1_700_000_000.0), both).to(only, DESIRED) == only
+    assert Changeover(Usage(keeper, lambda: 1_700_000_000.0), both).to(only, DESIRED) == only
 
 
 def test_a_host_with_nothing_of_ours_takes_what_is_chosen() -> None:

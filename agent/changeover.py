@@ -2,9 +2,9 @@
 
 Called by wiring, once, at start, before the first pass, on the writer thread. Decides nothing about which backend it
 shall be, and remembers one word in the state file: whose numbers the baselines are (usage.py). That word makes every
-step safe to repeat, so a move that a crash or a refusal breaks off goes on at the next start.
+step safe to repeat, so a changeover that a crash or a refusal breaks off goes on at the next start.
 
-The order of a move, from the one that stands to the one that is chosen:
+The order of a changeover, from the one that stands to the one that is chosen:
 
 1. a sample; then the baselines stand still, and speak of both: what stands now, and what is about to start from them;
 2. nftables defers: what iptables has marked, it neither marks nor counts again. Its chain comes right after that one,
@@ -30,12 +30,12 @@ from agent.parts import MARKS
 from agent.usage import BOTH, Usage
 from agent.wanted import wanted
 
-log = logging.getLogger("agent.move")
+log = logging.getLogger("agent.changeover")
 
 EVERYWHERE = Scope(frozenset(), "")
 
 
-class Move:
+class Changeover:
     """`doors`: the two backends by name."""
 
     def __init__(self, usage: Usage, doors: Mapping[str, Doors]) -> None:
@@ -49,26 +49,26 @@ class Move:
         """
         (other,) = self._doors.keys() - {chosen}
         old, new = self._doors[other], self._doors[chosen]
-        standing = old.marks.standing()
+        standing = old.marks.is_there()
         if desired is None:
             return other if standing else chosen
         if standing and self._usage.counted_by != chosen:
-            self._move(old, new, chosen, desired)
+            self._change(old, new, chosen, desired)
             log.info("marks moved from=%s to=%s accounts=%d", other, chosen, len(desired.accounts))
         self._usage.counts_by(chosen)
         if new.guard:
             new.guard.undefer()
         if standing:
             old.marks.clear()  # after the guard, for this tells the next start that there is something left to do
-        if old.forwarding.standing():
+        if old.forwarding.is_there():
             _put(new.forwarding, {name: one for name, one in old.forwarding.read(EVERYWHERE).items() if name})
             old.forwarding.clear()
         return chosen
 
-    def _move(self, old: Doors, new: Doors, chosen: str, desired: Desired) -> None:
+    def _change(self, old: Doors, new: Doors, chosen: str, desired: Desired) -> None:
         usage, owners, zone = self._usage, desired.by_address, desired.time_zone
         if usage.counted_by != BOTH:
-            new.marks.clear()  # what a move that was called off has left there is counted already
+            new.marks.clear()  # what one that was called off has left there is counted already
             usage.observe(old.marks.counters(), owners, zone)
             usage.counts_by(BOTH)
         marks = wanted(desired, "")[MARKS]
@@ -82,7 +82,7 @@ class Move:
             old.guard.defer(marks)
         _put(new.marks, starting)
         old.marks.unhook()
-        usage.end_move(old.marks.counters(), owners, zone, chosen, marks.keys())
+        usage.end_changeover(old.marks.counters(), owners, zone, chosen, marks.keys())
 
 
 def _put(door: Door[Any, Any], values: Mapping[Any, Any]) -> None:
