@@ -6,6 +6,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
@@ -107,6 +108,48 @@ def test_accounts_reach_the_internet_and_nothing_private_behind_the_uplink(box: 
     assert reached(box, INTERNET, *BEHIND_THE_UPLINK, SIDE_HOST) == {INTERNET}
     assert not box.connects(ALICE, METADATA, 80)
     assert not box.crossing.passes(CAROL, METADATA)
+
+
+TCP_FLAGS = {"RST": 0x04, "nothing": 0x00, "SYN and FIN": 0x03, "SYN and ACK": 0x12, "FIN, PSH, URG": 0x29}
+
+
+def stray(kind: str) -> bytes:
+    """An IP packet from ALICE to the internet that belongs to no connection and begins none."""
+
+    def summed(data: bytes) -> int:
+        total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+        return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+
+    source, there = IPv4Address(ALICE).packed, IPv4Address(INTERNET).packed
+    if kind in TCP_FLAGS:
+        payload = struct.pack("!HHIIBBHHH", 4000, 80, 1, 1, 5 << 4, TCP_FLAGS[kind], 1024, 0, 0)
+        sum_ = summed(source + there + struct.pack("!BBH", 0, 6, len(payload)) + payload)
+        payload, number = payload[:16] + struct.pack("!H", sum_) + payload[18:], 6
+    else:
+        head = {"echo reply": (0, 0), "timestamp reply": (14, 0), "unreachable": (3, 1)}[kind]
+        payload, number = struct.pack("!BBHI", *head, 0, 0) + bytes(32), 1
+        payload = payload[:2] + struct.pack("!H", summed(payload)) + payload[4:]
+    return struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(payload), 7, 0, 64, number, 0, source, there) + payload
+
+
+@pytest.mark.parametrize("kind", [*TCP_FLAGS, "echo reply", "timestamp reply", "unreachable"])
+def test_no_packet_leaves_by_the_uplink_with_an_address_of_a_tunnel(box: Box, kind: str) -> None:
+    box.make(WANTED)
+    assert box.crossing.passes(ALICE, INTERNET)
+    internet = box.crossing.hosts[INTERNET]
+    with enter(internet) as there:
+        ears = there(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)))
+    with ears, enter(box.crossing.hosts[ALICE]) as alice:
+        mouth = alice(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW))
+        with mouth:
+            mouth.sendto(stray(kind), (INTERNET, 0))
+            time.sleep(0.1)
+        ears.setblocking(False)
+        heard = []
+        with suppress(BlockingIOError):
+            while True:
+                heard.append(ears.recv(2048))
+    assert IPv4Address(ALICE).packed not in {packet[12:16] for packet in heard}
 
 
 def test_a_reach_can_be_everything_or_networks_by_name(box: Box) -> None:

@@ -117,6 +117,12 @@ def established() -> bytes:
     return _module("conntrack", 3, bytes(146) + flags + bytes(10))
 
 
+def invalid() -> bytes:
+    """-m conntrack --ctstate INVALID: what belongs to no connection and begins none, so that NAT leaves it alone."""
+    flags = struct.pack("=HHHH", 1, 0, 0x01, 0)
+    return _module("conntrack", 3, bytes(146) + flags + bytes(10))
+
+
 def replies() -> bytes:
     """-m conntrack --ctstate RELATED,ESTABLISHED --ctdir REPLY: answers to who began, and never his own packets."""
     flags = struct.pack("=HHHH", 0x1001, 0x1000, 0x06, 0)  # state and XT_CONNTRACK_DIRECTION, which is "original"

@@ -9,7 +9,8 @@ come in where the route to them points). Called by the reconciler.
     filter INPUT -> WL_INPUT         from the link: answers to what the box itself began, echo requests and what is
                                      opened to accounts, at the server's own address: ACCEPT; all else: DROP
                                      UDP to the server's port, not from a link: ACCEPT
-    filter FORWARD -> WL_FORWARD     link to uplink from its network to a network of its reach: ACCEPT
+    filter FORWARD -> WL_FORWARD     from the link, of no connection (a stray RST): DROP, for NAT would not touch it
+                                     link to uplink from its network to a network of its reach: ACCEPT
                                      link to uplink from its network, where its reach has the internet: to WL_REACH
                                      uplink to link to its network, if it belongs to a connection: ACCEPT
                                      link to the same link: ACCEPT or DROP (internal_traffic)
@@ -92,6 +93,7 @@ def _forward_rules(one: Forwarding, stateful: bool) -> tuple[bytes, ...]:
         rules.append(entry(jump(REACH), source=network, came_in=link, goes_out=uplink, goto=True))
     rules.append(entry(jump("ACCEPT"), destination=network, came_in=uplink, goes_out=link, match=known))
     return (
+        *([entry(jump("DROP"), came_in=link, match=entries.invalid())] if stateful else ()),
         *(rules if uplink else ()),
         entry(jump("ACCEPT" if one.internal_traffic else "DROP"), came_in=link, goes_out=link),
         entry(jump("DROP"), came_in=link),

@@ -7,7 +7,8 @@ same for legacy iptables, and says why each rule is there.
 
     postrouting   nat, 100       network to the uplink: snat to the external address, or masquerade
     clamp         forward, -150  TCP SYNs from and to the link: MSS clamped to the path
-    forward       forward, 0     link to uplink from its network, to the networks of its reach: accept
+    forward       forward, 0     from the link, of no connection: drop
+                                 link to uplink from its network, to the networks of its reach: accept
                                  the same to what is the internet, where its reach has that: accept
                                  uplink to link to its network, if it belongs to a connection: accept
                                  link to the same link: accept or drop (internal_traffic)
@@ -86,6 +87,7 @@ def _verdict(name: str) -> Piece:
 ACCEPT, DROP, RETURN, MASQUERADE = (_verdict(name) for name in ("accept", "drop", "return", "masquerade"))
 VERDICTS = {"DROP": DROP, "RETURN": RETURN}
 ESTABLISHED = Piece("ct state established,related", _match({"ct": {"key": "state"}}, ["established", "related"], "in"))
+INVALID = Piece("ct state invalid", _match({"ct": {"key": "state"}}, "invalid", "in"))
 REPLY = Piece("ct direction reply", _match({"ct": {"key": "direction"}}, "reply"))
 ECHO = Piece("icmp type echo-request", _match({"payload": {"protocol": "icmp", "field": "type"}}, "echo-request"))
 THE_INTERNET = Piece(
@@ -131,6 +133,7 @@ def wanted_rules(forwarding: Forwarding, opened: tuple[Opening, ...] = ()) -> Ru
         NAT: (nat,) if forwarding.uplink else (),
         MSS: ((from_link, SYN, CLAMP), (to_link, SYN, CLAMP)),
         FORWARD: (
+            (from_link, INVALID, DROP),
             *(outside if forwarding.uplink else ()),
             (from_link, to_link, ACCEPT if forwarding.internal_traffic else DROP),
             (from_link, DROP),

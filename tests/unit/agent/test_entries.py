@@ -41,6 +41,10 @@ def test_targets_are_laid_out_as_the_kernel_gives_them(target: bytes, kernel: st
         (entries.udp_destination(51820), "3000756470" + "00" * 27 + "0000ffff6cca6cca" + "00" * 8),
         (entries.tcp_syn(), "3000746370" + "00" * 27 + "0000ffff0000ffff0006020000000000"),
         (
+            entries.invalid(),
+            "c800636f6e6e747261636b" + "00" * 20 + "03" + "00" * 146 + "0100000001000000" + "00" * 14,
+        ),
+        (
             entries.established(),
             "c800636f6e6e747261636b" + "00" * 20 + "03" + "00" * 146 + "0100000006000000" + "00" * 14,
         ),

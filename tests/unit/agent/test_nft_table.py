@@ -138,14 +138,15 @@ def test_the_forwarding_rules_are_what_an_administrator_would_have_written() -> 
         'ip saddr 10.66.0.0/24 oifname "up0" masquerade',
         'ip saddr 10.67.0.0/24 oifname "up0" snat to 192.0.2.77',
     ]
-    assert texts[FORWARD][:5] == [
+    assert texts[FORWARD][:6] == [
+        'iifname "wl0" ct state invalid drop',
         f'iifname "wl0" oifname "up0" ip saddr 10.66.0.0/24 ip daddr != {{ {", ".join(map(str, CLOSED))} }} accept',
         'iifname "up0" oifname "wl0" ip daddr 10.66.0.0/24 ct state established,related accept',
         'iifname "wl0" oifname "wl0" drop',
         'iifname "wl0" drop',
         'oifname "wl0" drop',
     ]
-    assert texts[FORWARD][7] == 'iifname "wl1" oifname "wl1" accept'
+    assert texts[FORWARD][9] == 'iifname "wl1" oifname "wl1" accept'
     assert texts[INPUT] == [
         'iifname "wl0" ct state established,related ct direction reply accept',
         'iifname "wl0" ip daddr 10.66.0.1/32 icmp type echo-request accept',
