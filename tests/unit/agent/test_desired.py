@@ -83,3 +83,41 @@ def test_two_servers_cannot_share_a_port_or_an_interface() -> None:
 def test_an_unknown_time_zone_is_refused() -> None:
     with pytest.raises(InvalidValue, match="time_zone"):
         Desired.of(EPOCH, Snapshot(1, (), (), "Mars/Olympus"))
+
+
+def test_who_gets_in_no_more_or_by_another_way_is_leaving() -> None:
+    before = Desired.of(EPOCH, Snapshot(1, (server(1), server(2)), tuple(account(n) for n in range(2, 9))))
+    off = account(8, enabled=False)
+    before = before.patched(Patch(EPOCH, 1, 2, put_accounts=(off,)))
+    after = before.patched(
+        Patch(
+            EPOCH,
+            2,
+            3,
+            remove_accounts=(2,),
+            put_accounts=(
+                account(3, enabled=False),
+                account(4, public_key=key(400)),
+                account(5, server="s2", address=IPv4Address("10.0.2.5")),
+                account(6, download=77, mark=9000),  # this one stays
+            ),
+        )
+    )
+    ids = range(2, 20)
+    assert before.leaving(after, ids) == {2, 3, 4, 5}
+    assert before.leaving(after, [3, 6]) == {3}
+    assert after.leaving(before, ids) == {4, 5}, "who comes is not leaving"
+    assert not before.leaving(before, ids)
+
+
+def test_switched_off_is_the_same_state_but_for_those() -> None:
+    state = Desired.of(EPOCH, Snapshot(7, (server(),), (account(2), account(3))))
+    off = state.without([2, 99])
+    assert (off.accounts[2], off.accounts[3]) == (account(2, enabled=False), account(3))
+    assert (off.revision, off.servers, off.by_address, off.by_key) == (
+        state.revision,
+        state.servers,
+        state.by_address,
+        state.by_key,
+    )
+    assert state.accounts[2].enabled and state.without([]) is state.without([99]) is state

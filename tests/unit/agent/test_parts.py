@@ -1,0 +1,74 @@
+"""Each part by itself: what its objects are called, and whose they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Any
+
+import pytest
+
+from agent.desired import Desired, Snapshot
+from agent.objects import Class, Forwarding, Link, Mark, Peer, Qdisc
+from agent.parts import ACCOUNT_PARTS, CLASSES, FORWARDING, LINKS, MARKS, PARTS, PEERS, QDISCS, AccountPart, Part
+from agent.wanted import wanted
+from tests.fakes.state import EPOCH, account, key, server
+
+TALL = {"server": "s2", "address": IPv4Address("10.0.2.9"), "mark": 40_960}
+DESIRED = Desired.of(EPOCH, Snapshot(1, (server(1), server(2)), (account(2), account(3, **TALL))))
+LINK = Link("wg1", server().private_key, 51821, IPv4Interface("10.0.1.1/24"), 1420)
+WAY = Forwarding("wg1", IPv4Interface("10.0.1.1/24"), "eth0", 51821, False, None)
+
+
+@pytest.mark.parametrize(
+    ("part", "one", "told"),
+    [
+        (LINKS, LINK, "wg1 10.0.1.1/24 UDP 51821 MTU 1420"),
+        (QDISCS, Qdisc("eth0"), "eth0"),
+        (CLASSES, Class("wg1", 0x109, 20), "wg1 1:109 20 Mbit/s"),
+        (CLASSES, Class("wg1", 0x109, 1), "wg1 1:109 1 Mbit/s"),
+        (CLASSES, Class("wg1", 0x109, 0), "wg1 1:109 not as it should be"),
+        (FORWARDING, WAY, "wg1 10.0.1.0/24 to eth0"),
+        (FORWARDING, replace(WAY, interface=""), "rules that are damaged or nobody's"),
+        (MARKS, Mark(IPv4Address("10.0.1.2"), 109), "10.0.1.2 0x6d"),
+        (MARKS, Mark(IPv4Address("10.0.1.2"), 0), "rules that are damaged or nobody's"),
+        (PEERS, Peer("wg1", key(2), IPv4Address("10.0.1.2")), "wg1 10.0.1.2"),
+        (PEERS, Peer("wg1", key(2), None), "wg1 without an address of ours"),
+    ],
+)
+def test_an_object_is_told_from_others_of_its_kind(part: Part[Any, Any], one: Any, told: str) -> None:
+    assert part.detail(one) == told
+
+
+@pytest.mark.parametrize("part", ACCOUNT_PARTS, ids=lambda part: part.name)
+def test_whose_an_object_is_tells_its_key(part: AccountPart[Any, Any]) -> None:
+    held = wanted(DESIRED, "eth0")[part]
+    assert held and {key: part.owner(DESIRED, key) for key in held} == {key: one.owner for key, one in held.items()}
+
+
+@pytest.mark.parametrize(
+    ("part", "nobodys"),
+    [
+        (CLASSES, ("wg1", 0x999)),
+        (CLASSES, ("wg1", 0xA)),
+        (MARKS, IPv4Address("10.0.1.99")),
+        (PEERS, ("wg1", key(3))),
+        (PEERS, ("wg9", key(2))),
+    ],
+)
+def test_what_is_not_an_accounts_is_nobodys(part: AccountPart[Any, Any], nobodys: Any) -> None:
+    assert part.owner(DESIRED, nobodys) == 0
+
+
+def test_an_object_is_on_the_device_that_its_key_names() -> None:
+    want = wanted(DESIRED, "eth0")
+    on = {part.name: {part.device(key) for key in want[part]} for part in PARTS}
+    links, all_ = {"wg1", "wg2"}, {"wg1", "wg2", "eth0"}
+    assert on == {
+        "links": links,
+        "qdiscs": all_,
+        "classes": all_,
+        "forwarding": links,
+        "marks": {""},
+        "peers": links,
+    }
