@@ -48,7 +48,7 @@ def clear(config: Config, options: argparse.Namespace) -> int:
 
     report = clear(config)
     for failure in report.failures.values():
-        print(f"wirelane-agent: {failure.subject or 'node'}: {failure.reason}", file=sys.stderr)
+        _complain(f"{failure.subject or 'node'}: {failure.reason}")
     print(f"{len(report.changes)} objects are gone from the kernel; `run` brings back what was asked for")
     return 1 if report.failures else 0
 
@@ -124,22 +124,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.call(load_config(options.config), options))
     except ConfigError as error:
         for problem in error.problems:
-            print(f"wirelane-agent: {problem}", file=sys.stderr)
+            _complain(f"{problem}")
         return 2
     except AgentError as error:
-        print(f"wirelane-agent: {error}", file=sys.stderr)
+        _complain(f"{error}")
         return 1
     except BaseExceptionGroup as group:
         expected, bugs = group.split(AgentError)
         if bugs:
             raise
         for line in _messages(expected):
-            print(f"wirelane-agent: {line}", file=sys.stderr)
+            _complain(f"{line}")
         return 1
     except KeyboardInterrupt:
         return 130
     finally:
         logging.shutdown()
+
+
+def _complain(text: str) -> None:
+    """Without anything that moves a terminal's cursor, whatever a name has in it."""
+    print("wirelane-agent: " + "".join(char if char.isprintable() else "?" for char in text), file=sys.stderr)
 
 
 def _messages(group: BaseExceptionGroup[AgentError] | None) -> list[str]:

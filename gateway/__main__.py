@@ -174,16 +174,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except ConfigError as error:
         for problem in error.problems:
-            print(f"wirelane-gateway: {problem}", file=sys.stderr)
+            explain(f"wirelane-gateway: {problem}")
         return 2
     except (OutputLost, BrokenPipeError) as error:
         if isinstance(error, OutputLost) and not error.silent:
-            print(f"wirelane-gateway: {error}", file=sys.stderr)
+            explain(f"wirelane-gateway: {error}")
         # What is left in the buffer would fail once more when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except GatewayError as error:
-        print(f"wirelane-gateway: {error}", file=sys.stderr)
+        explain(f"wirelane-gateway: {error}")
         return 1
     except KeyboardInterrupt:
         return 130

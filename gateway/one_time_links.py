@@ -2,9 +2,10 @@
 
 Never says why a link is not relevant: unknown, used and expired look alike. Called by gateway/http.
 
-Opening takes two steps, because the page may get lost on its way: `lease` gives the account to one caller, who sends
-the page and then says `use_up`, or `release` when nobody was there to read it. Who comes in between waits for how it
-ends. A lease whose holder died ends by itself.
+Opening takes two steps, because the page may get lost on its way: `lease` gives the account to one caller, who says
+`use_up` when nothing stands between the page and its reader any more, and shows it only if he may; or `release` when
+nobody was there to read it. Who comes in between waits for how it ends. A lease whose holder died, or is too slow, ends
+by itself, and then it is not his any more.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from gateway.errors import Conflict, NotFound
@@ -28,6 +30,15 @@ DAY_SECONDS = 86_400
 MOST_LINKS = 100  # of one account that were not opened; billing modules make one at each look at a page
 LEASE_SECONDS = 60
 LEASED_TRIES, LEASED_PAUSE = 20, 0.25  # seconds, while somebody else has the lease
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """`until`: Unix seconds, and what tells it from a later one."""
+
+    account: Account
+    digest: bytes = field(repr=False)
+    until: int
 
 
 class OneTimeLinks:
@@ -47,28 +58,29 @@ class OneTimeLinks:
         now = int(self._now())
         return await self._store.read(lambda tx: rows.is_open(tx, _digest(key), now))
 
-    async def lease(self, key: str) -> Account | None:
+    async def lease(self, key: str) -> Lease | None:
         """Of all callers, one gets the account, until he says what became of it. None = not relevant."""
         for _ in range(LEASED_TRIES):
-            account = await self._store.change(lambda tx: self._lease(tx, key))
-            if account is not None or not await self.valid(key):
-                return account
+            lease = await self._store.change(lambda tx: self._lease(tx, key))
+            if lease is not None or not await self.valid(key):
+                return lease
             await asyncio.sleep(LEASED_PAUSE)
         return None
 
-    async def use_up(self, key: str) -> None:
-        """The page was sent."""
+    async def use_up(self, lease: Lease) -> bool:
+        """Whether the page may be shown, now: nobody else has opened the link, or ever will."""
         now = int(self._now())
-        await self._store.change(lambda tx: rows.use_up(tx, _digest(key), now))
+        return await self._store.change(lambda tx: rows.use_up(tx, lease.digest, now, lease.until))
 
-    async def release(self, key: str) -> None:
-        """It was not."""
-        await self._store.change(lambda tx: rows.release(tx, _digest(key)))
+    async def release(self, lease: Lease) -> None:
+        """It was not shown."""
+        await self._store.change(lambda tx: rows.release(tx, lease.digest, lease.until))
 
-    async def _lease(self, tx: Transaction, key: str) -> Account | None:
-        now = int(self._now())
-        account_id = await rows.lease(tx, _digest(key), now, now + LEASE_SECONDS)
-        return await account_rows.find_id(tx, account_id) if account_id is not None else None
+    async def _lease(self, tx: Transaction, key: str) -> Lease | None:
+        now, digest = int(self._now()), _digest(key)
+        account_id = await rows.lease(tx, digest, now, now + LEASE_SECONDS)
+        account = await account_rows.find_id(tx, account_id) if account_id is not None else None
+        return Lease(account, digest, now + LEASE_SECONDS) if account is not None else None
 
     async def _create(self, tx: Transaction, account_name: str, key: str) -> None:
         kept = await account_rows.find(tx, account_name)

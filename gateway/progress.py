@@ -73,12 +73,12 @@ def _bar(part: float | None) -> str:
 
 
 def plain(text: str) -> str:
-    """What others say, an agent perhaps, fit for a terminal: without anything that moves its cursor."""
+    """What others say, an agent or a file's name, fit for a terminal: without anything that moves its cursor."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def explain(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print("\n".join(map(plain, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def printed_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

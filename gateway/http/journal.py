@@ -2,7 +2,8 @@
 
 The line has the path's template, never the path itself, and no query, cookie, body or link key: all of them are
 secrets somewhere. It is one of three: `event=request`; `event=change`, the audit line, with the key's name, what was
-changed and what came of it; `event=refused`, with the reason. A bug is logged with its traceback and an id; the caller
+changed and what came of it; `event=refused`, with the reason. What comes without a key and is neither is counted when
+it repeats. A bug is logged with its traceback and an id; the caller
 gets the bare envelope with the same id in a header, so that both can be brought together.
 """
 
@@ -21,6 +22,7 @@ from starlette.websockets import WebSocketClose
 from gateway.http import envelope
 from gateway.http.caller import caller_of
 from gateway.http.note import Note, escaped
+from gateway.http.repeats import Repeats
 from gateway.http.services import HttpSettings
 
 ERROR_HEADER = "X-Wirelane-Error"
@@ -36,6 +38,7 @@ class Journal:
         self._app = app
         self._settings = settings
         self._template = template
+        self._strangers = Repeats("request-again", logging.INFO)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -74,18 +77,19 @@ class Journal:
             self._write(scope, note, status or GONE_AWAY, time.perf_counter() - started)
 
     def _write(self, scope: Scope, note: Note, status: int, seconds: float) -> None:
-        if note.silent:
+        caller = caller_of(scope, self._settings.trusted_proxies)
+        asked = f"method={escaped(scope['method'])} path={self._template(scope)} status={status}"
+        is_open = not (note.key or note.refusal or note.is_change)  # whoever likes can ask for it as often as he likes
+        if note.silent or (is_open and not self._strangers.is_first(f"{asked} client={caller}")):
             return
         event = "refused" if note.refusal else "change" if note.is_change else "request"
         log.log(
             logging.WARNING if note.refusal else logging.INFO,
-            "event=%s method=%s path=%s status=%d ms=%.1f client=%s%s",
+            "event=%s %s ms=%.1f client=%s%s",
             event,
-            escaped(scope["method"]),
-            self._template(scope),
-            status,
+            asked,
             seconds * 1000,
-            caller_of(scope, self._settings.trusted_proxies),
+            caller,
             _of_event(note),
         )
 

@@ -14,14 +14,11 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_network
 
 from gateway.http.caller import Caller
+from gateway.http.repeats import MOST_SUBJECTS, WINDOW_SECONDS, Repeats
 
-WINDOW_SECONDS = 60.0
-MOST_SUBJECTS = 1000  # that are told apart within a window; more of them share one count
 FREE_TRIES = 3  # in a window, before an address waits
 FIRST_WAIT = 0.1  # seconds; then doubled ...
 LONGEST_WAIT = 2.0  # ... up to this
-
-log = logging.getLogger("gateway.http")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,35 +31,18 @@ class Refusal:
     path: str = ""  # where the key is known; of others, it is no matter what they ask for
     detail: str = field(default="", compare=False)
 
-
-MANY = Refusal(Caller(None), "many-callers")
+    def __str__(self) -> str:
+        return f"client={self.client} key={self.key or '-'} reason={self.reason}"
 
 
 class Refusals:
     def __init__(self) -> None:
-        self._counts: Counter[Refusal] = Counter()
+        self._repeats = Repeats("refused-again", logging.WARNING)
         self._tries: Counter[str] = Counter()
 
     def is_first(self, refusal: Refusal) -> bool:
         """Whether it is to be logged by itself; else it is counted."""
-        if refusal not in self._counts and len(self._counts) >= MOST_SUBJECTS:
-            refusal = MANY
-        self._counts[refusal] += 1
-        if self._counts[refusal] == 1:
-            asyncio.get_running_loop().call_later(WINDOW_SECONDS, self._sum_up, refusal)
-        return self._counts[refusal] == 1 and refusal is not MANY
-
-    def _sum_up(self, refusal: Refusal) -> None:
-        again = self._counts.pop(refusal) - (refusal is not MANY)
-        if again:
-            log.warning(
-                "event=refused-again client=%s key=%s reason=%s count=%d seconds=%d",
-                refusal.client,
-                refusal.key or "-",
-                refusal.reason,
-                again,
-                WINDOW_SECONDS,
-            )
+        return self._repeats.is_first(refusal)
 
     async def wait(self, client: Caller) -> None:
         """Before the answer to a wrong key."""

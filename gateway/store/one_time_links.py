@@ -69,12 +69,15 @@ def _is_ours(tx: Transaction, digest: bytes, proof: bytes | None, account_id: in
     return hmac.compare_digest(proof or b"", _proof_of(tx.seal, digest, account_id, expires))
 
 
-async def use_up(tx: Transaction, plain: bytes, now: int) -> None:
-    await tx.run(update(links).where(links.c.digest == _digest_of(tx.seal, plain)).values(used=now))
+async def use_up(tx: Transaction, plain: bytes, now: int, until: int) -> bool:
+    """Whether it was still leased to whom it was leased until then. No two leases end at the same time."""
+    mine = (links.c.digest == _digest_of(tx.seal, plain), links.c.leased == until, links.c.used.is_(None))
+    return await tx.run(update(links).where(*mine, links.c.leased > now).values(used=now)) == 1
 
 
-async def release(tx: Transaction, plain: bytes) -> None:
-    await tx.run(update(links).where(links.c.digest == _digest_of(tx.seal, plain)).values(leased=None))
+async def release(tx: Transaction, plain: bytes, until: int) -> None:
+    mine = (links.c.digest == _digest_of(tx.seal, plain), links.c.leased == until)
+    await tx.run(update(links).where(*mine).values(leased=None))
 
 
 async def purge(tx: Transaction, now: int) -> int:

@@ -10,11 +10,13 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 
+from gateway import one_time_links
 from gateway.fields import new_account, server_values
+from gateway.http.pages import one_time_link
 from tests.contract.served import Served, served
 from tests.fakes.product import migrated_sqlite
 
@@ -72,6 +74,38 @@ def test_link_is_burnt_by_who_closes_after_the_page(gateway: Served) -> None:
         while gateway.do(gateway.product.one_time_links.valid(key)):
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def test_link_is_never_shown_twice_to_who_lets_his_connection_run_full(
+    gateway: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He asks for much, reads nothing, presses the button: somewhere his page waits for room, and his lease ends."""
+    monkeypatch.setattr(one_time_link, "SHOW_SECONDS", 0.5)
+    monkeypatch.setattr(one_time_links, "LEASE_SECONDS", 3)
+    host, port = gateway.url.removeprefix("http://").split(":")
+    firsts: list[tuple[str, socket.socket]] = []
+    for ahead in range(2, 82, 4):
+        key = gateway.do(gateway.product.one_time_links.create("peer_1"))
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(WAIT_SECONDS)
+        connection.connect((host, int(port)))
+        many = b"GET /api/v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * ahead
+        connection.sendall(many + f"POST /otl/{key} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+        firsts.append((key, connection))
+    time.sleep(5)
+    waited = 0
+    for key, connection in firsts:
+        with pressed(gateway, key) as other:
+            second = b"PrivateKey" in page(other)
+        connection.settimeout(0.3)
+        found = b""
+        with connection, suppress(OSError):
+            while part := connection.recv(1 << 20):
+                found = found[-20_000:] + part
+        assert [b"PrivateKey" in found, second].count(True) == 1
+        waited += second
+    assert 0 < waited < len(firsts)
 
 
 @needs_curl

@@ -34,10 +34,8 @@ pytestmark = pytest.mark.anyio
 
 async def opened(links: OneTimeLinks, key: str) -> Account | None:
     """By somebody who gets the page."""
-    account = await links.lease(key)
-    if account is not None:
-        await links.use_up(key)
-    return account
+    lease = await links.lease(key)
+    return lease.account if lease is not None and await links.use_up(lease) else None
 
 
 async def test_a_link_is_opened_by_exactly_one_of_many(store: Store) -> None:
@@ -78,17 +76,35 @@ async def test_a_link_whose_page_was_lost_can_be_opened_again(store: Store) -> N
     now = [1_700_000_000.0]
     links = OneTimeLinks(store, now=lambda: now[0])
     key = await links.create(account.name)
-    assert await links.lease(key) == account
+    first = await links.lease(key)
+    assert first and first.account == account
     waiting = asyncio.create_task(opened(links, key))
     await asyncio.sleep(0.1)
     assert not waiting.done(), "somebody has it"
-    await links.release(key)
+    await links.release(first)
     assert await waiting == account
     assert await opened(links, key) is None
     lost = await links.create(account.name)
-    assert await links.lease(lost) == account  # and the gateway dies
+    assert await links.lease(lost)  # and the gateway dies
     now[0] += LEASE_SECONDS
     assert await opened(links, lost) == account
+
+
+async def test_who_was_too_slow_neither_shows_the_page_nor_takes_the_lease_of_another(store: Store) -> None:
+    _, account = await one_account(store)
+    now = [1_700_000_000.0]
+    links = OneTimeLinks(store, now=lambda: now[0])
+    key = await links.create(account.name)
+    slow = await links.lease(key)
+    now[0] += LEASE_SECONDS
+    assert slow and not await links.use_up(slow), "his time is over, though nobody else has come yet"
+    second = await links.lease(key)
+    assert second and second.until > slow.until
+    assert not await links.use_up(slow)
+    await links.release(slow)
+    assert await links.use_up(second) and not await links.use_up(second)
+    await links.release(second)
+    assert not await links.valid(key)
 
 
 async def test_links_of_an_account_are_bounded_and_used_ones_make_room(

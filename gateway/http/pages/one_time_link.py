@@ -1,7 +1,7 @@
 """/otl/<key>: the one-time link's public pages.
 
 GET and HEAD only ask: mail and messenger scanners open links, and may do so as often as they like. A POST from the
-page's button opens the link; it is used up once the page was sent, and not when nobody was there to take it. Unknown,
+page's button opens the link; it is used up when the page leaves, and not when nobody was there to take it. Unknown,
 used and expired links look the same, so a stranger learns nothing. The pages load nothing from anywhere: style and
 scripts are inside them and allowed by their hashes.
 """
@@ -23,16 +23,18 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import ApiError
+from gateway.http.admission import PLACE
 from gateway.http.configuration import config_picture, config_text
 from gateway.http.note import Note
 from gateway.http.services import HttpSettings, Services
 from gateway.model import Account
-from gateway.one_time_links import OneTimeLinks
+from gateway.one_time_links import LEASE_SECONDS, Lease, OneTimeLinks
 
 KEY = re.compile(r"[0-9a-f]{80}")
 # wg-quick and the apps take the tunnel's name from the file's and want at most 15 characters (IFNAMSIZ).
 FILE_NAME_LENGTH = 15
 HANG_UP_SECONDS = 0.05
+SHOW_SECONDS = LEASE_SECONDS / 2  # the page is on its way by then, or it is not shown
 FILE_NAME_START, FILE_NAME_DIGITS = 8, 6
 WINDOWS_OWN = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])", re.IGNORECASE)  # no file may be called so there
 
@@ -91,22 +93,22 @@ class Pages:
     async def open(self, request: Request) -> Response:
         """Shows the configuration, once."""
         key, links, note = request.path_params["key"], self._services.one_time_links, Note.of(request.scope)
-        note.is_change, note.outcome = True, "not relevant"
         try:
-            account = await links.lease(key) if KEY.fullmatch(key) else None
-            if account is None:
+            lease = await links.lease(key) if KEY.fullmatch(key) else None
+            if lease is None:
                 return _gone()
-            note.subject = f"account={account.name}"
+            note.is_change = True
+            note.subject = f"account={lease.account.name}"
             try:
-                page = await self._configuration(account)
+                page = await self._configuration(lease.account)
             except BaseException:
                 with suppress(ApiError):  # then the lease ends by itself
-                    await links.release(key)
+                    await links.release(lease)
                 raise
         except ApiError as error:
             note.outcome = error.text
             return _later(error)
-        return OncePage(page, links, key, note)
+        return OncePage(page, links, lease, note)
 
     async def _configuration(self, account: Account) -> HTMLResponse:
         text = await config_text(self._services, self._settings, account)
@@ -124,30 +126,46 @@ class Pages:
 
 
 class OncePage(Response):
-    """The page of a link that is leased: sent, the link is used up; not sent, it can be opened again."""
+    """The page of a link that is leased: shown, the link is used up; not shown, it can be opened again.
 
-    def __init__(self, page: HTMLResponse, links: OneTimeLinks, key: str, note: Note) -> None:
+    It is used up immediately before the page leaves, when the head is out and nothing waits for the reader any more:
+    who lets his connection run full and his lease run out must not read the page after somebody else has.
+    """
+
+    def __init__(self, page: HTMLResponse, links: OneTimeLinks, lease: Lease, note: Note) -> None:
         super().__init__()
         self._page = page
         self._links = links
-        self._key = key
+        self._lease = lease
         self._note = note
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head = {"type": "http.response.start", "status": self._page.status_code, "headers": self._page.raw_headers}
         try:
-            if await _hung_up(receive):
-                raise ClientDisconnect
-            await self._page(scope, receive, send)
-        except BaseException:
+            async with asyncio.timeout(SHOW_SECONDS):
+                if await _hung_up(receive):
+                    raise ClientDisconnect
+                await send(head)  # waits until he has read what went before
+                if not await self._links.use_up(self._lease):
+                    raise TimeoutError
+        except BaseException as error:
             self._note.outcome = "nobody was there to take the page: the link can be opened again"
             with suppress(ApiError):  # then the lease ends by itself
-                await self._links.release(self._key)
-            raise
+                await self._links.release(self._lease)
+            if not isinstance(error, ApiError | TimeoutError):
+                raise
+            await _break_off(scope, receive)
+            raise ClientDisconnect from error
+        await send({"type": "http.response.body", "body": self._page.body})
         self._note.outcome = "success"
-        try:
-            await self._links.use_up(self._key)
-        except ApiError as error:  # too late for an answer
-            log.error("event=link-not-used-up %s reason=%s", self._note.subject, error.text)
+
+
+async def _break_off(scope: Scope, receive: Receive) -> None:
+    """He is in the middle of an answer: there is nothing else to say to him."""
+    if place := scope.get("state", {}).get(PLACE):
+        place.end()
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
 
 async def _hung_up(receive: Receive) -> bool:

@@ -371,3 +371,17 @@ def test_usage_of_a_month_is_shown_with_deleted_accounts(ready: str, capfd: Capt
     assert outcome(capfd, ready, "usage", "--month", "2026-13")[0] == 2
     status, _, err = outcome(capfd, ready, "usage", "--account", "nobody")
     assert status == 1 and "There is no account nobody" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("node", "resync", "n\x1b[31m\x9b", "--show-difference"),
+        ("account", "import", "no\x1b[2Jsuch\rfile"),
+        ("account", "export", "/no\x1b[2J/such"),
+    ],
+)
+def test_an_error_moves_no_cursor(ready: str, capfd: Captured, arguments: tuple[str, ...]) -> None:
+    status, _, err = outcome(capfd, ready, *arguments)
+    assert status and err
+    assert all(char.isprintable() or char == "\n" for char in err)

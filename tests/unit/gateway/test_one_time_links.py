@@ -17,10 +17,8 @@ pytestmark = pytest.mark.anyio
 
 async def opened(links: OneTimeLinks, key: str) -> Account | None:
     """By somebody who gets the page."""
-    account = await links.lease(key)
-    if account is not None:
-        await links.use_up(key)
-    return account
+    lease = await links.lease(key)
+    return lease.account if lease is not None and await links.use_up(lease) else None
 
 
 async def test_every_call_makes_another_link_and_looking_does_not_use_it_up(product: Product) -> None:

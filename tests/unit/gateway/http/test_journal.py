@@ -9,10 +9,11 @@ from ipaddress import ip_network
 
 import pytest
 
-from gateway.http import refusals
+from gateway.http import refusals, repeats
 from gateway.http.app import HttpSettings, build_app
 from gateway.http.caller import Caller, read_hop
-from gateway.http.refusals import MOST_SUBJECTS, Refusal, Refusals
+from gateway.http.refusals import Refusal, Refusals
+from gateway.http.repeats import MOST_SUBJECTS
 from tests.fakes.product import NODE
 from tests.unit.gateway.http.conftest import CLIENT, PUBLIC_URL, Api, _client
 
@@ -83,6 +84,7 @@ async def test_wrong_keys_are_slowed_down_and_counted_and_right_ones_are_not(
     api: Api, lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refusals, "WINDOW_SECONDS", 1.0)
+    monkeypatch.setattr(repeats, "WINDOW_SECONDS", 1.0)
     app = build_app(api.services, HttpSettings(PUBLIC_URL))
 
     async def tried(access_hash: str, address: str) -> float:
@@ -106,12 +108,37 @@ async def test_callers_without_number_need_no_memory_without_bound(lines: pytest
     table = Refusals()
     firsts = [table.is_first(Refusal(Caller(read_hop(f"2001:db8:{n:x}::1")), "unknown-key")) for n in range(3000)]
     assert firsts == [True] * MOST_SUBJECTS + [False] * (3000 - MOST_SUBJECTS)
-    assert len(table._counts) == MOST_SUBJECTS + 1
+    assert len(table._repeats._counts) == MOST_SUBJECTS + 1
     await asyncio.gather(*(table.wait(Caller(read_hop(f"2001:db8:{n:x}::1"))) for n in range(3000)))
     assert len(table._tries) == MOST_SUBJECTS
     began = time.monotonic()
     await asyncio.gather(*(table.wait(Caller(read_hop(f"2001:db8::{n:x}"))) for n in range(1, 9)))
     assert 1.5 < time.monotonic() - began < 4, "one /64 is one caller, and no wait is longer than two seconds"
+
+
+async def test_what_a_stranger_can_ask_for_without_end_is_counted(
+    api: Api, lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repeats, "WINDOW_SECONDS", 0.3)
+    api.http.cookies.clear()
+    lines.clear()
+    asked = [
+        ("GET", "/x"),
+        ("GET", "/x/y"),
+        ("GET", "/healthz"),
+        ("POST", f"/otl/{'0' * 80}"),
+        ("POST", "/otl/nonsense"),
+    ]
+    for _ in range(5):
+        for method, path in asked:
+            await api.http.request(method, path)
+    texts = [record.getMessage() for record in lines.records]
+    assert len([text for text in texts if "event=request " in text]) == len(texts) == 3, "one for each template"
+    assert not any("event=change" in text for text in texts), "nothing was changed"
+    await asyncio.sleep(0.5)
+    texts = [record.getMessage() for record in lines.records]
+    again = [text for text in texts if text.startswith("event=request-again method=POST path=/otl/")]
+    assert len(again) == 1 and "status=404" in again[0] and "count=9 seconds=" in again[0]
 
 
 # -- changes ------------------------------------------------------------------------------------------------------
