@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 from agent.config import DEFAULT_PATH, Config, as_toml, load_config
 from agent.errors import AgentError, ConfigError
@@ -39,7 +40,7 @@ def plan(config: Config, options: argparse.Namespace) -> int:
     from agent.offline import read_plan
 
     found = read_plan(config)
-    print(json.dumps(found.json(), indent=2) if options.json else "\n".join(found.lines()))
+    print(json.dumps(found.json(), indent=2) if options.json else "\n".join(map(_plain, found.lines())))
     return DIFFERS if found.steps else 0
 
 
@@ -70,10 +71,10 @@ def doctor(config: Config, options: argparse.Namespace) -> int:
         return 0 if able else 1
     width = max(len(f.name) for f in findings)
     for finding in findings:
-        print(f"{'yes' if finding.works else 'no ':3}  {finding.name:{width}}  {finding.detail}")
+        print(f"{'yes' if finding.works else 'no ':3}  {finding.name:{width}}  {_plain(finding.detail)}")
     print()
     for choice in choices:
-        print(choice)
+        print(_plain(choice))
     return 0 if able else 1
 
 
@@ -90,11 +91,16 @@ def _table(answer: dict[str, object]) -> str:
     assert isinstance(warnings, list)
     lines.append(f"{'warnings':{width}}  {len(warnings)}")
     lines += [f"  {warning}" for warning in warnings]
-    return "\n".join(lines)
+    return "\n".join(map(_plain, lines))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(_plain(message))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="wirelane-agent", description="Applies accounts to this node: WireGuard peers, marks, traffic classes."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('wirelane')}")
@@ -143,8 +149,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    """Without anything that moves a terminal's cursor, whatever a name has in it."""
-    print("wirelane-agent: " + "".join(char if char.isprintable() else "?" for char in text), file=sys.stderr)
+    print(f"wirelane-agent: {_plain(text)}", file=sys.stderr)
+
+
+def _plain(text: str) -> str:
+    """Without anything that moves a terminal's cursor, whatever a path or an interface's name has in it."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _messages(group: BaseExceptionGroup[AgentError] | None) -> list[str]:

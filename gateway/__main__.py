@@ -16,12 +16,13 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 from gateway import bulk_commands, node_commands, usage_commands
 from gateway.config import DEFAULT_PATH, Config, advice, as_toml, load_config
 from gateway.errors import ConfigError, GatewayError, OutputLost
 from gateway.keys import Keys
-from gateway.progress import explain, printed_table
+from gateway.progress import explain, plain, printed_table
 from gateway.store import Store
 
 Options = argparse.Namespace
@@ -102,8 +103,13 @@ def _on_store(work: Callable[[Store, Options], Awaitable[int | None]]) -> Callab
     return call
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(plain(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="wirelane-gateway", description="REST API, database, and sync with the agents."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('wirelane')}")

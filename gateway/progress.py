@@ -78,7 +78,8 @@ def plain(text: str) -> str:
 
 
 def explain(text: str) -> None:
-    print("\n".join(map(plain, text.split("\n"))), file=sys.stderr, flush=True)
+    """One sentence, one line: what somebody put into a name makes no line of its own."""
+    print(plain(" ".join(text.split())), file=sys.stderr, flush=True)
 
 
 def printed_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

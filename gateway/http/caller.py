@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
@@ -30,6 +30,13 @@ class Caller:
 
     address: Address | None
     problem: str = ""
+
+    @property
+    def network(self) -> str:
+        """Where callers are counted, one is this: a customer of an IPv6 provider has a whole /64."""
+        if isinstance(self.address, IPv6Address):
+            return str(ip_network((self.address, 64), strict=False))
+        return str(self)
 
     def __str__(self) -> str:
         return "-" if self.address is None else str(self.address)

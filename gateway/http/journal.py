@@ -2,9 +2,9 @@
 
 The line has the path's template, never the path itself, and no query, cookie, body or link key: all of them are
 secrets somewhere. It is one of three: `event=request`; `event=change`, the audit line, with the key's name, what was
-changed and what came of it; `event=refused`, with the reason. What comes without a key and is neither is counted when
-it repeats. A bug is logged with its traceback and an id; the caller
-gets the bare envelope with the same id in a header, so that both can be brought together.
+changed and what came of it; `event=refused`, with the reason. What comes without a key and changes nothing is counted
+when it repeats. A bug is logged with its traceback and an id; the caller gets the bare envelope with the same id in a
+header, so that both can be brought together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from starlette.websockets import WebSocketClose
 
 from gateway.http import envelope
 from gateway.http.caller import caller_of
-from gateway.http.note import Note, escaped
+from gateway.http.note import SUCCESS, Note, escaped
 from gateway.http.repeats import Repeats
 from gateway.http.services import HttpSettings
 
@@ -78,15 +78,16 @@ class Journal:
 
     def _write(self, scope: Scope, note: Note, status: int, seconds: float) -> None:
         caller = caller_of(scope, self._settings.trusted_proxies)
-        asked = f"method={escaped(scope['method'])} path={self._template(scope)} status={status}"
-        is_open = not (note.key or note.refusal or note.is_change)  # whoever likes can ask for it as often as he likes
-        if note.silent or (is_open and not self._strangers.is_first(f"{asked} client={caller}")):
+        asked = f"path={self._template(scope)} status={status}"
+        is_open = not (note.key or note.refusal or note.outcome == SUCCESS)  # whoever likes can do that without end
+        if note.silent or (is_open and not self._strangers.is_first(f"{asked} client={caller.network}")):
             return
         event = "refused" if note.refusal else "change" if note.is_change else "request"
         log.log(
             logging.WARNING if note.refusal else logging.INFO,
-            "event=%s %s ms=%.1f client=%s%s",
+            "event=%s method=%s %s ms=%.1f client=%s%s",
             event,
+            escaped(scope["method"]),
             asked,
             seconds * 1000,
             caller,

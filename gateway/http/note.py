@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from starlette.types import Scope
 
+SUCCESS = "success"
 MOST_CHARACTERS = 80  # characters of what came from outside
 _PLAIN = "/:.@{}[]_-"  # beside letters and digits
 
@@ -21,7 +22,7 @@ class Note:
 
     key: str = ""  # name of the access key
     refusal: str = ""  # why it was not let in
-    silent: bool = False  # it is counted instead (refusals.py)
+    silent: bool = False  # it is counted instead (refusals.py), or there is nothing to tell
     is_change: bool = False
     subject: str = ""  # "account=peer_1"
     outcome: str = ""  # "success", or the error's text

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
-from ipaddress import IPv6Address, ip_network
+from dataclasses import dataclass
 
 from gateway.http.caller import Caller
 from gateway.http.repeats import MOST_SUBJECTS, WINDOW_SECONDS, Repeats
@@ -29,10 +28,11 @@ class Refusal:
     reason: str
     key: str = ""
     path: str = ""  # where the key is known; of others, it is no matter what they ask for
-    detail: str = field(default="", compare=False)
+    detail: str = ""
 
     def __str__(self) -> str:
-        return f"client={self.client} key={self.key or '-'} reason={self.reason}"
+        path = f" path={self.path}" if self.path else ""
+        return f"client={self.client.network} key={self.key or '-'} reason={self.reason}{path}"
 
 
 class Refusals:
@@ -42,11 +42,11 @@ class Refusals:
 
     def is_first(self, refusal: Refusal) -> bool:
         """Whether it is to be logged by itself; else it is counted."""
-        return self._repeats.is_first(refusal)
+        return self._repeats.is_first(str(refusal))
 
     async def wait(self, client: Caller) -> None:
         """Before the answer to a wrong key."""
-        who = _neighbourhood(client)
+        who = client.network
         if who not in self._tries:
             if len(self._tries) >= MOST_SUBJECTS:
                 return
@@ -55,10 +55,3 @@ class Refusals:
         excess = self._tries[who] - FREE_TRIES
         if excess > 0:  # each holds a connection meanwhile, of which the listener bounds the number
             await asyncio.sleep(min(FIRST_WAIT * 2 ** min(excess - 1, 10), LONGEST_WAIT))
-
-
-def _neighbourhood(client: Caller) -> str:
-    """One customer of an IPv6 provider has a whole /64."""
-    if isinstance(client.address, IPv6Address):
-        return str(ip_network((client.address, 64), strict=False))
-    return str(client)

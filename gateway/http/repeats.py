@@ -1,6 +1,6 @@
 """Lines that a stranger can cause as often as he likes: the first within a minute is logged, the others are counted.
 
-Else his lines would drown, or make the journal drop, those that matter. Bounded. Called by refusals.py and journal.py.
+Else his lines would drown, or make the journal drop, those that matter. Bounded. Called by whoever writes such lines.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Hashable
 
 WINDOW_SECONDS = 60.0
 MOST_SUBJECTS = 1000  # that are told apart within a window; more of them share one count
@@ -18,14 +17,14 @@ log = logging.getLogger("gateway.http")
 
 
 class Repeats:
-    """`event`: of the line with the count. What is counted says itself, as text, what there is to say of it."""
+    """`event`: of the line with the count. A subject is the rest of that line: nothing that a caller can vary."""
 
     def __init__(self, event: str, level: int) -> None:
         self._event = event
         self._level = level
-        self._counts: Counter[Hashable] = Counter()
+        self._counts: Counter[str] = Counter()
 
-    def is_first(self, subject: Hashable) -> bool:
+    def is_first(self, subject: str) -> bool:
         """Whether it is to be logged by itself; else it is counted."""
         if subject not in self._counts and len(self._counts) >= MOST_SUBJECTS:
             subject = MANY
@@ -34,7 +33,7 @@ class Repeats:
             asyncio.get_running_loop().call_later(WINDOW_SECONDS, self._sum_up, subject)
         return self._counts[subject] == 1 and subject != MANY
 
-    def _sum_up(self, subject: Hashable) -> None:
+    def _sum_up(self, subject: str) -> None:
         again = self._counts.pop(subject) - (subject != MANY)
         if again:
             log.log(self._level, "event=%s %s count=%d seconds=%d", self._event, subject, again, WINDOW_SECONDS)

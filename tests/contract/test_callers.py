@@ -10,7 +10,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 
 import pytest
 
@@ -106,6 +106,30 @@ def test_link_is_never_shown_twice_to_who_lets_his_connection_run_full(
         assert [b"PrivateKey" in found, second].count(True) == 1
         waited += second
     assert 0 < waited < len(firsts)
+
+
+def test_link_is_not_burnt_by_who_hangs_up_while_his_page_waits_for_room(gateway: Served) -> None:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    links = []
+    with ExitStack() as connections:
+        for ahead in range(2, 82):  # one of them has just filled all buffers
+            links.append(gateway.do(gateway.product.one_time_links.create("peer_1")))
+            connection = connections.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect((host, int(port)))
+            many = b"GET /api/v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * ahead
+            connection.sendall(
+                many + f"POST /otl/{links[-1]} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode()
+            )
+        time.sleep(3)
+        with closing(sqlite3.connect(gateway.database.removeprefix("sqlite:///"))) as database:
+            query = "SELECT count(*) FROM one_time_links WHERE leased IS NOT NULL AND used IS NULL"
+            assert database.execute(query).fetchone()[0], "nobody's page waits"
+        unopened = [key for key in links if gateway.do(gateway.product.one_time_links.valid(key))]
+    time.sleep(0.5)
+    for key in unopened:
+        with pressed(gateway, key) as other:
+            assert b"PrivateKey" in page(other)
 
 
 @needs_curl

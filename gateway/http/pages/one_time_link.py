@@ -25,7 +25,8 @@ from starlette.types import Receive, Scope, Send
 from gateway.errors import ApiError
 from gateway.http.admission import PLACE
 from gateway.http.configuration import config_picture, config_text
-from gateway.http.note import Note
+from gateway.http.note import SUCCESS, Note
+from gateway.http.repeats import Repeats
 from gateway.http.services import HttpSettings, Services
 from gateway.model import Account
 from gateway.one_time_links import LEASE_SECONDS, Lease, OneTimeLinks
@@ -79,6 +80,7 @@ class Pages:
     def __init__(self, services: Services, settings: HttpSettings) -> None:
         self._services = services
         self._settings = settings
+        self._failures = Repeats("link-failed-again", logging.ERROR)
 
     async def ask(self, request: Request) -> Response:
         """The page with the button. Uses nothing up."""
@@ -87,7 +89,7 @@ class Pages:
             if not KEY.fullmatch(key) or not await self._services.one_time_links.valid(key):
                 return _gone()
         except ApiError as error:
-            return _later(error)
+            return self._failed(error)
         return _framed("Your VPN access", ASK.substitute(), ASK_SCRIPT)
 
     async def open(self, request: Request) -> Response:
@@ -107,8 +109,13 @@ class Pages:
                 raise
         except ApiError as error:
             note.outcome = error.text
-            return _later(error)
+            return self._failed(error)
         return OncePage(page, links, lease, note)
+
+    def _failed(self, error: ApiError) -> Response:
+        if self._failures.is_first(f"reason={error.text}"):
+            log.error("event=link-failed reason=%s", error.text)
+        return _later()
 
     async def _configuration(self, account: Account) -> HTMLResponse:
         text = await config_text(self._services, self._settings, account)
@@ -143,9 +150,11 @@ class OncePage(Response):
         head = {"type": "http.response.start", "status": self._page.status_code, "headers": self._page.raw_headers}
         try:
             async with asyncio.timeout(SHOW_SECONDS):
-                if await _hung_up(receive):
+                if await _hung_up(receive, HANG_UP_SECONDS):
                     raise ClientDisconnect
                 await send(head)  # waits until he has read what went before
+                if await _hung_up(receive, 0):
+                    raise ClientDisconnect
                 if not await self._links.use_up(self._lease):
                     raise TimeoutError
         except BaseException as error:
@@ -157,7 +166,7 @@ class OncePage(Response):
             await _break_off(scope, receive)
             raise ClientDisconnect from error
         await send({"type": "http.response.body", "body": self._page.body})
-        self._note.outcome = "success"
+        self._note.outcome = SUCCESS
 
 
 async def _break_off(scope: Scope, receive: Receive) -> None:
@@ -168,10 +177,10 @@ async def _break_off(scope: Scope, receive: Receive) -> None:
             pass
 
 
-async def _hung_up(receive: Receive) -> bool:
+async def _hung_up(receive: Receive, seconds: float) -> bool:
     """Who pressed the button and was cut off is gone by now, or a moment later."""
     try:
-        async with asyncio.timeout(HANG_UP_SECONDS):
+        async with asyncio.timeout(seconds):
             while (await receive())["type"] != "http.disconnect":
                 pass  # of a body that nobody asked for
     except TimeoutError:
@@ -196,8 +205,7 @@ def _gone() -> Response:
     return _framed("Link not relevant", GONE.substitute(), "", 404)
 
 
-def _later(error: ApiError) -> Response:
-    log.error("event=link-failed reason=%s", error.text)
+def _later() -> Response:
     return _framed("Not available", LATER.substitute(), "", 503)
 
 

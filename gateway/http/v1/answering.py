@@ -17,7 +17,7 @@ from starlette.responses import Response
 from gateway.errors import ApiError
 from gateway.fields import REFUSED_FIELDS, is_name, understood
 from gateway.http import envelope
-from gateway.http.note import Note, escaped
+from gateway.http.note import SUCCESS, Note, escaped
 from gateway.http.path import Answer
 from gateway.http.services import HttpSettings, Services
 from gateway.http.v1.calls import ROOT, Asked, Call
@@ -48,7 +48,7 @@ def answer_of(call: Call, services: Services, settings: HttpSettings) -> Answer:
         except ApiError as error:
             note.outcome = error.text
             raise
-        note.outcome = "success"
+        note.outcome = SUCCESS
         value = result
         if isinstance(result, Accepted):
             note.pending, value = result.pending, result.value

@@ -84,3 +84,16 @@ def test_what_is_opened_to_accounts_is_ports_each_once() -> None:
 def test_what_cannot_be_opened_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"open_to_accounts: .* must be dns, or tcp/ or udp/ with a port"):
         Config(open_to_accounts=text)
+
+
+@pytest.mark.parametrize("arguments", [("--config", "/nowhere/\x1b[31m\x9b\r\nforged", "check"), ("check", "\x1b[2J")])
+def test_nothing_that_was_typed_moves_the_cursor(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = main(arguments)
+    except SystemExit as error:  # argparse
+        status = int(str(error.code))
+    err = capsys.readouterr().err
+    assert status == 2 and "?[" in err and "\nforged" not in err
+    assert all(char == "\n" or char.isprintable() for char in err)

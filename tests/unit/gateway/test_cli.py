@@ -373,15 +373,33 @@ def test_usage_of_a_month_is_shown_with_deleted_accounts(ready: str, capfd: Capt
     assert status == 1 and "There is no account nobody" in err
 
 
+ESCAPES = "\x1b[31m\x9b2J\r\nforged"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("node", "resync", "n\x1b[31m\x9b", "--show-difference"),
-        ("account", "import", "no\x1b[2Jsuch\rfile"),
-        ("account", "export", "/no\x1b[2J/such"),
+        ("node", "resync", ESCAPES, "--show-difference"),
+        ("node", "remove", ESCAPES),
+        ("node", "add", "fra", ESCAPES),
+        ("key", "revoke", ESCAPES),
+        ("key", "add", "one", "--ip", ESCAPES),
+        ("account", "import", f"{ESCAPES}.csv"),
+        ("account", "export", f"{ESCAPES}/accounts.csv"),
+        ("check", ESCAPES),
+        (ESCAPES,),
     ],
 )
-def test_an_error_moves_no_cursor(ready: str, capfd: Captured, arguments: tuple[str, ...]) -> None:
-    status, _, err = outcome(capfd, ready, *arguments)
-    assert status and err
-    assert all(char.isprintable() or char == "\n" for char in err)
+def test_nothing_that_was_typed_moves_the_cursor(ready: str, capfd: Captured, arguments: tuple[str, ...]) -> None:
+    try:
+        status = main(["--config", ready, *arguments])
+    except SystemExit as error:  # argparse
+        status = int(str(error.code))
+    err = capfd.readouterr().err
+    assert status in (1, 2)
+    assert not re.search(r"[^\n -~]", err) and "\nforged" not in err, err
+
+
+def test_nothing_in_the_name_of_the_configuration_does(capfd: Captured) -> None:
+    status, _, err = outcome(capfd, f"/nowhere/{ESCAPES}", "check")
+    assert status == 2 and "?[31m" in err and not re.search(r"[^\n -~]", err) and "\nforged" not in err
