@@ -11,7 +11,6 @@ GatewayError
 │   └── DatabaseUnavailable  it did not answer in time; nothing was changed, or nobody knows
 ├── OutputLost           what was to be written could not be: a full disk, or a reader that is gone
 ├── SealBroken           a secret in the database that the key does not open
-├── Contested            whose state an agent holds nobody knows: nothing is sent until an operator says
 └── AgentUnreachable     raised by the gRPC door; sync and collect try again, live reads become NodeUnavailable
 """
 
@@ -56,10 +55,6 @@ class InvalidValue(ApiError):
 
 class Conflict(ApiError):
     """`The name is already in use` and its kin."""
-
-
-class Contested(GatewayError):
-    """What the agent holds was never given by this database to this node; its text is for the operator."""
 
 
 class NodeUnavailable(ApiError):

@@ -27,8 +27,9 @@ away is tried with a growing, bounded pause; one line is logged when it goes and
 of one pass is logged once with its traceback and the pass is tried again. An error outside the passes is a bug and
 ends the process.
 
-Concurrency. Everything runs on one loop. A node's state (`_NodeLoop`) is changed by its own task, except for its
-waiters. Changes that other processes commit (another gateway, the command line) are found by polling.
+Concurrency. Everything runs on one loop. What to do is decided in gateway/decision.py, purely; here are the calls, the
+clock and the callers. A node's task makes one call after the other; who comes and goes meanwhile is an event too.
+Changes that other processes commit (another gateway, the command line) are found by polling.
 """
 
 from __future__ import annotations
@@ -36,42 +37,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING
 
+from gateway import decision
 from gateway.agents import AgentRefused, StaleAgent
-from gateway.errors import AgentUnreachable, Contested, NotFound
-from gateway.model import AgentStatus, Applied, Compared, Failure, Held, Node, Patch, Snapshot
-from gateway.outcome import outcome, size, standing
+from gateway.decision import Ask, Call, Compare, Release, Remind, Say, Send, State, Step, Waiter
+from gateway.errors import AgentUnreachable, NotFound
 
 if TYPE_CHECKING:
     from gateway.agents import Agents
+    from gateway.model import AgentStatus, Patch, Snapshot
     from gateway.store import Store
 
 log = logging.getLogger(__name__)
 
-# Seconds.
+Event = Callable[[State], Step]
+
 POLL_SECONDS = 2.0  # between looks at an agent that has everything
-FIRST_PAUSE = 0.1  # after a pass that failed; then doubled ...
-LONGEST_PAUSE = 2.0  # ... up to this
-WAITED_PAUSE = 0.25  # the shortest pause in trouble, however many changes come
-LONGEST_BREATH = 0.02  # after a call that carried several changes; a tenth of what it took, if that is shorter
-LONGEST_HOLD = 0.02  # that an answer is kept for the next call to leave first
-KERNEL_PAUSE = 0.05  # between looks at an agent whose kernel is slow, while somebody waits
 
-STALE_TRIES = 3  # in one pass; more means that two gateways are at odds, and a pause is due
-
-# Troubles that have no text of their own.
-AWAY = "away"  # it does not even tell its status
-UNSENT = "unsent"  # it did not take what we sent; perhaps it is away, its status will tell
-
-# When the agent's word is written down: after so many seconds without another call, or so many revisions at the latest.
-ACKNOWLEDGE_PAUSE = 0.2
-ACKNOWLEDGE_WITHIN = 1_000
-
-LARGEST_PATCH = 10_000  # changes; about 2.5 MB at most. A message may have 4 MB; a snapshot has no limit
+# What the decision hears of an error; the first that fits. Any other is "broken".
+FAILURES: tuple[tuple[type[Exception], str], ...] = (
+    (NotFound, "removed"),
+    (StaleAgent, "stale"),
+    (AgentRefused, "refused"),
+    (AgentUnreachable, "unreachable"),
+)
 
 
 class Sync:
@@ -92,28 +87,20 @@ class Sync:
 
         `about`: ids of accounts and names of servers; what fails for others is not this caller's failure.
         """
-        loop = self._loop(node)
-        if loop.shows(revision):
-            return loop.outcome(about)  # an edit that was none, or one that an earlier pass has carried already
-        with loop.waiting(revision, about) as waiter:
-            try:
-                async with asyncio.timeout(self._settle_seconds):
-                    return await waiter
-            except TimeoutError:
-                return "pending"
+        return await self._loop(node).settled(revision, about)
 
     def wake(self, node: str) -> None:
         """Something was committed for this node that nobody waits for."""
         if loop := self._loops.get(node):
-            loop.wake()
+            loop.feed(decision.woken)
 
     def pending(self) -> list[str]:
         """Names of the nodes that have not applied all we know of, in order."""
-        return sorted(name for name, loop in self._loops.items() if loop.behind)
+        return sorted(name for name, loop in self._loops.items() if loop.state.behind)
 
     def statuses(self) -> dict[str, AgentStatus | None]:
         """What each agent last said of itself; None = it is away."""
-        return {name: loop.status for name, loop in sorted(self._loops.items())}
+        return {name: loop.state.status for name, loop in sorted(self._loops.items())}
 
     async def run(self) -> None:
         """Runs one loop task for each node, for ever. Nodes come and go at run time."""
@@ -133,7 +120,9 @@ class Sync:
                     tasks[name] = group.create_task(self._loop(name).run(), name=f"sync {name}")
                 for name in tasks.keys() - names:
                     tasks.pop(name).cancel()
-                for name in [name for name, loop in self._loops.items() if name not in names and not loop.waited_for]:
+                for name in [
+                    name for name, loop in self._loops.items() if name not in names and not loop.state.waiters
+                ]:
                     del self._loops[name]
                 await _woken(self._look, self._poll_seconds)
 
@@ -145,247 +134,96 @@ class Sync:
 
 
 class _NodeLoop:
-    """One node: what we know of its agent, who waits for it, and the passes that make it equal."""
+    """One node: the state of its decision, the call in flight, and the futures of those who wait."""
 
     def __init__(self, name: str, store: Store, agents: Agents, settle_seconds: float, poll_seconds: float) -> None:
+        self.state = State(poll_seconds)
         self._name = name
         self._store = store
         self._agents = agents
-        self._settle_ms = round(settle_seconds * 1000)
-        self._poll_seconds = poll_seconds
-        self._awake = asyncio.Event()
-        # -> the revision that it waits for, and what it is about
-        self._waiters: dict[asyncio.Future[str], tuple[int, Collection[int | str]]] = {}
-        self._wanted = 0  # the highest revision that we know was committed
-        self._shown = 0  # the revision that the kernel of the node is known to show
-        self._holds: Held | None = None  # what the agent holds; None = read its status first
-        self._status_due = 0.0  # time of the loop's clock
-        self._snapshot_due = False  # a patch was refused as wrong: what it builds on may be
-        self._trouble = ""  # what went wrong in the last pass, as it was logged
-        self._away = False  # it was logged, and not yet that it is back
-        self._pause = FIRST_PAUSE
-        self._sent_at = 0.0  # when something was last sent; time of the loop's clock, as all times here
-        self._breath = 0.0  # before the next call
-        self.status: AgentStatus | None = None
+        self._settle_seconds = settle_seconds
+        self._fed = asyncio.Event()
+        self._numbers = count()
+        self._waiting: dict[int, asyncio.Future[str]] = {}
 
-    # -- for those who wait --------------------------------------------------------------------------------------
-
-    @property
-    def behind(self) -> bool:
-        return self._shown < self._wanted
-
-    def shows(self, revision: int) -> bool:
-        """Whether an agent that is there has said so already."""
-        return self.status is not None and revision <= self._shown
-
-    @property
-    def waited_for(self) -> bool:
-        return bool(self._waiters)
-
-    def wake(self) -> None:
-        self._awake.set()
-
-    def outcome(self, about: Collection[int | str]) -> str:
-        """What became of these accounts and servers in what the kernel shows by now."""
-        return outcome(self._failures, about)
-
-    @contextmanager
-    def waiting(self, revision: int, about: Collection[int | str]) -> Iterator[asyncio.Future[str]]:
-        """A future of the outcome; the caller brings the deadline."""
+    async def settled(self, revision: int, about: Collection[int | str]) -> str:
+        """The outcome of a revision for a caller: "applied", "failed"; at the deadline "pending"."""
+        number = next(self._numbers)
         waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = revision, about
-        self._wanted = max(self._wanted, revision)
-        self._awake.set()
+        self._waiting[number] = waiter
+        self.feed(partial(decision.came, who=Waiter(number, revision, about)))
         try:
-            yield waiter
+            async with asyncio.timeout(self._settle_seconds):
+                return await waiter
+        except TimeoutError:
+            return "pending"
         finally:
-            self._waiters.pop(waiter, None)
-
-    @property
-    def _failures(self) -> tuple[Failure, ...]:
-        """What stands refused, as far as we know: as the agent said it, brought up to date by what was sent since."""
-        return self.status.failures if self.status is not None else ()
-
-    def _release(self) -> None:
-        """Whoever waits for what the kernel shows by now."""
-        for waiter, (revision, about) in list(self._waiters.items()):
-            if revision <= self._shown:
-                del self._waiters[waiter]
-                if not waiter.done():
-                    waiter.set_result(self.outcome(about))
-
-    # -- the loop ------------------------------------------------------------------------------------------------
+            del self._waiting[number]
+            self.feed(partial(decision.left, number=number))
 
     async def run(self) -> None:
+        self.feed(partial(decision.began, at=_now()))
         while True:
-            self._awake.clear()
-            rest = await self._guarded_pass()
-            if self._breath and not self.behind:
-                # Those who were just answered together ask again together: the first shall take the rest along.
-                await asyncio.sleep(self._breath)
-            if self._trouble:  # a storm of changes is no reason to try much more often
-                await asyncio.sleep(min(rest, WAITED_PAUSE))
-                rest -= WAITED_PAUSE
-            await _woken(self._awake, rest)
-
-    async def _guarded_pass(self) -> float:
-        """One pass that cannot fail; answers how many seconds to rest."""
-        try:
-            rest = await self._pass()
-        except NotFound:
-            return self._poll_seconds  # removed a moment ago: this task is about to be cancelled
-        except Contested as error:
-            self._contested(str(error))
-            return self._poll_seconds  # until somebody says which side is right
-        except AgentRefused as error:
-            self._refused(str(error))
-        except AgentUnreachable as error:
-            self._unreachable(str(error))
-        except Exception as error:
-            if self._is_new_trouble(repr(error)):
-                log.exception("node=%s event=pass-failed cure='is tried again'", self._name)
-        else:
-            if self._away:
-                log.info("node=%s event=back", self._name)
-            self._away, self._trouble, self._pause = False, "", FIRST_PAUSE
-            return rest
-        self._holds = None
-        pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE)
-        return pause * random.uniform(0.8, 1.2)
-
-    async def _pass(self) -> float:
-        """Compares, sends, acknowledges: once. Answers how many seconds to rest unless somebody wakes us."""
-        self._breath = 0.0
-        for _ in range(STALE_TRIES):
-            shown = self._shown
-            if self._holds is None or _now() >= self._status_due:
-                self._holds = None  # in case it does not answer
-                self._holds, shown = await self._read_status()
-            compared = await self._store.compared(self._name, self._holds)
-            node, revision = compared.node, self._holds.revision
-            self._wanted = max(node.revision, *(revision for revision, _ in self._waiters.values()), 0)
-            is_ours = self._holds.epoch == node.epoch and 0 <= revision <= node.revision and not compared.contested
-            if not is_ours:
-                self._release()  # whom an answer of before is due
-            self._shown = shown if is_ours else 0  # whatever an agent shows that is not ours, it is nothing of ours
-            if compared.contested:
-                raise Contested(compared.contested)
-            if is_ours and revision == node.revision:
-                self._release()
-                if self._holds.origin.identity:
-                    break  # if nobody told it yet whose state it holds: an empty patch does
-            try:
-                self._holds = await self._send(compared)
-                break
-            except StaleAgent as error:
-                log.info("node=%s event=stale reason=%r", self._name, str(error))
-                self._holds = None
-        else:
-            return WAITED_PAUSE
-        pause = self._poll_seconds
-        if (self._holds.epoch, self._holds.revision) != (node.epoch, node.acknowledged):
-            if self._may_wait(node, self._holds):
-                pause = ACKNOWLEDGE_PAUSE
+            if self.state.call is not None:
+                self.feed(await self._answer(self.state.call))
             else:
-                await self._store.acknowledge(self._name, self._holds.epoch, self._holds.revision)
-        if self._waiters and self._shown < self._wanted:
-            self._status_due = _now() + KERNEL_PAUSE
-        return min(pause, self._status_due - _now())
+                self._fed.clear()
+                await _woken(self._fed, self.state.next_pass - _now())
+                self.feed(partial(decision.ticked, at=_now()))
 
-    def _may_wait(self, node: Node, held: Held) -> bool:
-        """An acknowledgement only lets go of tombstones; written at once it would stand in the next change's way."""
-        fresh = _now() - self._sent_at < ACKNOWLEDGE_PAUSE
-        return held.epoch == node.epoch and held.revision - node.acknowledged < ACKNOWLEDGE_WITHIN and fresh
+    def feed(self, event: Event) -> None:
+        self.state, commands = event(self.state)
+        self._fed.set()
+        loop = asyncio.get_running_loop()
+        for command in commands:
+            match command:
+                case Release():  # a turn of the loop later: a call that was decided beside it leaves first
+                    loop.call_soon(self._release, command)
+                case Remind():
+                    loop.call_at(command.at, self.feed, partial(decision.ticked, at=command.at))
+                case Say():
+                    log.log(command.level, "node=%s %s", self._name, command.text, exc_info=command.error)
 
-    async def _read_status(self) -> tuple[Held, int]:
-        """Asks the agent what it holds, and which revision its kernel shows. Whose revisions these are shows later."""
-        node = await self._store.node(self._name)
-        self.status = status = await self._agents.status(node)
-        if status.tunnel_mtu not in (0, node.tunnel_mtu):
-            await self._store.note_tunnel_mtu(self._name, status.tunnel_mtu)
-        # Spread, so that nodes are not asked in step.
-        self._status_due = _now() + self._poll_seconds * random.uniform(0.8, 1.0)
-        return status.held, status.applied_revision
+    def _release(self, command: Release) -> None:
+        waiter = self._waiting.get(command.number)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(command.outcome)
 
-    async def _send(self, compared: Compared) -> Held:
-        """Sends a patch, or a snapshot where there is none or it will not do; answers what the agent holds then."""
+    async def _answer(self, call: Call) -> Event:
+        """Makes the call; what it says, or how it failed. Cannot fail itself."""
+        try:
+            return await self._called(call)
+        except Exception as error:
+            what = next((what for kind, what in FAILURES if isinstance(error, kind)), "broken")
+            return partial(decision.failed, at=_now(), error=error, what=what, spread=random.uniform(0.8, 1.2))
+
+    async def _called(self, call: Call) -> Event:
+        match call:
+            case Ask():
+                node = await self._store.node(self._name)
+                status = await self._agents.status(node)
+                if status.tunnel_mtu not in (0, node.tunnel_mtu):
+                    await self._store.note_tunnel_mtu(self._name, status.tunnel_mtu)
+                spread = random.uniform(0.8, 1.0)  # so that nodes are not asked in step
+                return partial(decision.told, at=_now(), status=status, spread=spread)
+            case Compare():
+                compared = await self._store.compared(self._name, call.held)
+                return partial(decision.saw, at=_now(), call=call, compared=compared)
+            case Send():
+                return await self._sent(call)
+            case _:
+                await self._store.acknowledge(self._name, call.epoch, call.revision)
+                return partial(decision.noted, at=_now())
+
+    async def _sent(self, call: Send) -> Event:
         sent: Patch | Snapshot
-        node, patch = compared.node, compared.patch
-        began = _now()
-        # Those whom the last call answered: to tell thirty of them takes as long as the agent needs for one.
-        asyncio.get_running_loop().call_soon(self._release)
-        if patch is not None and size(patch) <= LARGEST_PATCH and not self._snapshot_due:
-            applied = await self._agents.patch(node, sent := patch, self._settle_ms)
-            log.debug("node=%s sent=patch base=%d changes=%d", self._name, patch.base, size(patch))
+        settle_ms = round(self._settle_seconds * 1000)
+        if (sent_patch := call.patch) is not None:
+            sent, applied = sent_patch, await self._agents.patch(call.node, sent_patch, settle_ms)
         else:
-            sent = await self._store.snapshot(self._name)
-            if compared.is_said:
-                sent = replace(sent, replaces=self._holds)
-            applied = await self._agents.snapshot(node, sent, self._settle_ms)
-            counts = len(sent.servers), len(sent.accounts)
-            log.info("node=%s sent=snapshot revision=%d servers=%d accounts=%d", self._name, sent.revision, *counts)
-        self._snapshot_due = False
-        self._sent_at = _now()
-        if isinstance(sent, Snapshot) or size(sent) > 1:
-            self._breath = min((_now() - began) / 10, LONGEST_BREATH)
-        self._take(applied, sent)
-        # How many accounts it holds is in its status; here it is enough that it is not nothing.
-        return Held(applied.epoch, applied.revision, applied.origin, accounts=1)
-
-    def _take(self, applied: Applied, sent: Patch | Snapshot) -> None:
-        """Notes the answer to what was sent, and releases who waited for it, now or in a moment.
-
-        The agent may hold more than we sent (from another gateway); the outcome is only about what we sent.
-        """
-        for failure in applied.failures:
-            log.warning(
-                "node=%s event=failed subject=%s reason=%r", self._name, failure.subject or "node", failure.reason
-            )
-        if applied.outcome != "pending":
-            self._shown = sent.revision
-        if self.status is not None:
-            self.status = replace(
-                self.status,
-                epoch=applied.epoch,
-                revision=applied.revision,
-                applied_revision=self._shown,
-                needs_snapshot=False,
-                failures=standing(self._failures, sent, applied),
-            )
-        if self.behind and self._awake.is_set():  # they are told when the next call is on its way, see `_send`
-            asyncio.get_running_loop().call_later(LONGEST_HOLD, self._release)
-        else:
-            self._release()
-
-    # -- trouble -------------------------------------------------------------------------------------------------
-
-    def _is_new_trouble(self, trouble: str) -> bool:
-        self._trouble, before = trouble, self._trouble
-        return trouble != before
-
-    def _unreachable(self, reason: str) -> None:
-        if self._holds is None:
-            self.status, self._away = None, True
-            if self._is_new_trouble(AWAY):
-                log.warning("node=%s event=away reason=%r", self._name, reason)
-        elif not self._trouble:
-            self._trouble = UNSENT
-        else:
-            self._not_taken("not-taken", reason)
-
-    def _contested(self, reason: str) -> None:
-        self._holds = None
-        self._not_taken("contested", reason)
-
-    def _refused(self, reason: str) -> None:
-        self._snapshot_due = True
-        self._not_taken("refused", f"{reason}; everything is sent anew")
-
-    def _not_taken(self, event: str, reason: str) -> None:
-        if self.status is not None:
-            self.status = replace(self.status, problem=reason)
-        if self._is_new_trouble(reason):
-            log.error("node=%s event=%s reason=%r", self._name, event, reason)
+            sent = replace(await self._store.snapshot(self._name), replaces=call.replaces)
+            applied = await self._agents.snapshot(call.node, sent, settle_ms)
+        return partial(decision.answered, at=_now(), call=call, sent=sent, applied=applied)
 
 
 def _now() -> float:

@@ -67,11 +67,13 @@ def migrated_sqlite(path: Path) -> str:
 
 
 @asynccontextmanager
-async def running_product(url: str, *, account_limit: int = 0, settle_seconds: float = 5.0) -> AsyncIterator[Product]:
+async def running_product(
+    url: str, *, account_limit: int = 0, settle_seconds: float = 5.0, poll_seconds: float = 0.2
+) -> AsyncIterator[Product]:
     """With one node, NODE, whose clients reach it at vpn.example.com."""
     store, agents = await open_store(url, KEY), FakeAgents()
     await direct.add_node(store, NODE, "unix:/run/agent.sock", "vpn.example.com")
-    sync = Sync(store, agents, settle_seconds, poll_seconds=0.2)
+    sync = Sync(store, agents, settle_seconds, poll_seconds)
     collect, creation = Collect(store, agents), Creation(store, account_limit)
     product = Product(
         store=store,

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from gateway.agents import StaleAgent
-from gateway.errors import AgentUnreachable, NotFound
+from gateway.errors import NotFound
 from gateway.model import AccountEdit, Applied, Failure, Held, NewAccount, Origin, Patch, ServerValues
 from gateway.store import Store, open_store
 from gateway.sync import Sync
@@ -85,6 +85,7 @@ async def test_the_next_call_leaves_before_those_are_told_whom_the_last_one_answ
     real = agent.patch
 
     async def watched(patch: Patch, settle_ms: int) -> Applied:
+        await asyncio.sleep(0)  # as gRPC does: what it sends leaves a turn of the loop later
         course.append(f"sent {patch.put_accounts[0].name}")
         answer = await real(patch, settle_ms)
         course.append(f"answered {patch.put_accounts[0].name}")
@@ -124,26 +125,6 @@ async def test_who_was_answered_is_told_whatever_becomes_of_the_next_call(
     second.cancel()
 
 
-async def test_one_patch_is_in_flight_at_a_time(product: Product) -> None:
-    agent = await with_server(product)
-    together = most = 0
-    real = agent.patch
-
-    async def watched(*arguments: object) -> object:
-        nonlocal together, most
-        together += 1
-        most = max(most, together)
-        try:
-            await asyncio.sleep(0.02)
-            return await real(*arguments)  # type: ignore[arg-type]
-        finally:
-            together -= 1
-
-    agent.patch = watched  # type: ignore[method-assign, assignment]
-    await asyncio.gather(*(create(product, number) for number in range(1, 9)))
-    assert most == 1
-
-
 async def test_a_change_while_the_agent_is_away_is_pending_and_arrives_when_it_is_back(
     database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -156,27 +137,14 @@ async def test_a_change_while_the_agent_is_away_is_pending_and_arrives_when_it_i
         assert 0.25 < time.monotonic() - started < 1.0
         assert product.sync.pending() == [NODE]
         assert product.sync.statuses() == {NODE: None}
-        await asyncio.sleep(0.5)
         agent.away = False
         await until(lambda: len(agent.accounts) == 1)
         await until(lambda: product.sync.pending() == [])
         assert product.sync.statuses()[NODE] is not None
         await until(lambda: "event=back" in caplog.text)
-        await asyncio.sleep(0.5)
     said = [record.message for record in caplog.records if "event=" in record.message]
     assert [line for line in said if "event=away" in line] == [f"node={NODE} event=away reason='away'"]
     assert len([line for line in said if "event=back" in line]) == 1
-
-
-async def test_an_agent_that_is_away_is_not_called_more_often_when_many_changes_come(database: str) -> None:
-    async with running_product(database, settle_seconds=0.2) as product:
-        agent = await with_server(product)
-        agent.away = True
-        await create(product)
-        before = len(agent.calls)
-        for number in range(1, 11):
-            await asyncio.gather(create(product, number), create(product, number + 100))
-        assert len(agent.calls) - before <= 12  # 2 s and a pause of at least 0.25 s, but for its spread
 
 
 async def test_a_lost_answer_is_no_lost_change(product: Product) -> None:
@@ -199,10 +167,9 @@ async def test_an_agent_with_a_new_state_file_gets_a_snapshot(product: Product) 
 
 async def test_a_patch_to_an_agent_that_lost_its_state_becomes_a_snapshot_at_once(database: str) -> None:
     """Nothing was polled in between: the patch itself is refused as stale."""
-    async with running_product(database) as product:
+    async with running_product(database, poll_seconds=60) as product:
         agent = await with_server(product)
         await create(product)
-        product.sync._loops[NODE]._status_due = float("inf")
         agent.lose_state()
         assert await create(product) == ""
         assert len(agent.accounts) == 2
@@ -322,15 +289,6 @@ async def test_two_gateways_may_sync_one_agent(product: Product, database: str) 
     await until_acknowledged(product.store, agent)
 
 
-async def test_a_slow_kernel_is_waited_for_by_polling(database: str) -> None:
-    async with running_product(database, settle_seconds=0.2) as product:
-        agent = await with_server(product)
-        agent.slow = 0.3
-        assert await create(product) == NODE
-        assert product.sync.pending() == [NODE]
-        await until(lambda: product.sync.pending() == [])
-
-
 async def test_a_waiter_that_comes_while_the_kernel_is_slow_is_released_in_time(product: Product) -> None:
     agent = await with_server(product)
     real = agent.patch
@@ -398,32 +356,6 @@ async def test_a_patch_that_is_refused_as_wrong_is_followed_by_a_snapshot(
     assert len([record for record in caplog.records if "event=refused" in record.message]) == 1
 
 
-async def test_an_agent_that_answers_but_cannot_take_anything_is_a_problem_and_not_away(
-    database: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, logger="gateway.sync")
-    async with running_product(database, settle_seconds=0.3) as product:
-        agent = await with_server(product)
-        real = agent.patch
-
-        async def full(*_: object) -> object:
-            raise AgentUnreachable("its disk is full")
-
-        agent.patch = full  # type: ignore[method-assign, assignment]
-        assert await create(product) == NODE
-        await asyncio.sleep(1.0)
-        status = product.sync.statuses()[NODE]
-        assert status is not None
-        assert status.problem == "its disk is full"
-        assert product.sync.pending() == [NODE]
-        agent.patch = real  # type: ignore[method-assign]
-        await until(lambda: product.sync.pending() == [])
-    said = [
-        record.message for record in caplog.records if record.levelno >= logging.WARNING or "back" in record.message
-    ]
-    assert said == [f"node={NODE} event=not-taken reason='its disk is full'"]
-
-
 async def test_an_edit_that_changes_nothing_waits_for_nobody(product: Product) -> None:
     agent = await with_server(product)
     await create(product, 1)
@@ -489,17 +421,17 @@ async def test_a_node_that_does_not_exist_is_pending_at_the_deadline(database: s
 
 
 async def test_waiters_that_give_up_leave_nothing_behind(database: str) -> None:
+    """A node that was removed is kept for as long as somebody waits for it."""
     async with running_product(database, settle_seconds=0.1) as product:
-        agent = await with_server(product)
-        agent.away = True
+        product.agents[NODE].away = True
         assert set(await asyncio.gather(*(product.sync.settled(NODE, 99) for _ in range(50)))) == {"pending"}
-        assert not product.sync._loops[NODE].waited_for
         task = asyncio.create_task(product.sync.settled(NODE, 99))
         await asyncio.sleep(0.02)
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        assert not product.sync._loops[NODE].waited_for
+        await product.store.remove_node(NODE)
+        await until(lambda: product.sync.statuses() == {})
 
 
 async def test_a_quiet_node_is_only_asked_for_its_status(product: Product) -> None:
@@ -509,11 +441,3 @@ async def test_a_quiet_node_is_only_asked_for_its_status(product: Product) -> No
     await asyncio.sleep(0.7)
     assert set(agent.calls) == {"status"}
     assert 2 <= len(agent.calls) <= 6
-
-
-async def test_a_very_large_patch_goes_as_a_snapshot(product: Product, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = await with_server(product)
-    monkeypatch.setattr("gateway.sync.LARGEST_PATCH", 0)
-    assert await create(product) == ""
-    assert len(agent.snapshots) == 2
-    assert agent.snapshots[-1] == replace(agent.snapshots[-1], revision=agent.revision)
