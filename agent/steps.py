@@ -165,7 +165,7 @@ class Pass:
             # The rules of a disabled heir's address only go: they are counted to their end for the former owner.
             begun = {a: owner for a, owner in heirs.items() if a not in marks.remove}
             anew = self._wanted_marks(a for a in begun if a in standing)
-            self._write(MARKS, Diff(change=self._usage.start(anew, anew=True, zero=True)))
+            self._write(MARKS, Diff(change=self._usage.start(anew, anew=True)))
             self._usage.restarted({a: owner for a, owner in begun.items() if owner not in self._failed_owners})
         self._usage.expect({a: mark.owner for a, mark in marks.add.items()})
         again = [a for a in self._usage.foreign(standing) if a not in heirs and a not in marks.remove]

@@ -229,19 +229,18 @@ class Usage:
         return [a for a, one in standing.items() if a in baselines and one.made < baselines[a].since]
 
     def start(
-        self, marks: Mapping[IPv4Address, Mark], *, anew: bool = False, zero: bool = False, whoever: bool = False
+        self, marks: Mapping[IPv4Address, Mark], *, anew: bool = False, whoever: bool = False
     ) -> dict[IPv4Address, Mark]:
         """The same marks with what their rules shall start from, and what the table shall say of itself afterwards.
 
-        That is how far the address has been counted for the mark's owner; `zero`: nothing; `whoever`: for whomever it
-        was counted. `anew`: rules that exist are replaced.
+        That is how far the address has been counted for the mark's owner, nothing for an heir; `whoever`: for whomever
+        it was counted. `anew`: rules that exist are replaced.
         """
         after = ANY_STAMP if self._is_whole else self._stamp
         started = {}
         for address, mark in marks.items():
             base = self._baselines.get(address)
-            is_known = base is not None and not zero and (whoever or base.owner == mark.owner)
-            counters = base.counters if base and is_known else NO_COUNTERS
+            counters = base.counters if base and (whoever or base.owner == mark.owner) else NO_COUNTERS
             started[address] = replace(mark, counters=counters, restart=anew, at=self._revision, after=after)
         return started
 

@@ -121,3 +121,27 @@ def test_switched_off_is_the_same_state_but_for_those() -> None:
         state.by_key,
     )
     assert state.accounts[2].enabled and state.without([]) is state.without([99]) is state
+
+
+@pytest.mark.parametrize(
+    ("patch", "said"),
+    [
+        (Patch("other", 1, 2), f"this agent's epoch is {EPOCH}, the patch is for other"),
+        (Patch(EPOCH, 7, 8), "this agent holds revision 1, the patch starts at 7"),
+        (Patch(EPOCH, 1, 2, put_accounts=(account(9, address=account(2).address),)), "account a9: address"),
+        (Patch(EPOCH, 1, 2, put_accounts=(account(9, mark=100),)), "account a9: mark"),
+        (Patch(EPOCH, 1, 2, put_accounts=(account(9, public_key=key(2)),)), "account a9: public_key"),
+        (
+            Patch(EPOCH, 1, 2, put_accounts=(account(9, server="s7"),)),
+            "a9: server: there is no server 's7' here",
+        ),
+        (Patch(EPOCH, 1, 2, (server(2, interface="wg1"),)), "server s2: interface: wg1 is server s1's already"),
+        (Patch(EPOCH, 1, 2, (server(2, listen_port=51821),)), "server s2: listen_port: 51821 is server s1's already"),
+        (Patch(EPOCH, 1, 2, time_zone="Mars/Base"), "time_zone: 'Mars/Base' is not an IANA time zone"),
+    ],
+)
+def test_what_cannot_be_says_which_field_and_why(patch: Patch, said: str) -> None:
+    state = Desired.of(EPOCH, Snapshot(1, (server(),), (account(2),)))
+    with pytest.raises((StaleRevision, InvalidValue)) as error:
+        state.patched(patch)
+    assert said in str(error.value)

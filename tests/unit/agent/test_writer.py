@@ -15,7 +15,7 @@ import pytest
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import KernelError, StoreError
 from agent.model import minor
-from agent.objects import Diff
+from agent.objects import Diff, Scope
 from agent.parts import LINKS, PARTS
 from agent.report import Report
 from agent.usage import Usage, Used
@@ -549,6 +549,43 @@ def test_an_uplink_that_is_gone_comes_back_closed_until_its_classes_are_there(
     written = box.full()
     assert written.index("add classes eth0 100") < written.index("change forwarding wg1")
     assert box.is_right()
+
+
+def test_what_the_node_itself_could_not_do_is_the_node_s_failure(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[bool] = []
+
+    def refuse(serves: bool) -> KernelError:
+        served.append(serves)
+        return KernelError("no answers")
+
+    def forget(addresses: object) -> None:
+        if addresses:
+            raise KernelError("no conntrack")
+
+    box.change(account(2))
+    monkeypatch.setattr(box.kernel, "forget_connections", forget)
+    box.change(remove=(2,))
+    assert [(f.account_id, f.subject, f.reason) for f in box.report.failures.values()] == [(0, "", "no conntrack")]
+    monkeypatch.setattr(box.kernel, "keep_answers", refuse)
+    box.full()
+    assert [(f.account_id, f.subject, f.reason) for f in box.report.failures.values()] == [(0, "", "no answers")]
+    box.desired = Desired.of(EPOCH, Snapshot(9, (), ()))
+    box.full()
+    assert served == [True, False]
+
+
+def test_whoever_looks_around_is_told_where_we_are(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    scopes: list[Scope] = []
+
+    def look(scope: Scope) -> tuple[str, ...]:
+        scopes.append(scope)
+        return ()
+
+    monkeypatch.setattr(box.kernel, "warnings", look)
+    monkeypatch.setattr(box.kernel, "problem", lambda scope: "".join(look(scope)))
+    monkeypatch.setattr(box.kernel, "tunnel_mtu", lambda uplink: {"eth0": 1337}[uplink])
+    box.full()
+    assert scopes == [Scope(frozenset({"wg1"}), "eth0")] * 2 and box.kernel.links.held["wg1"].mtu == 1337
 
 
 def test_a_full_disk_is_told_after_customers_are_back(box: Box) -> None:
