@@ -24,7 +24,7 @@ from typing import Any
 
 import h11
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gateway.http.admission import PLACE, Admission, Network, Place
@@ -89,7 +89,7 @@ class BoundedProtocol(H11Protocol):
     # -- what the client sends --
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing() or self._is_leftover():
+        if self.transport.is_closing():
             return
         super().data_received(data)
         owes = self._owes()
@@ -98,12 +98,6 @@ class BoundedProtocol(H11Protocol):
         elif owes == BODY and self._is_chunked() and data.count(b"\r\n") * CRUMB_BYTES > len(data) > CRUMB_BYTES**2:
             self._refuse(HTTPStatus.BAD_REQUEST, "The request's body comes in crumbs")
         self._time_sending()
-
-    def _is_leftover(self) -> bool:
-        """Part of a chunked body that nobody reads, for its request is answered: taking it apart would cost us, not
-        him. The time for a body ends the connection; one whose length is told costs nothing, and keeps it."""
-        answered = self.cycle is not None and self.cycle.response_complete
-        return bool(answered and self._owes() == BODY and self._is_chunked())
 
     def _is_chunked(self) -> bool:
         return any(name == b"transfer-encoding" for name, _ in self.headers or ())
@@ -271,6 +265,27 @@ def _only_sound(app: ASGIApp) -> ASGIApp:
                 await send({"type": "http.response.start", "status": 400, "headers": headers})
                 await send({"type": "http.response.body", "body": body})
                 return
+            if b"transfer-encoding" in names:
+                receive, send = _ending_unread(receive, send)
         await app(scope, receive, send)
 
     return sound
+
+
+def _ending_unread(receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """For a chunked body: an answer before it was read ends the connection, and says so. To take the rest apart would
+    cost us, not him, and a proxy must not send somebody else's request after it."""
+    is_read = False
+
+    async def reading() -> Message:
+        nonlocal is_read
+        message = await receive()
+        is_read = is_read or not message.get("more_body", False)
+        return message
+
+    async def answering(message: Message) -> None:
+        if message["type"] == "http.response.start" and not is_read:
+            message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+        await send(message)
+
+    return reading, answering

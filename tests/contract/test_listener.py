@@ -341,6 +341,30 @@ async def test_who_sends_crumbs_keeps_nobody_waiting(anyio_backend: str, start: 
     assert longest < 0.25, f"the loop stood still for {longest:.3f} s"
 
 
+@pytest.mark.parametrize("rest", [b"", b"1\r\na\r\n0\r\n\r\n"], ids=["the rest is on its way", "it has come"])
+async def test_a_connection_ends_with_the_answer_to_a_chunked_body_that_nobody_has_read(
+    anyio_backend: str, rest: bytes
+) -> None:
+    """And says so: a proxy must not send somebody else's request after the rest of that body."""
+    async with listening() as connect:
+        reader, writer = await connect()
+        writer.write(CHUNKED.replace(b"/ ", b"/early ") + rest)
+        status, headers, _ = await answer_of(reader)
+        assert (status, headers["connection"]) == (200, "close")
+        async with asyncio.timeout(1):
+            assert await reader.read() == b""
+
+
+async def test_a_chunked_body_that_was_read_keeps_the_connection(anyio_backend: str) -> None:
+    async with listening() as connect:
+        reader, writer = await connect()
+        for _ in range(2):
+            writer.write(CHUNKED)
+            writer.write(b"3\r\nabc\r\n0\r\n\r\n")
+            status, headers, body = await answer_of(reader)
+            assert (status, body) == (200, b"3") and "connection" not in headers
+
+
 async def test_who_is_refused_in_the_middle_of_a_large_body_hears_why(anyio_backend: str) -> None:
     async with listening() as connect:
         reader, writer = await connect()
