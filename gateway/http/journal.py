@@ -77,10 +77,12 @@ class Journal:
             self._write(scope, note, status or GONE_AWAY, time.perf_counter() - started)
 
     def _write(self, scope: Scope, note: Note, status: int, seconds: float) -> None:
+        if note.silent:
+            return
         caller = caller_of(scope, self._settings.trusted_proxies)
         asked = f"path={self._template(scope)} status={status}"
         is_open = not (note.key or note.refusal or note.outcome == SUCCESS)  # whoever likes can do that without end
-        if note.silent or (is_open and not self._strangers.is_first(f"{asked} client={caller.network}")):
+        if is_open and not self._strangers.is_first(f"{asked} client={caller.network}"):
             return
         event = "refused" if note.refusal else "change" if note.is_change else "request"
         log.log(

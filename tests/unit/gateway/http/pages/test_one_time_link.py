@@ -17,6 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from gateway.errors import DatabaseUnavailable
 from gateway.http.app import HttpSettings, build_app
 from gateway.http.pages.one_time_link import file_name
+from gateway.one_time_links import LEASE_SECONDS
 from gateway.store.tables import one_time_links
 from tests.unit.gateway.http.conftest import Api
 
@@ -132,6 +133,34 @@ async def test_who_hangs_up_before_the_page_was_sent_burns_nothing(api: Api, cap
     opened = await api.http.post(path)
     assert opened.status_code == 200 and "PrivateKey" in opened.text
     assert (await api.http.post(path)).status_code == 404
+
+
+@pytest.mark.parametrize("somebody_came", [True, False])
+async def test_a_page_that_waited_for_room_until_its_lease_was_over_is_not_shown(
+    api: Api, monkeypatch: pytest.MonkeyPatch, somebody_came: bool
+) -> None:
+    path, links = await new_link(api), api.product.one_time_links
+    waits, room, sent = asyncio.Event(), asyncio.Event(), list[Message]()
+
+    async def full(message: Message) -> None:
+        sent.append(message)
+        waits.set()
+        await room.wait()
+
+    async def there() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    first = asyncio.create_task(pressed(api, path, there, full))
+    await asyncio.wait_for(waits.wait(), 5)
+    later = links._now() + LEASE_SECONDS
+    monkeypatch.setattr(links, "_now", lambda: later)
+    if somebody_came:
+        assert "PrivateKey" in (await api.http.post(path)).text
+    room.set()
+    await asyncio.wait_for(first, 5)
+    assert [message["type"] for message in sent] == ["http.response.start"]
+    assert ("PrivateKey" in (await api.http.post(path)).text) is not somebody_came
 
 
 async def test_link_that_could_not_be_shown_stays(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
