@@ -105,10 +105,12 @@ class Reconciler:
         return self._desired
 
     def status(self) -> Status:
-        desired = self._desired
+        desired, applied = self._desired, self._status.applied_revision
+        revision = desired.revision if desired else 0
         return replace(
             self._status,
-            revision=desired.revision if desired else 0,
+            revision=revision,
+            applied_revision=applied if applied <= revision else 0,  # more than it holds: of a state that is gone
             needs_snapshot=desired is None,
             failures=tuple(self._failures.values()),
             problem="; ".join(dict.fromkeys(filter(None, (self._status.problem, *self._missed.values())))),

@@ -229,6 +229,11 @@ class World:
             setattr(self.agent, name, copy(getattr(backup, name)))
         self._show()
 
+    def another_agent(self, whose: Origin, revision: int) -> None:
+        """What it holds it shows; nothing of ours has ever been seen there."""
+        self.agent.origin, self.agent.revision = whose, revision
+        self.shows = (self.agent.epoch, revision)
+
     # -- calls ---------------------------------------------------------------------------------------------------
 
     def made(self, call: Call) -> Callable[[State], Step]:

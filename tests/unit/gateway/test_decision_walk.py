@@ -88,8 +88,7 @@ class Walk(RuleBasedStateMachine):
 
     @rule(revision=st.integers(0, 5))
     def another_agent_answers_there(self, revision: int) -> None:
-        self.world.agent.origin = Origin("theirs", 5, NODE)
-        self.world.agent.revision = revision
+        self.world.another_agent(Origin("theirs", 5, NODE), revision)
 
     @precondition(lambda self: len(self.world.gateways) == 1)
     @rule()
