@@ -5,6 +5,7 @@ AgentError
 ├── InvalidValue         a value from the gateway that cannot be right; nothing was changed
 ├── StaleRevision        a patch that does not start where this agent is: send a snapshot
 ├── NotFound             no such account or server on this node
+├── IdentityError        the node's certificate, or its key, is not one to go on with
 ├── StoreError           the state file cannot be read or written
 │   └── BrokenStore      it is damaged: it has to be put aside
 └── KernelError          Linux refused something; says what, and whether a retry may help
@@ -44,6 +45,10 @@ class StaleRevision(AgentError):
 
 class NotFound(AgentError):
     """No such account or server on this node."""
+
+
+class IdentityError(AgentError):
+    """This node's certificate, its key or its authorities are not such that gateways could accept them."""
 
 
 class StoreError(AgentError):

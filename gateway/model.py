@@ -37,13 +37,19 @@ class Node:
 
     id: int
     name: str
-    target: str  # gRPC address: "unix:/run/wirelane/agent.sock"
+    target: str  # gRPC address: "unix:/run/wirelane/agent.sock", or "host:port" of an agent on another host
     revision: int = 0
     epoch: str = ""  # "" = unknown: a snapshot is due
     acknowledged: int = 0
     endpoint: str = ""  # where clients reach it, IP or domain; the default for its servers
     tunnel_mtu: int = 0  # as its agent last said; 0 = never
     replaces: str = ""  # what an operator said that it may take the place of: see gateway/origin.py
+    tls_name: str = ""  # of its certificate, of its last enrolment; "" = it was never enrolled
+
+    @property
+    def is_local(self) -> bool:
+        """Reached through a socket of this host, where no identity is needed."""
+        return self.target.startswith("unix:")
 
 
 @dataclass(frozen=True, slots=True)

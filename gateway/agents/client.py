@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 
 from gateway.agents import codec
+from gateway.endpoint import is_right
 from gateway.errors import AgentUnreachable, ConfigError
 from gateway.model import (
     AgentStatus,
@@ -73,13 +74,23 @@ def checked_target(target: str) -> str:
     """A gRPC target that this version can reach. Raises ConfigError, which names the cure."""
     path = target.removeprefix("unix:")
     if path == target:
-        raise ConfigError(
-            [f"target {target!r} must be unix:/path/of/the/agent.sock: agents over TCP are not supported yet"]
-        )
+        return _checked_address(target)
     if not path.startswith("/") or path.startswith("//") or path.endswith("/"):
         raise ConfigError([f"target {target!r} must name an absolute path: unix:/run/wirelane-agent/agent.sock"])
     if len(path.encode()) > MAX_SOCKET_PATH or "\0" in path:
         raise ConfigError([f"target {target!r} is too long: Linux allows {MAX_SOCKET_PATH} bytes in a socket's path"])
+    return target
+
+
+def _checked_address(target: str) -> str:
+    host, _, port = target.rpartition(":")
+    if not is_right(host) or not (port.isascii() and port.isdecimal()) or not 1 <= int(port) <= 65535:
+        raise ConfigError(
+            [
+                f"target {target!r} must be unix:/path/of/the/agent.sock, or host:port of an agent on another host, "
+                "such as 198.51.100.11:7443"
+            ]
+        )
     return target
 
 
@@ -182,6 +193,8 @@ class Agents:
     async def _stub(self, node: Node) -> AgentAsyncStub:
         line = self._lines.get(node.target)
         if line is None:
+            if not node.is_local:
+                raise AgentUnreachable(f"node {node.name}: agents on other hosts are not called yet")
             channel = grpc.aio.insecure_channel(checked_target(node.target), options=CHANNEL_OPTIONS)
             line = self._lines[node.target] = _Line(channel, AgentStub(channel))
         if line.channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:

@@ -21,7 +21,7 @@ from gateway.errors import Conflict, InvalidValue, NotFound
 from gateway.model import Held, Node
 from gateway.origin import word
 from gateway.store import ranges
-from gateway.store.tables import cursors, epochs, nodes, revisions, servers, tombstones
+from gateway.store.tables import cursors, epochs, join_tokens, nodes, revisions, servers, tombstones
 from gateway.store.transaction import INSTALLATION, Transaction
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a DNS label: names of nodes become names of hosts
@@ -38,6 +38,7 @@ _columns = (
     nodes.c.endpoint,
     nodes.c.tunnel_mtu,
     nodes.c.replaces,
+    nodes.c.tls_name,
 )
 _by_name = select(*_columns).where(nodes.c.name == bindparam("node"))
 _lock = select(nodes.c.id).where(nodes.c.id == bindparam("node")).with_for_update()
@@ -153,6 +154,11 @@ async def note_tunnel_mtu(tx: Transaction, name: str, mtu: int) -> None:
     await tx.run(update(nodes).where(nodes.c.name == name).values(tunnel_mtu=mtu))
 
 
+async def name_certificate(tx: Transaction, node_id: int, tls_name: str) -> None:
+    """From now on its agent is who has a certificate of this name, and nobody else."""
+    await tx.run(update(nodes).where(nodes.c.id == node_id).values(tls_name=tls_name))
+
+
 async def remove(tx: Transaction, name: str) -> None:
     """Raises Conflict while it has servers."""
     await tx.lock(INSTALLATION)
@@ -161,7 +167,7 @@ async def remove(tx: Transaction, name: str) -> None:
     if row is not None and row[0]:
         raise Conflict(f"Node {name} cannot be removed: it has {row[0]} servers, delete them first")
     await ranges.clear(tx, ranges.marks_of(node.id))
-    for table in (tombstones, revisions, epochs, cursors):
+    for table in (tombstones, revisions, epochs, cursors, join_tokens):
         await tx.run(delete(table).where(table.c.node_id == node.id))
     await tx.run(delete(nodes).where(nodes.c.id == node.id))
 

@@ -59,7 +59,31 @@ nodes = Table(
     Column("horizon", BigInteger, nullable=False),
     Column("tunnel_mtu", Integer, nullable=False, server_default=text("0")),  # bytes, as its agent last said
     Column("replaces", Text, nullable=False, server_default=text("''")),  # an operator's word: see gateway/origin.py
+    Column("tls_name", Text, nullable=False, server_default=text("''")),  # "" = it was never enrolled
     sqlite_autoincrement=True,  # an id of a removed node is not used again
+)
+
+# Which authorities there are, key and certificate as one sealed text. One signs; the others are trusted besides.
+authorities = Table(
+    "authorities",
+    metadata,
+    Column("pin", Text, primary_key=True),  # SHA-256 of the public key, in hex
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("signs", Boolean, nullable=False),
+)
+
+# At most one for each node: by it a host may become that node, until it expires; with the key that used it, after that.
+join_tokens = Table(
+    "join_tokens",
+    metadata,
+    Column("node_id", Integer, ForeignKey("nodes.id"), primary_key=True, autoincrement=False),
+    Column("public", LargeBinary, nullable=False, unique=True),  # Ed25519; the other half is the token
+    Column("pin", Text, nullable=False),  # of the authority that the token names
+    Column("tls_name", Text, nullable=False),  # what the node will be called
+    Column("expires", BigInteger, nullable=False),
+    Column("proof", LargeBinary, nullable=False),  # that the gateway wrote this row
+    Column("used_by", LargeBinary),  # the public key that it is bound to; NULL = nobody has used it
 )
 
 servers = Table(

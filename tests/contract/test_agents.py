@@ -542,9 +542,27 @@ def test_an_agent_that_never_answers_costs_a_deadline_and_no_more(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "target", ["127.0.0.1:9000", "dns:agent.example:9000", "unix:agent.sock", "unix:", "unix:/", "unix:/" + "x" * 107]
+    "target",
+    [
+        *("unix:agent.sock", "unix:", "unix:/", "unix:/" + "x" * 107, "dns:agent.example:9000", "agent.example"),
+        *(
+            "198.51.100.11:0",
+            "198.51.100.11:65536",
+            "198.51.100.11:",
+            ":7443",
+            "http://198.51.100.11:7443",
+            "0.0.0.0:7443",
+        ),
+    ],
 )
 def test_a_target_that_cannot_be_reached_is_refused_with_the_cure(target: str) -> None:
     with pytest.raises(ConfigError) as caught:
         checked_target(target)
     assert "unix:/" in str(caught.value) or "too long" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "target", ["198.51.100.11:7443", "fra1.example.com:7443", "[2001:db8::1]:7443", "unix:/a.sock"]
+)
+def test_a_target_is_a_socket_or_an_address_with_a_port(target: str) -> None:
+    assert checked_target(target) == target

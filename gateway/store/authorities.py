@@ -1,0 +1,73 @@
+"""Rows of authorities: who signs certificates, and who else is trusted. Key and certificate are sealed together, so
+nobody who can only write to the database makes gateways or agents trust another one.
+
+Made at the first use, by one gateway: the others wait for its lock and find it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, select
+
+from gateway.authority import Authority, new_authority
+from gateway.model import Secret
+from gateway.store.tables import authorities as rows
+from gateway.store.transaction import INSTALLATION, Transaction
+
+_MARK = "-----BEGIN CERTIFICATE-----"
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """`signs`: who signs what is new. `others`: who is trusted besides, while one takes the place of another."""
+
+    signs: Authority
+    others: tuple[Authority, ...] = ()
+
+    @property
+    def certificates(self) -> tuple[bytes, ...]:
+        """PEM, of all of them."""
+        return (self.signs.certificate, *(other.certificate for other in self.others))
+
+    def of(self, pin: str) -> Authority | None:
+        return next((one for one in (self.signs, *self.others) if one.pin == pin), None)
+
+
+async def listed(tx: Transaction) -> Trust | None:
+    """None = there is none yet. Raises SealBroken."""
+    found = await tx.all(select(rows).order_by(rows.c.created, rows.c.pin))
+    signing = [row for row in found if row.signs]
+    if not signing:
+        return None
+    return Trust(_opened(tx, signing[-1]), tuple(_opened(tx, row) for row in found if row is not signing[-1]))
+
+
+async def ensured(tx: Transaction, now: datetime) -> Trust:
+    """Raises SealBroken."""
+    await tx.lock(INSTALLATION)
+    return await listed(tx) or await _begun(tx, now)
+
+
+async def _begun(tx: Transaction, now: datetime) -> Trust:
+    made = new_authority(now)
+    await add(tx, made, now, signs=True)
+    return Trust(made)
+
+
+async def add(tx: Transaction, authority: Authority, now: datetime, *, signs: bool) -> None:
+    text = authority.key.reveal() + authority.certificate.decode()
+    sealed = tx.seal.seal(text, _place(authority.pin))
+    values = {"pin": authority.pin, "sealed": sealed, "created": int(now.timestamp()), "signs": signs}
+    await tx.run(rows.insert().values(values))
+
+
+def _opened(tx: Transaction, row: Row[Any]) -> Authority:
+    key, mark, certificate = tx.seal.open(row.sealed, _place(row.pin)).partition(_MARK)
+    return Authority((mark + certificate).encode(), Secret(key))
+
+
+def _place(pin: str) -> str:
+    return f"authorities.sealed.{pin}"
