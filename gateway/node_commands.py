@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from gateway.agents import Agents, checked_target
 from gateway.agents.codec import objects_of
-from gateway.errors import AgentUnreachable
+from gateway.errors import AgentUnreachable, ConfigError
 from gateway.model import HeldObject, Node
 from gateway.progress import explain, plain, printed_table
 from gateway.store import Store, changes
@@ -56,6 +56,10 @@ def add_parsers(commands: Any, add: Callable[..., argparse.ArgumentParser], on_s
 
 async def node_add(store: Store, options: Options) -> None:
     name, target = options.name, checked_target(options.target)
+    if not target.startswith("unix:"):
+        raise ConfigError(
+            [f"target {target!r} must be unix:/path/of/the/agent.sock: agents elsewhere are not called yet"]
+        )
     await store.change(lambda tx: rows.add(tx, name, target, options.endpoint))
     explain(f"node {name} is added; running gateways call it within seconds")
 

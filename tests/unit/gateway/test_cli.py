@@ -209,7 +209,7 @@ def test_files_that_cannot_be_are_one_clear_line(ready: str, capfd: Captured, tm
 def test_a_target_over_tcp_is_refused_with_a_clear_sentence(ready: str, capfd: Captured) -> None:
     status, _, err = outcome(capfd, ready, "node", "add", "fra", "192.0.2.1:9000")
     assert status == 2
-    assert "agents over TCP are not supported yet" in err
+    assert "agents elsewhere are not called yet" in err
     assert outcome(capfd, ready, "node", "list")[1].count("\n") == 1
 
 
