@@ -1,4 +1,4 @@
-"""Command line of the gateway: serve, migrate, key add|list|revoke, node add|edit|list|remove|resync,
+"""Command line of the gateway: serve, migrate, key add|list|revoke, node add|edit|drain|undrain|list|remove|resync,
 account import|export, check.
 
 Exit status: 0 well; 1 something is wrong (and said on standard error); 2 the command line or configuration is.

@@ -85,12 +85,12 @@ class Accounts:
         except AgentUnreachable:
             raise NodeUnavailable(account.node) from None
 
-    async def traffic(self, name: str, year: int, month: int) -> Sequence[DayUsage]:
+    async def traffic(self, name: str, year: int, month: int) -> tuple[Account, Sequence[DayUsage]]:
         """Every day of the month, up to this moment; up to the last sample that we have while the agent is away."""
         account = await self.get(name)
         await self._collect.refresh(account.node, account.id, REFRESH_SECONDS)
         known = await self._store.read(lambda tx: usage_rows.month(tx, account.id, year, month))
-        return full_month(year, month, known)
+        return account, full_month(year, month, known)
 
     # -- changing -------------------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ class Accounts:
     async def _settle(self, value: T, kept: KeptAccount) -> Accepted[T]:
         node = kept.account.node
         outcome = await self._sync.settled(node, kept.revision, (kept.account.id, kept.account.server))
-        return Accepted(value, "" if outcome == "applied" else node)
+        return Accepted(value, node, "" if outcome == "applied" else node)
 
 
 def _found(kept: KeptAccount | None) -> KeptAccount:

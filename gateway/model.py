@@ -45,6 +45,7 @@ class Node:
     tunnel_mtu: int = 0  # as its agent last said; 0 = never
     replaces: str = ""  # what an operator said that it may take the place of: see gateway/origin.py
     tls_name: str = ""  # of its certificate, of its last enrolment; "" = it was never enrolled
+    drained: bool = False  # it takes no new servers
 
     @property
     def is_local(self) -> bool:
@@ -195,14 +196,21 @@ U = TypeVar("U")
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted(Generic[T]):
-    """An accepted change: what it made. `pending`: the node that has not applied it yet; "" = it has."""
+class Placed(Generic[T]):
+    """What is told of one server or account. `node`: where that lives."""
 
     value: T
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted(Placed[T]):
+    """An accepted change: what it made. `pending`: the node that has not applied it yet; "" = it has."""
+
     pending: str = ""
 
     def told(self, tell: Callable[[T], U]) -> Accepted[U]:
-        return Accepted(tell(self.value), self.pending)
+        return Accepted(tell(self.value), self.node, self.pending)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`wirelane-gateway node add|edit|list|remove|resync`: the hosts with an agent. Called by the command line.
+"""`wirelane-gateway node add|edit|drain|undrain|list|remove|resync`: the hosts with an agent. For the command line.
 
 `list` and `resync` ask the agents themselves: what a node holds is theirs to say, and no other process is needed to
 hear it. Only tables and differences go to standard output.
@@ -36,6 +36,10 @@ def add_parsers(commands: Any, add: Callable[..., argparse.ArgumentParser], on_s
     command.add_argument("name", metavar="NAME")
     command.add_argument("--target", metavar="TARGET", help="where its agent listens: unix:/path/to/agent.sock")
     command.add_argument("--endpoint", metavar="ADDRESS", help='where clients reach it; "" clears')
+    command = add(nodes, "drain", on_store(node_drain), "Put no new servers on a node; what it has stays.")
+    command.add_argument("name", metavar="NAME")
+    command = add(nodes, "undrain", on_store(node_undrain), "Let a node take new servers again.")
+    command.add_argument("name", metavar="NAME")
     add(nodes, "list", on_store(node_list), "List the nodes, and how each does.")
     command = add(nodes, "remove", on_store(node_remove), "Forget a node that has no servers.")
     command.add_argument("name", metavar="NAME")
@@ -69,12 +73,22 @@ async def node_edit(store: Store, options: Options) -> None:
     await store.change(lambda tx: rows.edit(tx, options.name, target, options.endpoint))
 
 
+async def node_drain(store: Store, options: Options) -> None:
+    await store.change(lambda tx: rows.drain(tx, options.name, True))
+    explain(f"node {options.name} takes no new servers; those that it has go on, and take accounts")
+
+
+async def node_undrain(store: Store, options: Options) -> None:
+    await store.change(lambda tx: rows.drain(tx, options.name, False))
+
+
 async def node_list(store: Store, options: Options) -> None:
     nodes = await store.read(rows.listed)
     states = await _with_agents(lambda agents: asyncio.gather(*(_state(store, agents, node) for node in nodes)))
+    drained = [" (drained)" if node.drained else "" for node in nodes]
     lines = [
-        (n.name, n.target, str(n.revision), str(n.acknowledged), n.epoch or "-", n.endpoint or "-", state)
-        for n, state in zip(nodes, states, strict=True)
+        (n.name, n.target, str(n.revision), str(n.acknowledged), n.epoch or "-", n.endpoint or "-", state + suffix)
+        for n, state, suffix in zip(nodes, states, drained, strict=True)
     ]
     printed_table(TITLES, lines)
 

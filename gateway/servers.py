@@ -24,6 +24,7 @@ from gateway.endpoint import RIGHT, is_right
 from gateway.errors import AgentUnreachable, Conflict, InvalidValue, NotFound
 from gateway.keypair import WRONG_KEYS, KeyPair, checked_pair
 from gateway.model import Accepted, Account, Node, PeerState, Server, ServerValues
+from gateway.placement import node_for
 from gateway.store import Store, Transaction, ranges
 from gateway.store import accounts as account_rows
 from gateway.store import nodes as node_rows
@@ -88,17 +89,17 @@ class Servers:
     async def get(self, name: str) -> Server:
         return _found(await self._store.read(lambda tx: rows.find(tx, name))).server
 
-    async def accounts(self, name: str) -> Sequence[Account]:
+    async def accounts(self, name: str) -> tuple[Server, Sequence[Account]]:
         """Of one server, by name."""
         server = await self.get(name)
-        return await self._store.read(lambda tx: account_rows.listed(tx, server.id))
+        return server, await self._store.read(lambda tx: account_rows.listed(tx, server.id))
 
-    async def available_addresses(self, name: str) -> Sequence[IPv4Address]:
+    async def available_addresses(self, name: str) -> tuple[Server, Sequence[IPv4Address]]:
         """The free ones, ascending; the first MOST_ADDRESSES of a very large network."""
         server = await self.get(name)
         free = await self._store.read(lambda tx: ranges.free(tx, ranges.addresses_of(server.id)))
         numbers = (number for part in free for number in range(part.lo, part.hi + 1))
-        return [IPv4Address(number) for number in islice(numbers, MOST_ADDRESSES)]
+        return server, [IPv4Address(number) for number in islice(numbers, MOST_ADDRESSES)]
 
     async def endpoint(self, server: Server) -> str:
         """What its clients connect to: IP or domain. Raises InvalidValue where nobody ever said it."""
@@ -164,7 +165,7 @@ class Servers:
     async def _settle(self, value: T, kept: KeptServer, accounts: Collection[int] = ()) -> Accepted[T]:
         node = kept.server.node
         outcome = await self._sync.settled(node, kept.revision, {kept.server.name, *accounts})
-        return Accepted(value, "" if outcome == "applied" else node)
+        return Accepted(value, node, "" if outcome == "applied" else node)
 
     def _endpoint(self, server: Server, node: Node) -> str:
         external_ip = str(server.external_ip) if server.external_ip else ""
@@ -186,7 +187,7 @@ class Servers:
         await tx.lock(INSTALLATION)
         if is_gone():  # as in gateway/creation.py
             raise Conflict(GONE)
-        node = await _node_for(tx, values.node)
+        node = await node_for(tx, values.node, self._sync.absent())
         await node_rows.lock(tx, node.id)
         others = [kept.server for kept in await rows.listed(tx)]
         foreign = self._networks_of(node.name)
@@ -217,7 +218,7 @@ class Servers:
         kept = _found(await rows.find_locked(tx, name))
         old = kept.server
         if values.node is not None and values.node != old.node:
-            raise InvalidValue(f"Wrong node (the server is on node {old.node} and cannot be moved)")
+            raise InvalidValue(f"Wrong node (the server is on node {old.node}; an edit does not move it)")
         new = _with_keys(_with_values(old, values), values)
         if new == old:
             return kept
@@ -265,19 +266,6 @@ async def _set_bandwidth(tx: Transaction, name: str) -> tuple[KeptServer, set[in
     revision = await node_rows.next_revision(tx, kept.node_id)
     await rows.copy_limits(tx, kept.server, revision)
     return replace(kept, revision=revision), accounts
-
-
-async def _node_for(tx: Transaction, name: str | None) -> Node:
-    """The named one, else the one with the fewest accounts (the oldest of several)."""
-    nodes = {node.name: node for node in await node_rows.listed(tx)}
-    if not nodes:
-        raise Conflict("There is no node yet: register one with `wirelane-gateway node add`")
-    if name is None:
-        counts = await rows.accounts_by_node(tx)
-        name = min(counts, key=counts.__getitem__)
-    if name not in nodes:
-        raise InvalidValue(f"Wrong node (there is no node {name})")
-    return nodes[name]
 
 
 # -- values -------------------------------------------------------------------------------------------------------

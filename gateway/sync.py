@@ -102,6 +102,10 @@ class Sync:
         """What each agent last said of itself; None = it is away."""
         return {name: loop.state.status for name, loop in sorted(self._loops.items())}
 
+    def absent(self) -> set[str]:
+        """Names of the nodes that do not answer. A node that nobody has asked yet is not one of them."""
+        return {name for name, loop in self._loops.items() if loop.state.trouble.away}
+
     async def run(self) -> None:
         """Runs one loop task for each node, for ever. Nodes come and go at run time."""
         tasks: dict[str, asyncio.Task[None]] = {}

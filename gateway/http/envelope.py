@@ -29,9 +29,10 @@ from gateway.errors import (
     NotFound,
 )
 from gateway.http.note import escaped
-from gateway.model import Accepted
+from gateway.model import Accepted, Placed
 
 PENDING_HEADER = "X-Wirelane-Pending"
+NODE_HEADER = "X-Wirelane-Node"
 IGNORED_HEADER = "X-Wirelane-Ignored"
 MOST_IGNORED = 20  # names that are told
 # Answers hold private keys: no cache may keep them, no browser may take them for a page.
@@ -77,12 +78,13 @@ def internal_error() -> HttpError:
 
 
 def success(result: Any, ignored: Sequence[str] = ()) -> Response:
-    """`result`: what goes into `msg`, or an Accepted around it; then the node that is behind is named in a header.
-    `ignored`: names of fields that nobody knows, as they came."""
+    """`result`: what goes into `msg`, or a Placed around it, whose node is named in a header; of an Accepted, the node
+    that is behind too. `ignored`: names of fields that nobody knows, as they came."""
     headers = dict(HEADERS)
-    if isinstance(result, Accepted):
-        if result.pending:
-            headers[PENDING_HEADER] = result.pending
+    if isinstance(result, Accepted) and result.pending:
+        headers[PENDING_HEADER] = result.pending
+    if isinstance(result, Placed):
+        headers[NODE_HEADER] = result.node
         result = result.value
     if ignored:
         more = [f"and {len(ignored) - MOST_IGNORED} more"] if len(ignored) > MOST_IGNORED else []

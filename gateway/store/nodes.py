@@ -39,6 +39,7 @@ _columns = (
     nodes.c.tunnel_mtu,
     nodes.c.replaces,
     nodes.c.tls_name,
+    nodes.c.drained,
 )
 _by_name = select(*_columns).where(nodes.c.name == bindparam("node"))
 _lock = select(nodes.c.id).where(nodes.c.id == bindparam("node")).with_for_update()
@@ -147,6 +148,13 @@ async def edit(tx: Transaction, name: str, target: str | None = None, endpoint: 
     if values:
         await tx.run(update(nodes).where(nodes.c.id == node.id).values(**values))
     return await found(tx, name)
+
+
+async def drain(tx: Transaction, name: str, drained: bool) -> None:
+    """Whether it takes new servers. Raises NotFound."""
+    await tx.lock(INSTALLATION)
+    node = await found(tx, name)
+    await tx.run(update(nodes).where(nodes.c.id == node.id).values(drained=drained))
 
 
 async def note_tunnel_mtu(tx: Transaction, name: str, mtu: int) -> None:

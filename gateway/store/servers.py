@@ -184,15 +184,14 @@ async def account_count(tx: Transaction, server_id: int) -> int:
     return int(row[0]) if row is not None else 0
 
 
-async def accounts_by_node(tx: Transaction) -> dict[str, int]:
-    """How many accounts each node has, by its name, in the order of their ids."""
-    rows = await tx.all(
-        select(nodes.c.name, func.count(accounts.c.id))
-        .select_from(nodes.outerjoin(accounts, accounts.c.node_id == nodes.c.id))
-        .group_by(nodes.c.id, nodes.c.name)
-        .order_by(nodes.c.id)
-    )
-    return {row[0]: row[1] for row in rows}
+async def load_by_node(tx: Transaction) -> dict[str, tuple[int, int]]:
+    """How many accounts and servers each node has, by its name, in the order of their ids."""
+    counts = [
+        select(func.count()).select_from(table).where(table.c.node_id == nodes.c.id).scalar_subquery()
+        for table in (accounts, servers)
+    ]
+    rows = await tx.all(select(nodes.c.name, *counts).order_by(nodes.c.id))
+    return {row[0]: (row[1], row[2]) for row in rows}
 
 
 async def count(tx: Transaction) -> int:

@@ -23,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -60,6 +61,7 @@ nodes = Table(
     Column("tunnel_mtu", Integer, nullable=False, server_default=text("0")),  # bytes, as its agent last said
     Column("replaces", Text, nullable=False, server_default=text("''")),  # an operator's word: see gateway/origin.py
     Column("tls_name", Text, nullable=False, server_default=text("''")),  # "" = it was never enrolled
+    Column("drained", Boolean, nullable=False, server_default=false()),  # it takes no new servers
     sqlite_autoincrement=True,  # an id of a removed node is not used again
 )
 

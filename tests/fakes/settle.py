@@ -19,5 +19,8 @@ class InstantSync(Sync):
         self.waited.append((node, revision))
         return "pending" if node in self.away else "applied"
 
+    def absent(self) -> set[str]:
+        return self.away
+
     def statuses(self) -> dict[str, AgentStatus | None]:
         return {}

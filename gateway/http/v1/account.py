@@ -12,7 +12,7 @@ from gateway.http.configuration import config_picture, config_text, refuse_unrea
 from gateway.http.envelope import Encoded, encoded
 from gateway.http.v1 import objects
 from gateway.http.v1.calls import ROOT, TEXT, Asked, Call, Field, listing
-from gateway.model import Accepted, Account, LiveAccount, Look
+from gateway.model import Accepted, Account, LiveAccount, Look, Placed
 
 T = TypeVar("T")
 
@@ -33,10 +33,10 @@ async def _list(asked: Asked) -> Encoded:
     return Encoded(b"[%b]" % b",".join(pages))
 
 
-async def _detail(asked: Asked) -> dict[str, str]:
+async def _detail(asked: Asked) -> Placed[dict[str, str]]:
     account = await _account(asked)
     refuse_unreadable(account)
-    return objects.account_object(account)
+    return Placed(objects.account_object(account), account.node)
 
 
 async def _add(asked: Asked) -> Accepted[dict[str, str]]:
@@ -53,58 +53,61 @@ async def _delete(asked: Asked) -> Accepted[str]:
     return (await asked.services.accounts.delete(asked.name(MISSING))).told(lambda _: "success")
 
 
-async def _config_text(asked: Asked) -> str:
-    return await config_text(asked.services, asked.settings, await _account(asked))
+async def _config_text(asked: Asked) -> Placed[str]:
+    account = await _account(asked)
+    return Placed(await config_text(asked.services, asked.settings, account), account.node)
 
 
-async def _config_qr(asked: Asked) -> str:
-    return base64.b64encode(await config_picture(await _config_text(asked))).decode()
+async def _config_qr(asked: Asked) -> Placed[str]:
+    text = await _config_text(asked)
+    return Placed(base64.b64encode(await config_picture(text.value)).decode(), text.node)
 
 
-async def _ikev2_profile(asked: Asked) -> str:
+async def _ikev2_profile(asked: Asked) -> Placed[str]:
     account = await _account(asked)
     server = await asked.services.servers.get(account.server)
     if not server.ikev2 or not asked.services.authority:
         raise Conflict("IKEv2 is not enabled on this server")
     host = await asked.services.servers.endpoint(server)
-    return profile.ikev2_profile(account, host, asked.services.authority)
+    return Placed(profile.ikev2_profile(account, host, asked.services.authority), account.node)
 
 
-async def _one_time_link(asked: Asked) -> str:
+async def _one_time_link(asked: Asked) -> Placed[str]:
     if not asked.settings.public_url:
         raise Conflict(NO_PUBLIC_URL)
+    account = await _account(asked)
     if asked.is_head:  # who only looks makes none
-        await _account(asked)
-        return ""
-    key = await asked.services.one_time_links.create(asked.name(MISSING))
-    return f"{asked.settings.public_url.rstrip('/')}/otl/{key}"
+        return Placed("", account.node)
+    key = await asked.services.one_time_links.create(account.name)
+    return Placed(f"{asked.settings.public_url.rstrip('/')}/otl/{key}", account.node)
 
 
-async def _mangle_rules(asked: Asked) -> str:
+async def _mangle_rules(asked: Asked) -> Placed[str]:
     account, live = await _live(asked, Look.MARKS)
     if live.marks is None:
         raise _absent(account, "mangle rules")
-    return objects.mark_lines(account, live.marks)
+    return Placed(objects.mark_lines(account, live.marks), account.node)
 
 
-async def _traffic_control(asked: Asked) -> str:
+async def _traffic_control(asked: Asked) -> Placed[str]:
     account, live = await _live(asked, Look.CLASSES)
     sides = ((live.uplink, account.upload, live.upload_class), (live.interface, account.download, live.download_class))
     if account.enabled and any(rate and text is None for _, rate, text in sides):
         raise _absent(account, "traffic class")
     why_none = "unlimited" if account.enabled else "disabled"
-    return "".join(objects.class_lines(device, text, why_none) for device, _, text in sides)
+    return Placed("".join(objects.class_lines(device, text, why_none) for device, _, text in sides), account.node)
 
 
-async def _dump(asked: Asked) -> dict[str, str]:
+async def _dump(asked: Asked) -> Placed[dict[str, str]]:
     account, live = await _live(asked, Look.PEER)
-    return objects.dump_object(account, live.peer)
+    return Placed(objects.dump_object(account, live.peer), account.node)
 
 
-async def _traffic_statistics(asked: Asked) -> list[dict[str, Any]]:
+async def _traffic_statistics(asked: Asked) -> Placed[list[dict[str, Any]]]:
     name = asked.name(MISSING)
     year, month = await _parsed(asked, lambda: fields.month(asked.path["year"], asked.path["month"]))
-    return objects.day_objects(name, await asked.services.accounts.traffic(name, year, month))
+    account, days = await asked.services.accounts.traffic(name, year, month)
+    return Placed(objects.day_objects(name, days), account.node)
 
 
 async def _parsed(asked: Asked, parse: Callable[[], T]) -> T:

@@ -22,7 +22,7 @@ from gateway.http.path import Answer
 from gateway.http.services import HttpSettings, Services
 from gateway.http.v1.calls import ROOT, Asked, Call
 from gateway.http.v1.forms import Pairs, merged, read_form
-from gateway.model import Accepted
+from gateway.model import Accepted, Placed
 
 WITH_FIELDS = ("POST", "PUT")  # v1 clients send bodies with GET and DELETE too, which mean nothing
 
@@ -49,9 +49,9 @@ def answer_of(call: Call, services: Services, settings: HttpSettings) -> Answer:
             note.outcome = error.text
             raise
         note.outcome = SUCCESS
-        value = result
         if isinstance(result, Accepted):
-            note.pending, value = result.pending, result.value
+            note.pending = result.pending
+        value = result.value if isinstance(result, Placed) else result
         if call.method == "POST" and isinstance(value, dict):
             note.subject = _subject(call, str(value.get("name", "")))
         return envelope.success(result, _untold(unknown, [*pairs[1], *pairs[0]], value))

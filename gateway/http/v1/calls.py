@@ -1,6 +1,6 @@
 """What a call of the API is: one declaration from which its route and its page of the OpenAPI document are made.
 
-A call's `answer` is an async function of `Asked`; it returns what goes into `msg` (or an Accepted around it) and raises
+A call's `answer` is an async function of `Asked`; it returns what goes into `msg` (or a Placed around it) and raises
 ApiErrors. So the path groups beside this file know neither requests nor responses.
 """
 
@@ -60,6 +60,11 @@ class Call:
     msg: Schema  # JSON schema of a success's `msg`
     fields: tuple[Field, ...] = ()
     is_change: bool = False  # a GET that makes something
+
+    @property
+    def is_about_one(self) -> bool:
+        """Server or account; answers about several, or about the installation, name no node."""
+        return "{name}" in self.path or self.method == "POST"
 
 
 def record(properties: Mapping[str, Schema], sometimes: Mapping[str, Schema] = MappingProxyType({})) -> Schema:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from gateway.http.access import COOKIE, OPENAPI_PATH
-from gateway.http.envelope import IGNORED_HEADER, PENDING_HEADER
+from gateway.http.envelope import IGNORED_HEADER, NODE_HEADER, PENDING_HEADER
 from gateway.http.v1.calls import TEXT, Call, Field, Schema, record
 
 MEDIA_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data", "application/json")
@@ -82,12 +82,16 @@ def _responses(call: Call) -> dict[str, Any]:
         "description": "Done, or an error of the call",
         "content": {"application/json": {"schema": {"oneOf": [success, error]}}},
     }
+    headers: dict[str, str] = {}
+    if call.is_about_one:
+        headers[NODE_HEADER] = "Of a success: the node on which the server, or the account's server, lives"
     if call.method != "GET":
-        text = "Names the node that has not applied the change yet; it will, without another call"
-        answer["headers"] = {PENDING_HEADER: {"description": text, "schema": TEXT}}
+        headers[PENDING_HEADER] = "Names the node that has not applied the change yet; it will, without another call"
     if call.method in ("POST", "PUT"):
         text = "Names of fields that were ignored: the call knows none of that name, or it cannot be changed"
-        answer["headers"][IGNORED_HEADER] = {"description": text, "schema": TEXT}
+        headers[IGNORED_HEADER] = text
+    if headers:
+        answer["headers"] = {name: {"description": text, "schema": TEXT} for name, text in headers.items()}
     refusal = {"description": "An error", "content": {"application/json": {"schema": error}}}
     return {"200": answer, "default": refusal}
 

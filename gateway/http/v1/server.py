@@ -12,7 +12,7 @@ from gateway.errors import InvalidValue
 from gateway.http.configuration import refuse_unreadable
 from gateway.http.v1 import objects
 from gateway.http.v1.calls import ROOT, TEXT, Asked, Call, Field, by_name, listing, texts
-from gateway.model import Accepted, Server
+from gateway.model import Accepted, Placed, Server
 
 MISSING = "Wireguard server not found"
 SERVERS = f"{ROOT}/wireguard"
@@ -25,10 +25,10 @@ async def _list(asked: Asked) -> dict[str, ServerObject]:
     return {server.name: objects.server_object(server) for server in await asked.services.servers.list()}
 
 
-async def _detail(asked: Asked) -> ServerObject:
+async def _detail(asked: Asked) -> Placed[ServerObject]:
     server = await _server(asked)
     refuse_unreadable(server)
-    return objects.server_object(server)
+    return Placed(objects.server_object(server), server.node)
 
 
 async def _add(asked: Asked) -> Accepted[ServerObject]:
@@ -51,22 +51,23 @@ async def _delete(asked: Asked) -> Accepted[str]:
     return (await asked.services.servers.delete(asked.name(MISSING))).told(lambda _: "success")
 
 
-async def _peers(asked: Asked) -> dict[str, dict[str, str]]:
-    accounts = await asked.services.servers.accounts(asked.name(MISSING))
-    return {account.name: objects.account_object(account) for account in accounts}
+async def _peers(asked: Asked) -> Placed[dict[str, dict[str, str]]]:
+    server, accounts = await asked.services.servers.accounts(asked.name(MISSING))
+    return Placed({account.name: objects.account_object(account) for account in accounts}, server.node)
 
 
-async def _available_ips(asked: Asked) -> list[str]:
-    return [str(address) for address in await asked.services.servers.available_addresses(asked.name(MISSING))]
+async def _available_ips(asked: Asked) -> Placed[list[str]]:
+    server, addresses = await asked.services.servers.available_addresses(asked.name(MISSING))
+    return Placed([str(address) for address in addresses], server.node)
 
 
 async def _set_bandwidth(asked: Asked) -> Accepted[str]:
     return (await asked.services.servers.set_bandwidth(asked.name(MISSING))).told(lambda _: "")
 
 
-async def _dump(asked: Asked) -> dict[str, str]:
+async def _dump(asked: Asked) -> Placed[dict[str, str]]:
     server = await _server(asked)
-    return {"port": str(server.listen_port), "public_key": server.public_key}
+    return Placed({"port": str(server.listen_port), "public_key": server.public_key}, server.node)
 
 
 async def _online(asked: Asked) -> list[dict[str, str]]:

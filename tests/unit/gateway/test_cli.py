@@ -110,8 +110,13 @@ def test_nodes_are_added_shown_changed_and_removed(ready: str, capfd: Captured) 
     assert line.split()[:7] == ["fra", "unix:/run/fra.sock", "1", "0", "-", "fra.example.com", "away:"]
     assert outcome(capfd, ready, "node", "edit", "fra", "--target", "unix:/run/b.sock", "--endpoint", "")[0] == 0
     assert outcome(capfd, ready, "node", "list")[1].splitlines()[1].split()[1:6:4] == ["unix:/run/b.sock", "-"]
+    assert "takes no new servers" in outcome(capfd, ready, "node", "drain", "fra")[2]
+    assert outcome(capfd, ready, "node", "list")[1].endswith(" (drained)\n")
+    assert outcome(capfd, ready, "node", "undrain", "fra")[0] == 0
+    assert "drained" not in outcome(capfd, ready, "node", "list")[1]
     assert outcome(capfd, ready, "node", "remove", "fra")[0] == 0
     assert outcome(capfd, ready, "node", "list")[1].count("\n") == 1
+    assert outcome(capfd, ready, "node", "drain", "fra") == (1, "", "wirelane-gateway: Node fra not found\n")
     status, _, err = outcome(capfd, ready, "node", "resync", "fra", "--from-database")
     assert (status, err) == (1, "wirelane-gateway: Node fra not found\n")
 

@@ -36,7 +36,7 @@ async def test_a_month_is_fresh_to_the_byte_and_stays_when_the_agent_goes_away(p
     agent = product.agents[NODE]
     agent.use(account.id, date(2024, 2, 28), 1000, 10)
     agent.use(account.id, date(2024, 2, 29), 7, 8)
-    shown = await product.accounts.traffic(account.name, 2024, 2)
+    _, shown = await product.accounts.traffic(account.name, 2024, 2)
     assert shown[26:] == [
         DayUsage(date(2024, 2, 27)),
         DayUsage(date(2024, 2, 28), 1000, 10),
@@ -44,9 +44,9 @@ async def test_a_month_is_fresh_to_the_byte_and_stays_when_the_agent_goes_away(p
     ]
     agent.use(account.id, date(2024, 2, 29), 1, 1)
     agent.away = True
-    assert (await product.accounts.traffic(account.name, 2024, 2))[28] == DayUsage(date(2024, 2, 29), 7, 8)
+    assert (await product.accounts.traffic(account.name, 2024, 2))[1][28] == DayUsage(date(2024, 2, 29), 7, 8)
     agent.away = False
-    assert (await product.accounts.traffic(account.name, 2024, 2))[28] == DayUsage(date(2024, 2, 29), 8, 9)
+    assert (await product.accounts.traffic(account.name, 2024, 2))[1][28] == DayUsage(date(2024, 2, 29), 8, 9)
     with pytest.raises(NotFound, match="Account not found"):
         await product.accounts.traffic("nobody", 2024, 2)
 

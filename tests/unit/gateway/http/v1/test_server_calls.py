@@ -6,6 +6,9 @@ import time
 
 import pytest
 
+from gateway.http.v1 import account, server
+from gateway.http.v1.calls import ROOT
+from tests.fakes import direct
 from tests.fakes.product import NODE
 from tests.unit.gateway.http.conftest import Api
 
@@ -102,3 +105,28 @@ async def test_system_status_counts_and_names_nodes_that_are_behind(api: Api) ->
     status = await api.msg("GET", "/system/status")
     assert (status["count_accounts"], status["count_wireguard"], status["license_valid"]) == (1, 1, True)
     assert [node["name"] for node in status["nodes"]] == [NODE]
+
+
+async def test_every_answer_about_one_server_or_account_names_its_node_and_no_other_does(api: Api) -> None:
+    await direct.add_node(api.product.store, "second", "unix:/second.sock", "second.example.com")
+    await api.msg("POST", "/wireguard", node="second", name="there", address="10.9.0.1/24")
+    await api.msg("POST", "/account", wg_name="there", name="anna")
+    await api.msg("POST", "/account", wg_name="Default_1", name="bert")
+    numbers = {"year": "2026", "month": "1"}
+    forms = {
+        f"{ROOT}/wireguard": {"node": "second", "name": "new"},
+        f"{ROOT}/account": {"wg_name": "there", "name": "new"},
+    }
+    seen = set()
+    # Deletes last, of accounts before servers.
+    for call in sorted((*account.CALLS, *server.CALLS), key=lambda call: (call.method == "DELETE", call.path)):
+        name = "anna" if call.path.startswith(f"{ROOT}/account") else "there"
+        path = call.path.format(name=name, **numbers)
+        answer = await api.http.request(call.method, path, data=forms.get(call.path) if call.method == "POST" else None)
+        error = answer.json()["error"]
+        assert error in ("", "IKEv2 is not enabled on this server", "Cannot be deleted. There are active peers."), path
+        is_about_one = "{name}" in call.path or call.method == "POST"
+        assert answer.headers.get("X-Wirelane-Node") == ("second" if is_about_one and not error else None), path
+        seen.add(answer.headers.get("X-Wirelane-Node"))
+    assert seen == {"second", None}
+    assert (await api.http.get("/api/v1/account/bert")).headers["X-Wirelane-Node"] == NODE
