@@ -1,7 +1,8 @@
 """A PostgreSQL of our own for tests: on a free port, in a temporary folder, gone afterwards however the tests end.
 
 PostgreSQL refuses to run as root: it becomes the user `postgres` (or `nobody`) then. It dies with the process that
-started it (PDEATHSIG), so that a killed test run leaves nothing behind but a folder in /tmp.
+started it (PDEATHSIG), so that a killed test run leaves nothing behind but a folder in /tmp. The lab's own PostgreSQL
+(tests/lab/database.py) takes its programs and its user from here.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ STOP_SECONDS = 10
 
 def why_missing() -> str:
     """Empty: a cluster can be started here."""
-    return "" if _binaries() is not None else f"no PostgreSQL in {PACKAGES} (package postgresql)"
+    return "" if binaries() is not None else f"no PostgreSQL in {PACKAGES} (package postgresql)"
 
 
-def _binaries() -> Path | None:
+def binaries() -> Path | None:
     """Of the newest version that is there."""
     versions = [path.parent.parent for path in PACKAGES.glob("*/bin/initdb") if path.parent.parent.name.isdecimal()]
     return max(versions, key=lambda path: int(path.name)) / "bin" if versions else None
@@ -35,14 +36,14 @@ def _binaries() -> Path | None:
 
 class Cluster:
     def __init__(self) -> None:
-        binaries = _binaries()
-        if binaries is None:
+        found = binaries()
+        if found is None:
             raise RuntimeError(why_missing())
-        self._binaries = binaries
+        self._binaries = found
         self._folder = Path(tempfile.mkdtemp(prefix="wirelane-postgres-"))
         self._prefix: list[str] = []
         if os.geteuid() == 0:
-            user = _unprivileged()
+            user = unprivileged()
             os.chown(self._folder, user.pw_uid, user.pw_gid)
             self._prefix = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
         self.port = _free_port()
@@ -121,7 +122,8 @@ def self_signed(certificate: Path, key: Path, prefix: Sequence[str] = ()) -> Non
     subprocess.run(command, cwd="/", capture_output=True, timeout=60, check=True)
 
 
-def _unprivileged() -> pwd.struct_passwd:
+def unprivileged() -> pwd.struct_passwd:
+    """Whom it runs as where we are root."""
     try:
         return pwd.getpwnam("postgres")
     except KeyError:

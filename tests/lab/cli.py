@@ -24,7 +24,8 @@ def _print(lab: Lab) -> None:
 
 
 def _up(asked: argparse.Namespace) -> int:
-    _print(Lab.up(asked.name, asked.nodes, asked.clients, say=_say))
+    postgresql = asked.database == "postgresql"
+    _print(Lab.up(asked.name, asked.nodes, asked.clients, gateways=asked.gateways, postgresql=postgresql, say=_say))
     return 0
 
 
@@ -49,15 +50,37 @@ def _exec(asked: argparse.Namespace) -> int:
 
 
 def _service(asked: argparse.Namespace) -> int:
+    """start|stop|kill of a part: the methods of Lab are called so."""
     lab = Lab.open(asked.name)
-    if asked.part == "gateway":
-        if asked.node is not None:
-            raise LabError("there is one gateway: name no node")
-        {"start": lab.start_gateway, "stop": lab.stop_gateway, "kill": lab.kill_gateway}[asked.verb]()
-        return 0
-    if asked.node is None:
-        raise LabError(f"which agent? {', '.join(node.name for node in lab.plan.nodes)}")
-    {"start": lab.start_agent, "stop": lab.stop_agent, "kill": lab.kill_agent}[asked.verb](asked.node)
+    known = {
+        "agent": [node.name for node in lab.plan.nodes],
+        "gateway": [gateway.name for gateway in lab.gateways],
+        "database": [],
+    }[asked.part]
+    act = getattr(lab, f"{asked.verb}_{asked.part}")
+    if asked.which is None and (asked.part == "database" or known == ["g1"]):
+        act()
+    elif asked.part == "database":
+        raise LabError("there is one database: name none")
+    elif asked.which is None:
+        raise LabError(f"which {asked.part}? {', '.join(known)}")
+    else:
+        act(asked.which)
+    return 0
+
+
+def _cut(asked: argparse.Namespace) -> int:
+    Lab.open(asked.name).cut(asked.host)
+    return 0
+
+
+def _heal(asked: argparse.Namespace) -> int:
+    Lab.open(asked.name).heal(*asked.hosts)
+    return 0
+
+
+def _slow(asked: argparse.Namespace) -> int:
+    Lab.open(asked.name).slow(asked.node, asked.rate)
     return 0
 
 
@@ -91,10 +114,13 @@ def parser() -> argparse.ArgumentParser:
     up = verb("up", _up, "build a lab; print it as one JSON object when all of it answers")
     up.add_argument("--nodes", type=int, default=1, help="VPN boxes n1, n2, ... (default: 1)")
     up.add_argument("--clients", type=int, default=2, help="client hosts c1, c2, ... (default: 2)")
+    up.add_argument("--gateways", type=int, default=1, help="gateways g1, g2, ... (default: 1)")
+    up.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite", help="(default: sqlite)")
+    up.epilog = "More than one node or gateway, or PostgreSQL, make a fleet: gateways and database are hosts too."
     verb("status", _status, "print the JSON object again")
     verb("down", _down, "remove everything, also after a crash")
     run = verb("exec", _exec, "run a command in a host")
-    run.add_argument("host", help="a node's or client's name, or internet")
+    run.add_argument("host", help="the name of a node, client or gateway, or internet, or db")
     run.epilog = "The command follows after --, with its own options."
     for name, text in (
         ("stop", "SIGTERM, and wait until it is gone"),
@@ -102,8 +128,15 @@ def parser() -> argparse.ArgumentParser:
         ("start", "start it; returns when it answers"),
     ):
         service = verb(name, _service, text)
-        service.add_argument("part", choices=("agent", "gateway"))
-        service.add_argument("node", nargs="?", help="whose agent")
+        service.add_argument("part", choices=("agent", "gateway", "database"))
+        service.add_argument("which", nargs="?", metavar="NAME", help="of the node whose agent, or of the gateway")
+    cut = verb("cut", _cut, "drop all packets between a node and the gateways, or a gateway and everybody, both ways")
+    cut.add_argument("host", metavar="NODE|GATEWAY")
+    heal = verb("heal", _heal, "undo cut and slow, of all or of these")
+    heal.add_argument("hosts", nargs="*", metavar="NODE|GATEWAY")
+    slow = verb("slow", _slow, "hold the uplink of a node or gateway to a rate, both ways")
+    slow.add_argument("node", metavar="NODE|GATEWAY")
+    slow.add_argument("rate", metavar="RATE", help="as tc(8) writes it: 256kbit")
     connect = verb(
         "connect", _connect, f"connect a client as an account (exit status {EXIT_NO_HANDSHAKE}: no handshake)"
     )

@@ -83,7 +83,7 @@ class Client:
         self._part = f"client-{host.name}"
         self._file = state / "hosts" / host.name / f"{INTERFACE}.conf"
 
-    def connect(self, text: str) -> ClientConfig:
+    def connect(self, text: str, *, wait: bool = True) -> ClientConfig:
         """Bring the tunnel up and send all traffic that the configuration names through it. Replaces a former one.
 
         Raises NoHandshake if the server does not answer in time; the tunnel stays up and goes on trying.
@@ -102,7 +102,8 @@ class Client:
         self._ip(self._link_commands(config))
         resolv_conf(self._host, self._state).write_text("".join(f"nameserver {item}\n" for item in config.dns))
         _favour_tunnels(self._host.lab)
-        self._await_handshake()
+        if wait:
+            self._await_handshake()
         return config
 
     def _write(self, text: str) -> None:

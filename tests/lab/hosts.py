@@ -78,7 +78,7 @@ def create(plan: Topology) -> None:
     for host in plan.hosts:
         run(["ip", "netns", "add", host.namespace])
     _batch(plan.internet, internet_commands(plan))
-    for host in (*plan.nodes, *plan.clients):
+    for host in plan.stubs:
         _batch(host, stub_commands(host))
 
 
@@ -125,6 +125,11 @@ def _is_ready(holder: Process, host: Host) -> bool:
 def resolv_conf(host: Host, state: Path) -> Path:
     """The file that the host sees as /etc/resolv.conf."""
     return state / "hosts" / host.name / "resolv.conf"
+
+
+def in_network(host: Host) -> list[str]:
+    """The start of a command line that runs the rest in the host's network alone: files, /run and users are ours."""
+    return ["nsenter", f"--net={NAMESPACES / host.namespace}", "--"]
 
 
 def enter(host: Host, state: Path) -> list[str]:

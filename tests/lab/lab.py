@@ -7,44 +7,30 @@ processes with their start times); the record in the lab's folder only says how 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from tests.lab import hosts, registry, services
+from tests.lab import database, gateways, hosts, registry, services, trouble
 from tests.lab.connect import Client, ClientConfig
 from tests.lab.errors import LabError, NoSuchLab
+from tests.lab.gateways import Gateway
 from tests.lab.hosts import NAMESPACES
-from tests.lab.processes import Process, Records, end, inside, marked, wait_until
+from tests.lab.processes import Records, end, marked, wait_until
+from tests.lab.record import Record, end_processes, read_record, write_record
 from tests.lab.rest import Rest
 from tests.lab.services import BARE_ROOT, NOBODY, Identity, Settings
 from tests.lab.topology import INTERNET_ADDRESS, UPLINK, Host, Topology, topology
 
 KEY_NAME = "lab"
 STOP_SECONDS = 20.0
-DOWN_SECONDS = 120.0  # the kernel takes half a minute for the classes of 30,000 accounts
 NO_SETTINGS: Settings = {}
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """How the lab was meant to be; lab.json in its folder."""
-
-    name: str
-    nodes: int
-    clients: int
-    port: int
-    user: str = ""  # whom the gateway runs as
-    access_hash: str = ""
-    complete: bool = False  # `up` came to its end
 
 
 def _say_nothing(text: str) -> None:
@@ -58,9 +44,18 @@ class Lab:
         self._record = record
         self._records = Records(registry.folder(record.name) / "processes")
         self.state = registry.folder(record.name)
-        self.plan: Topology = topology(record.name, record.nodes, record.clients)
-        self.url = f"http://127.0.0.1:{record.port}"
+        self.plan: Topology = topology(record.name, record.nodes, record.clients, record.gateways, record.postgresql)
+        self.gateways = self._gateways()
+        self.url = self.gateways[0].url
         self.rest = Rest(self.url, record.access_hash)
+
+    def _gateways(self) -> tuple[Gateway, ...]:
+        hosts: tuple[Host | None, ...] = self.plan.gateways or (None,)
+        first = self._record.port
+        return tuple(
+            Gateway(self._record.name, f"g{index + 1}", first + index, host, self.state)
+            for index, host in enumerate(hosts)
+        )
 
     # -- up and down ----------------------------------------------------------------------------------------------
 
@@ -71,18 +66,23 @@ class Lab:
         nodes: int = 1,
         clients: int = 2,
         *,
+        gateways: int = 1,
+        postgresql: bool = False,
         agent: Settings = NO_SETTINGS,
         gateway: Settings = NO_SETTINGS,
         say: Say = _say_nothing,
     ) -> Lab:
         """Build a lab and return when all of it answers. `agent`, `gateway`: keys of their TOML that shall differ.
 
+        More than one node or gateway, or PostgreSQL, make it a fleet: every gateway, and the database, are hosts of
+        their own; else the one gateway and the agent share this machine's unix socket.
+
         Raises LabError if it cannot; nothing stays behind then.
         """
-        plan = topology(name, nodes, clients)
+        plan = topology(name, nodes, clients, gateways, postgresql)
         if os.geteuid() != 0:
             raise LabError("a lab is made of network namespaces: run it as root")
-        record = cls._reserve(name, nodes, clients, say)
+        record = cls._reserve(Record(name, nodes, clients, 0, gateways, postgresql), say)
         try:
             with registry.locked(registry.folder(name)):
                 say(f"hosts: {', '.join(host.namespace for host in plan.hosts)}")
@@ -96,21 +96,24 @@ class Lab:
             raise
 
     @staticmethod
-    def _reserve(name: str, nodes: int, clients: int, say: Say) -> Record:
+    def _reserve(wish: Record, say: Say) -> Record:
+        """The record with its ports, written."""
+        name, ports = wish.name, wish.gateways + 1
         with registry.locked_base():
-            found = _read_record(name)
+            found = read_record(name)
             if found and found.complete:
                 raise LabError(f"there is a lab {name!r} already; `scripts/lab down --name {name}` removes it")
             if found is None and not registry.folder(name).exists() and not hosts.existing(name):
-                return _write_record(Record(name, nodes, clients, registry.free_port()))
+                return write_record(replace(wish, port=registry.free_ports(ports)))
         say(f"removing what an unfinished lab {name!r} left behind")
         Lab.down(name)
         with registry.locked_base():
-            return _write_record(Record(name, nodes, clients, registry.free_port()))
+            return write_record(replace(wish, port=registry.free_ports(ports)))
 
     def _build(self, agent: Settings, gateway: Settings, say: Say) -> None:
         identity = services.gateway_identity()
         os.chown(self.state, 0, identity.gid)
+        trouble.prepare(self.plan.internet)
         started = services.start_internet(self.plan.internet, self.state)
         for part, running in started.items():
             self._records.save(part, running)
@@ -120,40 +123,71 @@ class Lab:
         for node in self.plan.nodes:
             services.prepare_agent(node, self.state, identity, agent)
             self._records.save(f"agent-{node.name}", services.start_agent(node, self.state))
-        say(f"gateway: {self.url}, as user {identity.user}, without capabilities")
-        services.prepare_gateway(self.state, identity, self._record.port, gateway)
-        services.call_gateway(self.state, identity, "migrate")
-        self._records.save("gateway", services.start_gateway(self._record.name, self.state, identity))
+        self._build_database(say)
+        self._build_gateways(identity, gateway, say)
+        wait_until(lambda: services.internet_answers(self.plan.internet, self.state), "the internet host", 10.0)
+        for one in self.gateways:
+            self._await_nodes(one)
+        self._record = write_record(replace(self._record, complete=True))
+
+    def _build_database(self, say: Say) -> None:
+        if host := self.plan.database:
+            say("database: PostgreSQL")
+            database.prepare(host, self.state)
+            self.start_database()
+
+    def _build_gateways(self, identity: Identity, settings: Settings, say: Say) -> None:
+        for one in self.gateways:
+            say(f"gateway {one.name}: {one.url}, as user {identity.user}, without capabilities")
+        url = database.url(self.plan.database, self.state) if self.plan.database else ""
+        gateways.prepare_folder(self.state, identity)
+        for one in self.gateways:
+            gateways.prepare(one, identity, url, settings)
+        first = self.gateways[0]
+        gateways.call(first, identity, "migrate")
+        self._start_relay()
+        self._records.save(first.part, gateways.start(first, identity))
         with ThreadPoolExecutor(1) as beside:  # each of these is a program of a second; the gateway starts meanwhile
-            access_hash = beside.submit(services.add_access_key, self.state, identity, KEY_NAME, "127.0.0.1/32")
+            access_hash = beside.submit(gateways.add_access_key, first, identity, KEY_NAME, "127.0.0.1/32")
             for node in self.plan.nodes:  # in order: a server that names no node goes to the first
                 self._add_node(node, identity)
         self._record = replace(self._record, user=identity.user, access_hash=access_hash.result())
         self.rest = Rest(self.url, self._record.access_hash)
         for node in self.plan.nodes:
             self._await_agent(node)
-        self.start_gateway()
-        wait_until(lambda: services.internet_answers(self.plan.internet, self.state), "the internet host", 10.0)
-        self._await_nodes()
-        self._record = _write_record(replace(self._record, complete=True))
+        for one in self.gateways:
+            self.start_gateway(one.name)
+
+    def _start_relay(self) -> None:
+        """So that tools on this machine reach the gateways and the database of a fleet."""
+        triples = [triple for one in self.gateways for triple in one.relayed]
+        if host := self.plan.database:
+            triples.append(f"{self._database_port}={NAMESPACES / host.namespace}={database.PORT}")
+        if triples and self._records.load("relay") is None:
+            self._records.save("relay", gateways.start_relay(self._record.name, self.state, triples))
+
+    @property
+    def _database_port(self) -> int:
+        return self._record.port + self._record.gateways
 
     def _add_node(self, node: Host, identity: Identity) -> None:
         target, endpoint = services.agent_target(node, self.state), str(node.address.ip)
-        services.call_gateway(self.state, identity, "node", "add", node.name, target, "--endpoint", endpoint)
+        gateways.call(self.gateways[0], identity, "node", "add", node.name, target, "--endpoint", endpoint)
 
-    def _await_nodes(self) -> None:
+    def _await_nodes(self, gateway: Gateway) -> None:
         """The gateway has met every agent; a first call need not wait for that."""
+        rest = self.rest_of(gateway.name)
 
         def settled() -> bool:
-            status = self.rest.get("system/status")
+            status = rest.get("system/status")
             return len(status["nodes"]) == len(self.plan.nodes) and status["status"] == "OK"
 
-        wait_until(settled, "gateway and agents in step", services.START_SECONDS)
+        wait_until(settled, f"gateway {gateway.name} and agents in step", services.START_SECONDS)
 
     @classmethod
     def open(cls, name: str = "wl") -> Lab:
         """The lab of that name. Raises NoSuchLab."""
-        record = _read_record(name)
+        record = read_record(name)
         if record is None or not record.complete:
             partial = record is not None or hosts.existing(name)
             hint = f" (an unfinished one is: `scripts/lab down --name {name}`)" if partial else ""
@@ -172,7 +206,7 @@ class Lab:
         with contextlib.ExitStack() as stack:
             if state.exists():
                 stack.enter_context(registry.locked(state))
-            _end_processes(name, state)
+            end_processes(name, state)
             hosts.remove(hosts.existing(name))
             if left := hosts.existing(name):
                 raise LabError(f"namespaces that cannot be removed: {', '.join(left)}")
@@ -205,6 +239,11 @@ class Lab:
             ],
             "clients": [{"name": client.name, "namespace": client.namespace} for client in self.plan.clients],
             "gateway_pid": self.gateway_pid(),
+            "gateways": [
+                {"name": one.name, "url": one.url, "pid": self.gateway_pid(one.name), "config": str(one.config)}
+                for one in self.gateways
+            ],
+            "database": {"url": self.database_url},
             "state": str(self.state),
         }
 
@@ -212,9 +251,20 @@ class Lab:
         running = self._records.load(f"agent-{self._node(node).name}")
         return running.pid if running else None
 
-    def gateway_pid(self) -> int | None:
-        running = self._records.load("gateway")
+    def gateway_pid(self, gateway: str = gateways.FIRST) -> int | None:
+        running = self._records.load(self._gateway(gateway).part)
         return running.pid if running else None
+
+    @property
+    def database_url(self) -> str:
+        """As a tool on this machine may use it, with its password."""
+        if host := self.plan.database:
+            return database.url(host, self.state, self._database_port)
+        return gateways.sqlite_url(self.state)
+
+    def rest_of(self, gateway: str) -> Rest:
+        """The API of one gateway; `rest` is the first one's."""
+        return Rest(self._gateway(gateway).url, self._record.access_hash)
 
     def host(self, name: str) -> Host:
         if found := self.plan.host(name):
@@ -226,6 +276,13 @@ class Lab:
         if found in self.plan.nodes:
             return found
         raise LabError(f"lab {self._record.name!r} has no node {name!r}: {', '.join(h.name for h in self.plan.nodes)}")
+
+    def _gateway(self, name: str) -> Gateway:
+        for one in self.gateways:
+            if one.name == name:
+                return one
+        known = ", ".join(one.name for one in self.gateways)
+        raise LabError(f"lab {self._record.name!r} has no gateway {name!r}: {known}")
 
     def _client(self, name: str) -> Client:
         found = self.plan.host(name)
@@ -250,9 +307,9 @@ class Lab:
         """A command line for `wirelane-agent` on a node: "status", "plan", ..."""
         return services.agent_command(self._node(node), self.state, *arguments)
 
-    def gateway_cli(self, *arguments: str) -> str:
-        """Run a subcommand of `wirelane-gateway` as the gateway's user; returns what it printed."""
-        return services.call_gateway(self.state, self._identity, *arguments)
+    def gateway_cli(self, *arguments: str, gateway: str = gateways.FIRST) -> str:
+        """Run a subcommand of `wirelane-gateway` where a gateway runs, as its user; returns what it printed."""
+        return gateways.call(self._gateway(gateway), self._identity, *arguments)
 
     @property
     def _identity(self) -> Identity:
@@ -280,31 +337,84 @@ class Lab:
     def kill_agent(self, node: str) -> None:
         self.stop_agent(node, signal.SIGKILL)
 
-    def start_gateway(self) -> None:
+    def start_gateway(self, gateway: str = gateways.FIRST) -> None:
         """Returns when it answers. Running already is no error."""
-        if self.gateway_pid() is None:
-            self._records.save("gateway", services.start_gateway(self._record.name, self.state, self._identity))
-        if running := self._records.load("gateway"):
-            services.wait_for_gateway(self.url, self.state, running)
+        self._start_relay()
+        one = self._gateway(gateway)
+        if self.gateway_pid(gateway) is None:
+            self._records.save(one.part, gateways.start(one, self._identity))
+        if running := self._records.load(one.part):
+            gateways.wait_for(one, running)
         else:
-            raise LabError(f"the gateway has ended; see {self.state}/gateway.log")
+            raise LabError(f"gateway {gateway} has ended; see {one.log}")
 
-    def stop_gateway(self, how: signal.Signals = signal.SIGTERM) -> None:
-        self._stop("gateway", how)
+    def stop_gateway(self, gateway: str = gateways.FIRST, how: signal.Signals = signal.SIGTERM) -> None:
+        self._stop(self._gateway(gateway).part, how)
 
-    def kill_gateway(self) -> None:
-        self.stop_gateway(signal.SIGKILL)
+    def kill_gateway(self, gateway: str = gateways.FIRST) -> None:
+        self.stop_gateway(gateway, signal.SIGKILL)
+
+    def start_database(self) -> None:
+        """Returns when it answers. Running already is no error."""
+        self._start_relay()
+        if self._records.load("database") is None:
+            self._records.save("database", database.start(self._database, self.state))
+        if running := self._records.load("database"):
+            database.await_ready(self.state, running)
+
+    def stop_database(self) -> None:
+        self._stop("database", signal.SIGINT)  # a fast shutdown; SIGTERM would wait for the gateways to go
+
+    def kill_database(self) -> None:
+        """As by a power cut: all of its processes at once."""
+        database.kill(self._database)
+
+    @property
+    def _database(self) -> Host:
+        if self.plan.database is None:
+            raise LabError(
+                "the database is an SQLite file here: `up --database postgresql` makes one that can be killed"
+            )
+        return self.plan.database
 
     def _stop(self, part: str, how: signal.Signals) -> None:
         running = self._records.load(part)
         if running and end([running], how, STOP_SECONDS):
             raise LabError(f"{part} (pid {running.pid}) does not end within {STOP_SECONDS:g} s of {how.name}")
 
+    # -- trouble --------------------------------------------------------------------------------------------------
+
+    def cut(self, host: str) -> None:
+        """Drop every packet between a node and the gateways (its customers stay), or a gateway and everybody."""
+        trouble.cut(self.plan.internet, self._in_fleet(host))
+
+    def slow(self, host: str, rate: str) -> None:
+        """Hold a host's uplink to a rate of tc(8), such as "256kbit", both ways."""
+        trouble.slow(self.plan.internet, self._in_fleet(host), rate)
+
+    def heal(self, *names: str) -> None:
+        """Undo `cut` and `slow` of these hosts; none named: of all."""
+        for host in [self._in_fleet(name) for name in names] or [*self.plan.nodes, *self.plan.gateways]:
+            trouble.heal(self.plan.internet, host)
+
+    def _in_fleet(self, name: str) -> Host:
+        if not self.plan.gateways:
+            raise LabError(
+                "node and gateway are one box here; a fleet: --nodes 2, --gateways 2 or --database postgresql"
+            )
+        if (host := self.host(name)) in (*self.plan.nodes, *self.plan.gateways):
+            return host
+        raise LabError(f"{name}: only nodes and gateways can be cut off or slow")
+
     # -- clients --------------------------------------------------------------------------------------------------
 
-    def connect(self, client: str, account: str) -> ClientConfig:
-        """Connect a client as an account. Raises NoHandshake, with the tunnel up, if the server does not answer."""
-        return self._client(client).connect(str(self.rest.get(f"account/{account}/config_text")))
+    def connect(self, client: str, account: str, *, wait: bool = True, gateway: str = gateways.FIRST) -> ClientConfig:
+        """Connect a client as an account. Raises NoHandshake, with the tunnel up, if the server does not answer.
+
+        Without `wait` nothing is sent through the tunnel, and nobody sees whether it answers.
+        """
+        host = self._client(client)
+        return host.connect(str(self.rest_of(gateway).get(f"account/{account}/config_text")), wait=wait)
 
     def disconnect(self, client: str) -> bool:
         return self._client(client).disconnect()
@@ -312,35 +422,3 @@ class Lab:
     def handshake(self, client: str) -> int:
         """Unix time of the client's latest handshake; 0 = none."""
         return self._client(client).handshake()
-
-
-def _read_record(name: str) -> Record | None:
-    try:
-        return Record(**json.loads((registry.folder(name) / "lab.json").read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _write_record(record: Record) -> Record:
-    state = registry.folder(record.name)
-    state.mkdir(mode=0o710, exist_ok=True)
-    scratch = state / ".lab.json"
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(asdict(record), file)
-    scratch.replace(state / "lab.json")
-    return record
-
-
-def _end_processes(name: str, state: Path) -> None:
-    """Kill until a look around finds none: a process may start another while we look."""
-    until = time.monotonic() + DOWN_SECONDS
-
-    def targets() -> set[Process]:
-        namespaces = [NAMESPACES / found for found in hosts.existing(name)]
-        return {*Records(state / "processes").all(), *marked(name), *inside(namespaces)}
-
-    while found := targets():
-        left = end(found, signal.SIGKILL, max(0.5, until - time.monotonic()))
-        if time.monotonic() > until:
-            raise LabError(f"processes that do not end: {', '.join(str(item.pid) for item in left or found)}")

@@ -58,16 +58,18 @@ def locked_base() -> Iterator[None]:
             return
 
 
-def free_port() -> int:
-    """A loopback port that no lab has and nobody listens on. Call under `locked_base`."""
-    taken = set()
+def free_ports(count: int) -> int:
+    """The first of so many loopback ports in a row that no lab has and nobody listens on. Call under `locked_base`."""
+    taken = set[int]()
     for record in BASE.glob("*/lab.json"):
         with contextlib.suppress(OSError, ValueError, KeyError):
-            taken.add(json.loads(record.read_text())["port"])
-    for port in PORTS:
-        if port not in taken and _is_free(port):
-            return port
-    raise LabError(f"no free port in {PORTS.start}-{PORTS.stop - 1}")
+            found = json.loads(record.read_text())
+            taken |= {*range(found["port"], found["port"] + found["gateways"] + 1)}
+    for first in PORTS:
+        block = range(first, first + count)
+        if taken.isdisjoint(block) and all(_is_free(port) for port in block):
+            return first
+    raise LabError(f"no free ports in {PORTS.start}-{PORTS.stop - 1}")
 
 
 def _is_free(port: int) -> bool:

@@ -1,7 +1,6 @@
-"""The programs of a lab: write their configuration, start them, see that they answer.
+"""The programs of a lab: write their configuration, start them, see that they answer. Called by lab.py.
 
-Agents run as root inside their host. The gateway runs on the machine's loopback without any capability: as user
-`nobody` where that user can read the checkout, else as root with every capability dropped. Called by lab.py.
+Agents run as root inside their host. The gateways are in gateways.py; whom they run as is told here.
 """
 
 from __future__ import annotations
@@ -11,14 +10,12 @@ import json
 import os
 import re
 import sys
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
-from tests.lab.errors import LabError
 from tests.lab.hosts import enter, run
 from tests.lab.processes import PATH, Process, spawn, wait_until
 from tests.lab.topology import INTERNET_ADDRESS, Host
@@ -35,7 +32,7 @@ Settings = Mapping[str, str | int | float | bool]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whom the gateway runs as."""
+    """Whom the gateways run as."""
 
     user: str
     group: str
@@ -150,65 +147,3 @@ def wait_for_agent(node: Host, state: Path, running: Process) -> None:
             return False
 
         wait_until(serving, what, START_SECONDS, running)
-
-
-# -- the gateway --------------------------------------------------------------------------------------------------
-
-
-def gateway_folder(state: Path) -> Path:
-    return state / "gateway"
-
-
-def prepare_gateway(state: Path, identity: Identity, port: int, settings: Settings) -> None:
-    folder = gateway_folder(state)
-    folder.mkdir(mode=0o700)
-    os.chown(folder, identity.uid, identity.gid)
-    defaults: Settings = {
-        "database": f"sqlite:///{folder}/gateway.db",
-        "key_file": str(folder / "secret.key"),
-        "listen": f"127.0.0.1:{port}",
-        "public_url": f"http://127.0.0.1:{port}",
-    }
-    write_toml(folder / "gateway.toml", {**defaults, **settings}, identity)
-
-
-def gateway_command(state: Path, identity: Identity, *arguments: str) -> list[str]:
-    config = str(gateway_folder(state) / "gateway.toml")
-    return [*identity.command, *python("-m", "gateway", "--config", config, *arguments)]
-
-
-def call_gateway(state: Path, identity: Identity, *arguments: str) -> str:
-    """Run one of its subcommands to the end; returns what it printed."""
-    done = run(
-        [
-            "env",
-            "-C",
-            "/",
-            *(f"{k}={v}" for k, v in environment().items()),
-            *gateway_command(state, identity, *arguments),
-        ]
-    )
-    return done.stdout
-
-
-def add_access_key(state: Path, identity: Identity, name: str, network: str) -> str:
-    found = re.search(r"\b[0-9a-f]{80}\b", call_gateway(state, identity, "key", "add", name, "--ip", network))
-    if not found:
-        raise LabError("`wirelane-gateway key add` printed no access hash")
-    return found[0]
-
-
-def start_gateway(lab: str, state: Path, identity: Identity) -> Process:
-    command = ["env", "-C", "/", *gateway_command(state, identity, "serve")]
-    return spawn(lab, command, state / "gateway.log", environment())
-
-
-def wait_for_gateway(url: str, state: Path, running: Process) -> None:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def healthy() -> bool:
-        with contextlib.suppress(OSError), opener.open(f"{url}/healthz", timeout=2.0) as response:
-            return bool(response.status == 200)
-        return False
-
-    wait_until(healthy, f"gateway, see {state}/gateway.log", START_SECONDS, running)

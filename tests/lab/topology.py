@@ -15,11 +15,14 @@ INTERNET = "internet"
 UPLINK = "eth0"
 INTERNET_ADDRESS = IPv4Address("203.0.113.1")  # RFC 5737
 NODE_NETWORK = IPv4Network("198.51.100.0/24")  # RFC 5737; a /30 for each node
+OFFICE_NETWORK = IPv4Network("192.0.2.0/24")  # RFC 5737; a /30 for each gateway, the last one for the database
 CLIENT_NETWORK = IPv4Network("100.64.0.0/10")  # RFC 6598; a /24 for each client, of which a /30 is used
 MAX_NODES = 63
 MAX_CLIENTS = 500
+MAX_GATEWAYS = 16
+DATABASE = "db"
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9-]{0,30}")  # also a folder and the start of namespace names
-HOST_PATTERN = rf"(?:{INTERNET}|n[0-9]+|c[0-9]+)"  # what may follow "<lab>-" in a namespace of ours
+HOST_PATTERN = rf"(?:{INTERNET}|{DATABASE}|[ncg][0-9]+)"  # what may follow "<lab>-" in a namespace of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +30,18 @@ class Host:
     """One host of a lab: a network namespace, and a mount namespace with a /run of its own."""
 
     lab: str
-    name: str  # "internet", "n1", "c1"
+    name: str  # "internet", "n1", "c1", "g1", "db"
     address: IPv4Interface  # of its UPLINK; of `lo` for the internet host
     router: IPv4Address | None = None  # its default gateway; None = it is the internet itself
 
     @property
     def namespace(self) -> str:
         return f"{self.lab}-{self.name}"
+
+    @property
+    def port(self) -> str:
+        """The other end of its UPLINK, in the internet host."""
+        return f"to-{self.name}"
 
     @property
     def sysctls(self) -> tuple[tuple[str, str], ...]:
@@ -53,27 +61,47 @@ class Topology:
     internet: Host
     nodes: tuple[Host, ...]
     clients: tuple[Host, ...]
+    gateways: tuple[Host, ...] = ()  # empty: the one gateway lives on the machine's loopback
+    database: Host | None = None  # None: SQLite
+
+    @property
+    def stubs(self) -> tuple[Host, ...]:
+        database = () if self.database is None else (self.database,)
+        return (*self.nodes, *self.clients, *self.gateways, *database)
 
     @property
     def hosts(self) -> tuple[Host, ...]:
-        return (self.internet, *self.nodes, *self.clients)
+        return (self.internet, *self.stubs)
 
     def host(self, name: str) -> Host | None:
         return next((host for host in self.hosts if name in (host.name, host.namespace)), None)
 
 
-def topology(lab: str, nodes: int, clients: int) -> Topology:
-    """The lab of that name and size. Raises ValueError for a name or size that cannot be."""
+def topology(lab: str, nodes: int, clients: int, gateways: int = 1, postgresql: bool = False) -> Topology:
+    """The lab of that name and size. Raises ValueError for a name or size that cannot be.
+
+    One node, one gateway and SQLite are one box: they share a unix socket. Anything more is a fleet, whose gateways
+    are hosts of their own.
+    """
     if not NAME_PATTERN.fullmatch(lab):
         raise ValueError(f"lab name {lab!r}: a lower-case letter, then at most 30 of a-z, 0-9 and '-'")
     if not 1 <= nodes <= MAX_NODES:
         raise ValueError(f"{nodes} nodes: a lab has 1-{MAX_NODES}")
     if not 0 <= clients <= MAX_CLIENTS:
         raise ValueError(f"{clients} clients: a lab has 0-{MAX_CLIENTS}")
+    if not 1 <= gateways <= MAX_GATEWAYS:
+        raise ValueError(f"{gateways} gateways: a lab has 1-{MAX_GATEWAYS}")
+    if gateways > 1 and not postgresql:
+        raise ValueError("several gateways share a database: add --database postgresql")
+    fleet = nodes > 1 or gateways > 1 or postgresql
     return Topology(
         internet=Host(lab, INTERNET, IPv4Interface(f"{INTERNET_ADDRESS}/32")),
         nodes=tuple(_stub(lab, f"n{i + 1}", NODE_NETWORK.network_address + 4 * i) for i in range(nodes)),
         clients=tuple(_stub(lab, f"c{i + 1}", CLIENT_NETWORK.network_address + 256 * i) for i in range(clients)),
+        gateways=tuple(
+            _stub(lab, f"g{i + 1}", OFFICE_NETWORK.network_address + 4 * i) for i in range(gateways if fleet else 0)
+        ),
+        database=_stub(lab, DATABASE, OFFICE_NETWORK.broadcast_address - 3) if postgresql else None,
     )
 
 
@@ -85,15 +113,14 @@ def internet_commands(plan: Topology) -> Iterator[str]:
     """For `ip -batch` in the internet's namespace; the other ends of the veth pairs appear in the stubs' ones."""
     yield "link set lo up"
     yield f"address add {plan.internet.address} dev lo"
-    for host in (*plan.nodes, *plan.clients):
-        port = f"to-{host.name}"
-        yield f"link add {port} type veth peer name {UPLINK} netns {host.namespace}"
-        yield f"address add {host.router}/30 dev {port}"
-        yield f"link set {port} up"
+    for host in plan.stubs:
+        yield f"link add {host.port} type veth peer name {UPLINK} netns {host.namespace}"
+        yield f"address add {host.router}/30 dev {host.port}"
+        yield f"link set {host.port} up"
 
 
 def stub_commands(host: Host) -> Iterator[str]:
-    """For `ip -batch` in the namespace of a node or client."""
+    """For `ip -batch` in the namespace of any other host."""
     yield "link set lo up"
     yield f"address add {host.address} dev {UPLINK}"
     yield f"link set {UPLINK} up"

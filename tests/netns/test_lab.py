@@ -87,9 +87,9 @@ def test_a_lab_that_cannot_be_is_refused(name: str, nodes: int, clients: int) ->
 
 
 def test_every_host_has_an_address_of_its_own_outside_the_product_s_networks() -> None:
-    plan = topology("wl", 63, 500)
+    plan = topology("wl", 63, 500, 16, postgresql=True)
     addresses = [host.address.ip for host in plan.hosts]
-    assert len(set(addresses)) == 564
+    assert len(set(addresses)) == 581
     assert not any(str(address).startswith("10.") for address in addresses)
 
 
@@ -112,7 +112,8 @@ def test_client_configuration_is_read_with_and_without_tabs_and_mtu() -> None:
 
 @needs_root
 def test_up_prints_one_json_object_that_is_true(described: dict[str, Any]) -> None:
-    assert set(described) == {"url", "access_hash", "internet", "nodes", "clients", "gateway_pid", "state"}
+    keys = {"url", "access_hash", "internet", "nodes", "clients", "gateway_pid", "gateways", "database", "state"}
+    assert set(described) == keys
     assert [node["name"] for node in described["nodes"]] == ["n1", "n2"]
     assert [client["name"] for client in described["clients"]] == ["c1", "c2"]
     known = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True, timeout=10).stdout
