@@ -1,4 +1,4 @@
-"""Command line of the agent: run, check, plan, status, doctor, clear.
+"""Command line of the agent: run, check, plan, status, doctor, enrol, clear.
 
 Exit status: 0 well; 1 something is wrong (and said on standard error); 2 the command line or configuration is, or, of
 `plan`, something differs.
@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -78,6 +79,22 @@ def doctor(config: Config, options: argparse.Namespace) -> int:
     return 0 if able else 1
 
 
+def enrol(config: Config, options: argparse.Namespace) -> int:
+    from agent.enrol import APART_SECONDS, apart
+    from agent.joining import join
+
+    found = join(options.token_file, options.gateway, config.identity, datetime.now(UTC))
+    print(
+        _plain(
+            f"this host is node {found.identity.node} now, until {found.identity.expires:%Y-%m-%d}; it renews itself"
+        )
+    )
+    print(_plain(f"gateways will call it at {found.address}"))
+    if abs(found.ahead) > APART_SECONDS:
+        _complain(f"this host's clock is {apart(found.ahead)} the gateway's")
+    return 0
+
+
 def _table(answer: dict[str, object]) -> str:
     lists = ("failures", "warnings")
     rows = [(name, value) for name, value in answer.items() if name not in lists]
@@ -109,17 +126,25 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(
         name: str, call: Callable[[Config, argparse.Namespace], int], sentence: str, json_too: bool = False
-    ) -> None:
+    ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=sentence, description=sentence)
         command.set_defaults(call=call)
         if json_too:
             command.add_argument("--json", action="store_true", help="print JSON")
+        return command
 
     add("run", run, "Run the agent until it is told to stop.")
     add("check", check, "Print the configuration in force, or every error in it.")
     add("plan", plan, "Print what a resync would change; status 2 if anything. Changes nothing.", json_too=True)
     add("status", status, "Print how the running agent does.", json_too=True)
     add("doctor", doctor, "Try what this kernel and host can do, and say what is chosen and why.", json_too=True)
+    joining = add(
+        "enrol", enrol, "Make this host a node of a gateway on another host, with a join token of that gateway."
+    )
+    joining.add_argument(
+        "--token-file", required=True, metavar="FILE", help="where the join token is; -: standard input"
+    )
+    joining.add_argument("--gateway", default="", metavar="URL", help="of a gateway, in place of the token's")
     add("clear", clear, "Take all tunnels, rules and classes out of the kernel. Not while the agent runs.")
     return parser
 

@@ -47,6 +47,10 @@ class Config:
         default="unix:/run/wirelane-agent/agent.sock",
         metadata=_says("Where the gateway calls: a unix socket. TCP with mutual TLS comes with the fleet."),
     )
+    identity: Path = field(
+        default=Path("/var/lib/wirelane-agent/identity"),
+        metadata=_says("The folder of this node's key and certificate, which `wirelane-agent enrol` makes."),
+    )
     socket_group: str = field(
         default="", metadata=_says("The group that may use the socket (mode 0660); empty: only root.")
     )
@@ -92,6 +96,8 @@ class Config:
             problems.append(f"state: {str(self.state)!r} must be an absolute path")
         if not self.listen.startswith("unix:/") or len(self.listen) - len("unix:") > 107:
             problems.append(f"listen: {self.listen!r} must be unix:/absolute/path of at most 107 bytes")
+        if not self.identity.is_absolute():
+            problems.append(f"identity: {str(self.identity)!r} must be an absolute path")
         if not INTERFACE_PATTERN.fullmatch(self.uplink):
             problems.append(f"uplink: {self.uplink!r} must be auto or the name of an interface")
         if self.wireguard not in WIREGUARD_MODES:

@@ -5,6 +5,7 @@ AgentError
 ├── InvalidValue         a value from the gateway that cannot be right; nothing was changed
 ├── StaleRevision        a patch that does not start where this agent is: send a snapshot
 ├── NotFound             no such account or server on this node
+├── EnrolmentFailed      this host did not become a node: says why, and what to do
 ├── IdentityError        the node's certificate, or its key, is not one to go on with
 ├── StoreError           the state file cannot be read or written
 │   └── BrokenStore      it is damaged: it has to be put aside
@@ -45,6 +46,10 @@ class StaleRevision(AgentError):
 
 class NotFound(AgentError):
     """No such account or server on this node."""
+
+
+class EnrolmentFailed(AgentError):
+    """This host did not become a node."""
 
 
 class IdentityError(AgentError):

@@ -1,5 +1,5 @@
-"""Command line of the gateway: serve, migrate, key add|list|revoke, node add|edit|drain|undrain|list|remove|resync,
-account import|export, check.
+"""Command line of the gateway: serve, migrate, key add|list|revoke, account import|export, check,
+node add|token|edit|drain|undrain|list|remove|resync.
 
 Exit status: 0 well; 1 something is wrong (and said on standard error); 2 the command line or configuration is.
 Changes made here reach a running gateway by themselves: it looks into the database every few seconds.
@@ -94,6 +94,7 @@ def _on_store(work: Callable[[Store, Options], Awaitable[int | None]]) -> Callab
     async def run(config: Config, options: Options) -> int:
         from gateway.wiring import opened_store
 
+        options.public_url = config.public_url
         async with opened_store(config) as store:
             return await work(store, options) or 0
 

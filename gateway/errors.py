@@ -7,6 +7,7 @@ GatewayError
 │   ├── NotFound         no such account, server, page
 │   ├── InvalidValue     a value that cannot be right
 │   ├── Conflict         a value that is right, but in use
+│   ├── EnrolmentRefused a host that wants to become a node, and is not let in
 │   ├── NodeUnavailable  a live read while the agent is away; names the node
 │   └── DatabaseUnavailable  it did not answer in time; nothing was changed, or nobody knows
 ├── OutputLost           what was to be written could not be: a full disk, or a reader that is gone
@@ -55,6 +56,14 @@ class InvalidValue(ApiError):
 
 class Conflict(ApiError):
     """`The name is already in use` and its kin."""
+
+
+class EnrolmentRefused(ApiError):
+    """A host that wants to become a node, and is not let in. `reason` is a word, for the log."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class NodeUnavailable(ApiError):

@@ -54,6 +54,15 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Credentials:
+    """What this gateway shows the agents, and whose certificates it takes. PEM, also several in a row."""
+
+    certificate: bytes
+    key: Secret
+    authorities: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """Whose state an agent holds. `mark`: random, of the revision that goes with it. Empty = nobody said."""
 

@@ -1,4 +1,5 @@
-"""`wirelane-gateway node add|edit|drain|undrain|list|remove|resync`: the hosts with an agent. For the command line.
+"""`wirelane-gateway node add|token|edit|drain|undrain|list|remove|resync`: the hosts with an agent.
+Called by the command line.
 
 `list` and `resync` ask the agents themselves: what a node holds is theirs to say, and no other process is needed to
 hear it. Only tables and differences go to standard output.
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 from gateway.agents import Agents, checked_target
 from gateway.agents.codec import objects_of
+from gateway.enrolment import Enrolment
 from gateway.errors import AgentUnreachable, ConfigError
 from gateway.model import HeldObject, Node
 from gateway.progress import explain, plain, printed_table
@@ -22,6 +24,7 @@ from gateway.store import nodes as rows
 Options = argparse.Namespace
 T = TypeVar("T")
 
+MOST_MINUTES = 7 * 24 * 60
 DIFFERENT = 2  # exit status of --show-difference
 TITLES = ("NAME", "TARGET", "REVISION", "ACKNOWLEDGED", "EPOCH", "ENDPOINT", "STATE")
 
@@ -30,8 +33,16 @@ def add_parsers(commands: Any, add: Callable[..., argparse.ArgumentParser], on_s
     nodes = commands.add_parser("node", help="The hosts with an agent.").add_subparsers(required=True, metavar="ACTION")
     command = add(nodes, "add", on_store(node_add), "Add a node.")
     command.add_argument("name", metavar="NAME")
-    command.add_argument("target", metavar="TARGET", help="where its agent listens: unix:/path/to/agent.sock")
+    where = command.add_mutually_exclusive_group(required=True)
+    where.add_argument("target", nargs="?", metavar="TARGET", help="an agent on this host: unix:/path/to/agent.sock")
+    where.add_argument(
+        "--address", metavar="HOST:PORT", help="an agent on another host; prints a join token for it, once"
+    )
     command.add_argument("--endpoint", default="", metavar="ADDRESS", help="where clients reach it")
+    _add_token_options(command)
+    command = add(nodes, "token", on_store(node_token), "Make a join token, to enrol a node (again); prints it, once.")
+    command.add_argument("name", metavar="NAME")
+    _add_token_options(command)
     command = add(nodes, "edit", on_store(node_edit), "Change where a node is reached.")
     command.add_argument("name", metavar="NAME")
     command.add_argument("--target", metavar="TARGET", help="where its agent listens: unix:/path/to/agent.sock")
@@ -58,14 +69,48 @@ def add_parsers(commands: Any, add: Callable[..., argparse.ArgumentParser], on_s
     )
 
 
+def _add_token_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--minutes", type=_minutes, default=60, metavar="N", help="how long the join token can be used; default 60"
+    )
+    command.add_argument("--gateway", metavar="URL", help="of a gateway, for the host to ask; default public_url")
+
+
+def _minutes(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= MOST_MINUTES:
+        raise argparse.ArgumentTypeError(f"{text!r} must be within 1-{MOST_MINUTES}")
+    return int(text)
+
+
 async def node_add(store: Store, options: Options) -> None:
-    name, target = options.name, checked_target(options.target)
-    if not target.startswith("unix:"):
+    name, target = options.name, checked_target(options.address or options.target)
+    if target.startswith("unix:") == bool(options.address):
         raise ConfigError(
-            [f"target {target!r} must be unix:/path/of/the/agent.sock: agents elsewhere are not called yet"]
+            [f"node add: {target!r}: TARGET is a socket of this host, --address another host's HOST:PORT"]
         )
     await store.change(lambda tx: rows.add(tx, name, target, options.endpoint))
-    explain(f"node {name} is added; running gateways call it within seconds")
+    if options.address:
+        explain(f"node {name} is added, and called once it is enrolled")
+        await _print_token(store, options)
+    else:
+        explain(f"node {name} is added; running gateways call it within seconds")
+
+
+async def node_token(store: Store, options: Options) -> None:
+    await _print_token(store, options)
+
+
+async def _print_token(store: Store, options: Options) -> None:
+    url = options.public_url if options.gateway is None else options.gateway
+    token = await Enrolment(store).new_token(options.name, options.minutes * 60, url)
+    print(token.reveal(), flush=True)
+    explain(
+        f"The line above is a join token, shown only this once and good for {options.minutes} minutes. On that host:"
+    )
+    asking = "" if url else " --gateway URL"
+    explain(f"`wirelane-agent enrol --token-file -{asking}`, and paste it.")
+    if not url:
+        explain("URL: where that host reaches this gateway, such as http://192.0.2.1:8080.")
 
 
 async def node_edit(store: Store, options: Options) -> None:

@@ -23,6 +23,8 @@ from gateway.agents import Agents
 from gateway.collect import Collect
 from gateway.config import Config, advice, listen_address
 from gateway.creation import Creation
+from gateway.credentials import OwnCredentials
+from gateway.enrolment import Enrolment
 from gateway.errors import ConfigError
 from gateway.fields import network
 from gateway.http.app import HttpSettings, Services, build_app
@@ -123,6 +125,7 @@ def _listener(
         one_time_links=OneTimeLinks(store, config.link_days),
         keys=Keys(store),
         system=System(store, sync, config.account_limit),
+        enrolment=Enrolment(store),
         ping=store.ping,
     )
     settings = HttpSettings(
@@ -188,6 +191,7 @@ async def serve(config: Config) -> None:
         async with opened_store(config) as store, _agents() as agents:
             await store.change(lambda tx: setting_rows.set_time_zone(tx, config.time_zone))
             sync = Sync(store, agents, config.settle_seconds)
+            credentials = OwnCredentials(store)
             collect = Collect(store, agents, config.collect_seconds, config.usage_months, config.time_zone)
             listener = _listener(config, certificate, store, agents, sync, collect)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -197,6 +201,7 @@ async def serve(config: Config) -> None:
                 loops = [
                     group.create_task(sync.run(), name="sync"),
                     group.create_task(collect.run(), name="collect"),
+                    group.create_task(credentials.run(), name="credentials"),
                     group.create_task(keep_watchdog(), name="watchdog"),
                 ]
                 if certificate is not None:

@@ -1,7 +1,8 @@
 """Who may call: the access key in the cookie, and the address the call comes from. Stands in front of every path.
 
 Everything under /api needs a key, also what does not exist there, so that a stranger learns nothing. Outside it are the
-one-time links and /healthz; inside it only the OpenAPI document is open: it holds no secret and tools fetch it bare.
+one-time links, /healthz, and /enrol, whose key is a join token; inside it only the OpenAPI document is open: it holds
+no secret and tools fetch it bare.
 The caller is told no reason; the operator finds it in the journal.
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Scope
 
-from gateway.http import health, pages, v1
+from gateway.http import enrol, health, pages, v1
 from gateway.http.access import Access
 from gateway.http.journal import Journal
 from gateway.http.path import Path
@@ -19,7 +19,12 @@ __all__ = ["HttpSettings", "Services", "build_app"]
 
 
 def build_app(services: Services, settings: HttpSettings) -> ASGIApp:
-    paths = {**v1.paths(services, settings), **pages.paths(services, settings), **health.paths(services)}
+    paths = {
+        **v1.paths(services, settings),
+        **pages.paths(services, settings),
+        **enrol.paths(services, settings),
+        **health.paths(services),
+    }
     routes = [Route(path, Path(answers, settings.semantic)) for path, answers in paths.items()]
     router = Router(routes, redirect_slashes=False, default=Path({}, settings.semantic))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from gateway.accounts import Accounts
+    from gateway.enrolment import Enrolment
     from gateway.keys import Keys
     from gateway.one_time_links import OneTimeLinks
     from gateway.servers import Servers
@@ -26,6 +27,7 @@ class Services:
     one_time_links: OneTimeLinks
     keys: Keys
     system: System
+    enrolment: Enrolment
     ping: Callable[[], Awaitable[object]]
     authority: bytes = b""
 

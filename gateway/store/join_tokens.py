@@ -7,19 +7,27 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import bindparam, delete, select, update
 
 from gateway.store import nodes
 from gateway.store.tables import join_tokens as rows
+from gateway.store.tables import nodes as node_rows
 from gateway.store.transaction import Transaction
+
+_by_public = (
+    select(rows, node_rows.c.name)
+    .join(node_rows, node_rows.c.id == rows.c.node_id)
+    .where(rows.c.public == bindparam("public"))
+)
 
 
 @dataclass(frozen=True, slots=True)
 class JoinToken:
-    """`public`: Ed25519, raw. `pin`: of the authority that it names. `expires`: Unix seconds. `used_by`: the public key
-    that it let in (DER), None = nobody yet."""
+    """`node`: its name. `public`: Ed25519, raw. `pin`: of the authority that it names. `expires`: Unix seconds.
+    `used_by`: the public key that it let in (DER), None = nobody yet."""
 
     node_id: int
+    node: str
     public: bytes
     pin: str
     tls_name: str
@@ -42,16 +50,20 @@ async def put(tx: Transaction, token: JoinToken) -> None:
 
 
 async def found(tx: Transaction, public: bytes) -> JoinToken | None:
-    """Locked, and its node too, until the commit."""
-    row = await tx.one(select(rows.c.node_id).where(rows.c.public == public))
+    row = await tx.one(_by_public, {"public": public})
     if row is None:
         return None
-    await nodes.lock(tx, row.node_id)
-    row = await tx.one(select(rows).where(rows.c.public == public))  # as it is once nobody else changes it
-    if row is None:
-        return None
-    token = JoinToken(row.node_id, row.public, row.pin, row.tls_name, row.expires, row.used_by)
+    token = JoinToken(row.node_id, row.name, row.public, row.pin, row.tls_name, row.expires, row.used_by)
     return token if hmac.compare_digest(row.proof, _proof_of(tx, token)) else None
+
+
+async def locked(tx: Transaction, public: bytes) -> JoinToken | None:
+    """As it is once nobody else uses it or makes a newer one."""
+    token = await found(tx, public)
+    if token is None:
+        return None
+    await nodes.lock(tx, token.node_id)
+    return await found(tx, public)
 
 
 async def bind(tx: Transaction, token: JoinToken, public_key: bytes) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gateway.http.app import HttpSettings, build_app
+from gateway.http.certificate import Certificate
 from gateway.http.listener import Listener
 from gateway.http.ports import bound_socket
 from tests.fakes.product import Product, running_product, services_of
@@ -35,10 +36,11 @@ class Served:
 
 
 @contextmanager
-def served(database: str, **settings: Any) -> Iterator[Served]:
-    """`database`: URL of a migrated database. `settings`: of HttpSettings, besides the public URL."""
+def served(database: str, certificate: Certificate | None = None, **settings: Any) -> Iterator[Served]:
+    """`database`: URL of a migrated database. `certificate`: to speak TLS with. `settings`: of HttpSettings,
+    besides the public URL."""
     listening = bound_socket("127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    url = f"{'https' if certificate else 'http'}://127.0.0.1:{listening.getsockname()[1]}"
     ready, stop = threading.Event(), threading.Event()
     found: list[Served] = []
 
@@ -48,7 +50,7 @@ def served(database: str, **settings: Any) -> Iterator[Served]:
             access_hash = await product.keys.add("tests", ["127.0.0.1"])
             found.append(Served(url, access_hash.reveal(), product, asyncio.get_running_loop(), database))
             app = build_app(services, HttpSettings(url, **settings))
-            listener = Listener(app, None, on_ready=ready.set)
+            listener = Listener(app, certificate, on_ready=ready.set)
             serving = asyncio.create_task(listener.serve([listening]))
             await asyncio.to_thread(stop.wait)
             listener.should_exit = True

@@ -77,7 +77,7 @@ async def test_while_one_authority_takes_the_place_of_another_both_are_trusted(s
 
 async def test_a_join_token_that_somebody_else_wrote_or_changed_is_none(store: Store) -> None:
     node = await direct.add_node(store, NODE, "198.51.100.11:7443")
-    token = join_tokens.JoinToken(node.id, b"p" * 32, "pin", "name.node.wirelane", 100)
+    token = join_tokens.JoinToken(node.id, NODE, b"p" * 32, "pin", "name.node.wirelane", 100)
     await store.change(lambda tx: join_tokens.put(tx, token))
     assert await found(store, b"q" * 32) is None
     assert await found(store, b"p" * 32) == token
@@ -90,7 +90,7 @@ async def test_a_join_token_that_somebody_else_wrote_or_changed_is_none(store: S
 
 async def test_a_node_has_one_join_token_which_goes_with_it(store: Store) -> None:
     node = await direct.add_node(store, NODE, "198.51.100.11:7443")
-    first = join_tokens.JoinToken(node.id, b"p" * 32, "pin", "a.node.wirelane", 100)
+    first = join_tokens.JoinToken(node.id, NODE, b"p" * 32, "pin", "a.node.wirelane", 100)
     await store.change(lambda tx: join_tokens.put(tx, first))
     await store.change(lambda tx: join_tokens.bind(tx, first, b"key"))
     bound = await found(store, first.public)

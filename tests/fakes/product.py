@@ -16,6 +16,7 @@ from pathlib import Path
 from gateway.accounts import Accounts
 from gateway.collect import Collect
 from gateway.creation import Creation
+from gateway.enrolment import Enrolment
 from gateway.http.app import Services
 from gateway.keys import Keys
 from gateway.one_time_links import OneTimeLinks
@@ -42,12 +43,19 @@ class Product:
     one_time_links: OneTimeLinks
     keys: Keys
     system: System
+    enrolment: Enrolment
 
 
 def services_of(product: Product) -> Services:
     """As the HTTP door takes them."""
     return Services(
-        product.accounts, product.servers, product.one_time_links, product.keys, product.system, product.store.ping
+        product.accounts,
+        product.servers,
+        product.one_time_links,
+        product.keys,
+        product.system,
+        product.enrolment,
+        product.store.ping,
     )
 
 
@@ -86,6 +94,7 @@ async def running_product(
         one_time_links=OneTimeLinks(store),
         keys=Keys(store),
         system=System(store, sync, account_limit),
+        enrolment=Enrolment(store),
     )
     loops = asyncio.create_task(sync.run())
     try:

@@ -1,5 +1,4 @@
-"""A request's body and query become form fields: text by name. Owns the limits of size and time.
-Called by answering.py.
+"""A request's body and query become form fields: text by name. Called by answering.py.
 
 urlencoded, multipart and JSON objects, whatever PHP or curl says they are: `curl -d` labels its bodies urlencoded, some
 clients label nothing, and a PHP client may label its multipart urlencoded. Fields of the query count like those of the
@@ -8,7 +7,6 @@ body. A field given twice in one of them: the last one wins. What the fields mea
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Collection
@@ -20,19 +18,15 @@ from starlette.requests import Request
 
 from gateway import fields
 from gateway.errors import InvalidValue
+from gateway.http.body import read_body
 from gateway.http.envelope import HttpError
 
 # The parser warns of every odd byte: one line for each of a stranger's mistakes is his to choose, not ours to write.
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
-BODY_SECONDS = 20.0  # below the listener's own bound, so that there is an answer
 MAX_FIELDS = 100
 # Also "attachment", which libcurl writes where the label was overridden.
 PART = re.compile(rb"\r\ncontent-disposition:[^\r\n]*\bname=", re.IGNORECASE)
-# Of a body that is too long, so much is read and forgotten before the answer: a client that is still sending when the
-# connection closes loses the answer.
-DISCARDED_BYTES = 32 * 1024 * 1024
-
 
 Pairs = list[tuple[str, str]]
 
@@ -43,7 +37,7 @@ async def read_form(request: Request, max_bytes: int) -> tuple[Pairs, Pairs]:
     Raises HttpError: 413 above `max_bytes` (which is never kept), 408 when too slow, 400 when unreadable.
     """
     query = request.scope.get("query_string", b"")
-    body = await _read_body(request, max_bytes)
+    body = await read_body(request, max_bytes)
     try:
         return _body_pairs(body, request.headers.get("content-type", "")) if body else [], _urlencoded(query)
     except (ValueError, RecursionError, MultipartParseError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
@@ -76,28 +70,6 @@ def _body_pairs(body: bytes, content_type: str) -> Pairs:
 
 def _urlencoded(text: bytes) -> Pairs:
     return parse_qsl(text.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS, separator="&")
-
-
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    too_large = HttpError(413, f"Body too large (only {max_bytes} bytes)", {"Connection": "close"})
-    declared = request.headers.get("content-length", "")
-    if request.headers.get("expect") and declared.isdecimal() and int(declared[:20]) > max_bytes:
-        raise too_large  # the client asked first and has sent nothing yet
-    body, size = bytearray(), 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size <= max_bytes:
-                    body += chunk
-                elif size > max_bytes + DISCARDED_BYTES:
-                    break
-    except TimeoutError:
-        if size <= max_bytes:
-            raise HttpError(408, "Body too slow", {"Connection": "close"}) from None
-    if size > max_bytes:
-        raise too_large
-    return bytes(body)
 
 
 def _multipart(body: bytes, boundary: bytes) -> Pairs:

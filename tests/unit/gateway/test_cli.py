@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.enrol import JoinToken
 from gateway.__main__ import main
 from gateway.model import ServerValues
 from gateway.store import open_store
@@ -211,11 +212,51 @@ def test_files_that_cannot_be_are_one_clear_line(ready: str, capfd: Captured, tm
     assert good.read_text() == "a,b\n"
 
 
-def test_a_target_over_tcp_is_refused_with_a_clear_sentence(ready: str, capfd: Captured) -> None:
-    status, _, err = outcome(capfd, ready, "node", "add", "fra", "192.0.2.1:9000")
-    assert status == 2
-    assert "agents elsewhere are not called yet" in err
-    assert outcome(capfd, ready, "node", "list")[1].count("\n") == 1
+def test_a_node_on_another_host_gets_a_join_token_once(ready: str, capfd: Captured) -> None:
+    with open(ready, "a") as file:
+        file.write('public_url = "https://vpn.example.com"\n')
+    status, token, err = outcome(capfd, ready, "node", "add", "fra1", "--address", "198.51.100.11:7443")
+    assert (status, token.count("\n"), token[:9]) == (0, 1, "wl1.fra1.")
+    assert token.strip() not in err and "only this once and good for 60 minutes" in err
+    assert "`wirelane-agent enrol --token-file -`" in err
+    assert JoinToken.parse(token).url == "https://vpn.example.com"
+    status, again, err = outcome(
+        capfd, ready, "node", "token", "fra1", "--minutes", "5", "--gateway", "http://192.0.2.1"
+    )
+    assert (status, JoinToken.parse(again).url, "good for 5 minutes" in err) == (0, "http://192.0.2.1", True)
+    assert JoinToken.parse(again).seed != JoinToken.parse(token).seed
+    assert JoinToken.parse(again).pin == JoinToken.parse(token).pin
+
+
+def test_without_a_url_the_host_has_to_be_told_one(ready: str, capfd: Captured) -> None:
+    status, token, err = outcome(capfd, ready, "node", "add", "fra1", "--address", "fra1.example.com:7443")
+    assert (status, JoinToken.parse(token).url) == (0, "")
+    assert "`wirelane-agent enrol --token-file - --gateway URL`" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("add", "fra", "192.0.2.1:9000"), "--address another host's HOST:PORT"),
+        (("add", "fra", "--address", "unix:/run/a.sock"), "--address another host's HOST:PORT"),
+        (("add", "fra", "--address", "192.0.2.1"), "such as 198.51.100.11:7443"),
+        (("token", "nobody"), "Node nobody not found"),
+        (("token", "local"), "it needs no certificate"),
+    ],
+)
+def test_what_cannot_be_enrolled_is_told(ready: str, capfd: Captured, arguments: tuple[str, ...], words: str) -> None:
+    outcome(capfd, ready, "node", "add", "local", "unix:/run/agent.sock")
+    status, out, err = outcome(capfd, ready, "node", *arguments)
+    assert (status in (1, 2), out) == (True, "")
+    assert words in err
+    assert outcome(capfd, ready, "node", "list")[1].count("\n") == 2
+
+
+@pytest.mark.parametrize("minutes", ["0", "10081", "x", "-1"])
+def test_a_join_token_lives_minutes_or_days_not_longer(ready: str, capfd: Captured, minutes: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["--config", ready, "node", "token", "fra1", "--minutes", minutes])
+    assert "1-10080" in capfd.readouterr().err or minutes == "-1"
 
 
 def test_check_prints_what_is_in_force_or_every_mistake(config: str, capfd: Captured, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.types import Message
 
+from gateway.http import body as bodies
 from gateway.http.envelope import HttpError
 from gateway.http.v1 import forms
 
@@ -144,7 +145,7 @@ def test_body_that_is_too_long_is_read_to_its_end_but_not_kept() -> None:
 
 
 def test_body_without_end_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forms, "DISCARDED_BYTES", 10 * LIMIT)
+    monkeypatch.setattr(bodies, "DISCARDED_BYTES", 10 * LIMIT)
     sent = 0
 
     async def endless() -> Message:
@@ -159,7 +160,7 @@ def test_body_without_end_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_body_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forms, "BODY_SECONDS", 0.01)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.01)
 
     async def never() -> Message:
         await asyncio.sleep(3600)
