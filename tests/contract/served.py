@@ -6,6 +6,7 @@ Only the agents are fakes. For curl, browsers and fuzzers, which block the threa
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -36,10 +37,14 @@ class Served:
 
 
 @contextmanager
-def served(database: str, certificate: Certificate | None = None, **settings: Any) -> Iterator[Served]:
-    """`database`: URL of a migrated database. `certificate`: to speak TLS with. `settings`: of HttpSettings,
-    besides the public URL."""
+def served(
+    database: str, certificate: Certificate | None = None, *, send_buffer: int = 0, **settings: Any
+) -> Iterator[Served]:
+    """`database`: URL of a migrated database. `certificate`: to speak TLS with. `send_buffer`: bytes, of each
+    connection; 0 = as the host has it. `settings`: of HttpSettings, besides the public URL."""
     listening = bound_socket("127.0.0.1", 0)
+    if send_buffer:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # its connections have it from it
     url = f"{'https' if certificate else 'http'}://127.0.0.1:{listening.getsockname()[1]}"
     ready, stop = threading.Event(), threading.Event()
     found: list[Served] = []

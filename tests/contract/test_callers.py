@@ -10,7 +10,8 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ from tests.contract.served import Served, served
 from tests.fakes.product import migrated_sqlite
 
 WAIT_SECONDS = 10
+LINKS = 40  # whose pages no connection of `narrow` takes at once
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl (package curl) is missing")
 
 
@@ -76,60 +78,64 @@ def test_link_is_burnt_by_who_closes_after_the_page(gateway: Served) -> None:
             time.sleep(0.01)
 
 
-def test_link_is_never_shown_twice_to_who_lets_his_connection_run_full(
-    gateway: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """He asks for much, reads nothing, presses the button: somewhere his page waits for room, and his lease ends."""
-    monkeypatch.setattr(one_time_link, "SHOW_SECONDS", 0.5)
-    monkeypatch.setattr(one_time_links, "LEASE_SECONDS", 3)
+@pytest.fixture
+def narrow(tmp_path: Path) -> Iterator[Served]:
+    """A gateway whose connections take little: a page is soon the first that finds no room."""
+    with served(migrated_sqlite(tmp_path / "gateway.db"), send_buffer=4096) as gateway:
+        gateway.do(gateway.product.servers.create(server_values({})))
+        gateway.do(gateway.product.accounts.create(new_account({"wg_name": "Default_1", "name": "peer_1"})))
+        yield gateway
+
+
+@contextmanager
+def crammed(gateway: Served) -> Iterator[tuple[list[str], socket.socket, int]]:
+    """A connection that opens link after link and reads nothing; the links, and the place of the first whose page
+    waits for room."""
+    keys = [gateway.do(gateway.product.one_time_links.create("peer_1")) for _ in range(LINKS)]
     host, port = gateway.url.removeprefix("http://").split(":")
-    firsts: list[tuple[str, socket.socket]] = []
-    for ahead in range(2, 82, 4):
-        key = gateway.do(gateway.product.one_time_links.create("peer_1"))
-        connection = socket.socket()
+    with socket.socket() as connection, closing(sqlite3.connect(gateway.database.removeprefix("sqlite:///"))) as base:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(WAIT_SECONDS)
         connection.connect((host, int(port)))
-        many = b"GET /api/v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * ahead
-        connection.sendall(many + f"POST /otl/{key} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
-        firsts.append((key, connection))
-    time.sleep(5)
-    waited = 0
-    for key, connection in firsts:
-        with pressed(gateway, key) as other:
-            second = b"PrivateKey" in page(other)
-        connection.settimeout(0.3)
-        found = b""
-        with connection, suppress(OSError):
-            while part := connection.recv(1 << 20):
-                found = found[-20_000:] + part
-        assert [b"PrivateKey" in found, second].count(True) == 1
-        waited += second
-    assert 0 < waited < len(firsts)
+        for key in keys:
+            connection.sendall(f"POST /otl/{key} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+        places = [-1]
+        while places[-3:] != 3 * [places[-1]]:  # until it is the same for a second
+            time.sleep(0.5)
+            (used,) = base.execute("SELECT count(*) FROM one_time_links WHERE used IS NOT NULL").fetchone()
+            places.append(used)
+        assert 0 < used < LINKS, "the connection never ran full"
+        yield keys, connection, used
 
 
-def test_link_is_not_burnt_by_who_hangs_up_while_his_page_waits_for_room(gateway: Served) -> None:
-    host, port = gateway.url.removeprefix("http://").split(":")
-    links = []
-    with ExitStack() as connections:
-        for ahead in range(2, 82):  # one of them has just filled all buffers
-            links.append(gateway.do(gateway.product.one_time_links.create("peer_1")))
-            connection = connections.enter_context(socket.socket())
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.connect((host, int(port)))
-            many = b"GET /api/v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * ahead
-            connection.sendall(
-                many + f"POST /otl/{links[-1]} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode()
-            )
-        time.sleep(3)
-        with closing(sqlite3.connect(gateway.database.removeprefix("sqlite:///"))) as database:
-            query = "SELECT count(*) FROM one_time_links WHERE leased IS NOT NULL AND used IS NULL"
-            assert database.execute(query).fetchone()[0], "nobody's page waits"
-        unopened = [key for key in links if gateway.do(gateway.product.one_time_links.valid(key))]
-    time.sleep(0.5)
-    for key in unopened:
-        with pressed(gateway, key) as other:
+def test_link_is_never_shown_twice_to_who_lets_his_connection_run_full(
+    narrow: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He reads nothing, and presses the button: his page waits for room, and his lease ends."""
+    monkeypatch.setattr(one_time_link, "SHOW_SECONDS", 2)
+    monkeypatch.setattr(one_time_links, "LEASE_SECONDS", 4)
+    with crammed(narrow) as (keys, connection, first):
+        time.sleep(4)
+        with pressed(narrow, keys[first]) as other:
             assert b"PrivateKey" in page(other)
+        connection.settimeout(1)
+        found = b""
+        with suppress(OSError):
+            while part := connection.recv(1 << 20):
+                found += part
+        assert found.count(b"PrivateKey") <= first
+
+
+def test_link_is_not_burnt_by_who_hangs_up_while_his_page_waits_for_room(narrow: Served) -> None:
+    with (
+        crammed(narrow) as (keys, _, first),
+        closing(sqlite3.connect(narrow.database.removeprefix("sqlite:///"))) as base,
+    ):
+        leased = base.execute("SELECT count(*) FROM one_time_links WHERE leased IS NOT NULL AND used IS NULL")
+        assert leased.fetchone() == (1,), "nobody's page waits"
+    time.sleep(0.5)
+    with pressed(narrow, keys[first]) as other:
+        assert b"PrivateKey" in page(other)
 
 
 @needs_curl

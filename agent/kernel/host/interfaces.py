@@ -12,16 +12,16 @@ import errno
 import struct
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from socket import AF_INET, if_indextoname, if_nameindex
-from typing import Any, TypeVar
+from typing import Any
 
 from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
+from pyroute2.netlink.exceptions import NetlinkError
 
 from agent.errors import KernelError
 from agent.kernel.host.routes import MAIN_TABLE, read_defaults, read_networks_of_main
@@ -31,7 +31,6 @@ from agent.objects import HostNetwork
 OUR_ALIAS = "wirelane:"  # what the alias of every interface of ours begins with
 WIREGUARD_KINDS = ("wireguard", "tun")  # IFLA_INFO_KIND: in the kernel; of a userspace implementation
 IFF_UP = 0x1  # linux/if.h
-DUMP_TRIES = 5  # a dump is interrupted when something changes meanwhile
 
 # linux/rtnetlink.h, linux/if_link.h
 RTM_GETLINK, RTM_GETADDR = 18, 22
@@ -40,8 +39,6 @@ IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS = 3, 4, 18, 20
 IFLA_INFO_KIND = 1
 _ADDRESS = struct.Struct("=BBBBi")  # ifaddrmsg: family, prefix length, flags, scope, index
 _LINK = struct.Struct("=HHiI4x")  # ifinfomsg: family and pad, type, index, flags, change
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,35 +81,31 @@ def explained(what: str) -> Iterator[None]:
 
 def read_interfaces() -> dict[str, Interface]:
     """All interfaces of this namespace by name. 7 ms for 500 of them; the library takes 220."""
-    addresses: dict[int, list[Address]] = {}
     with Netlink() as netlink:
         links = netlink.dump(message(RTM_GETLINK, 0, bytes(_LINK.size)))
-        found = netlink.dump(message(RTM_GETADDR, 0, _ADDRESS.pack(AF_INET, 0, 0, 0, 0)))
-    for data in found:
+        addresses = _read_addresses(netlink)
+    read = (_link(data) for data in links)
+    return {link.name: replace(link, addresses=tuple(addresses[link.index])) for link in read}
+
+
+def _read_addresses(netlink: Netlink) -> Mapping[int, list[Address]]:
+    """Of all interfaces, by index."""
+    addresses = defaultdict[int, list[Address]](list)
+    for data in netlink.dump(message(RTM_GETADDR, 0, _ADDRESS.pack(AF_INET, 0, 0, 0, 0))):
         _, prefix, _, _, index = _ADDRESS.unpack_from(data, HEADER_BYTES)
         values = attributes(data, HEADER_BYTES + _ADDRESS.size)
         local = IPv4Address(values.get(IFA_LOCAL) or values[IFA_ADDRESS])
-        addresses.setdefault(index, []).append(
-            Address(local, IPv4Address(values.get(IFA_ADDRESS, local.packed)), prefix)
-        )
-    read = (_link(data) for data in links)
-    return {link.name: replace(link, addresses=tuple(addresses.get(link.index, ()))) for link in read}
+        addresses[index].append(Address(local, IPv4Address(values.get(IFA_ADDRESS, local.packed)), prefix))
+    return addresses
 
 
 def read_interface(name: str) -> Interface | None:
     """One interface, or None where there is none of that name."""
-
-    def read(route: Any) -> Interface | None:
-        try:
-            (message,) = route.link("get", ifname=name)
-        except NetlinkError as error:
-            if error.code == errno.ENODEV:
-                return None
-            raise
-        index = message["index"]
-        return _interface(message, [_address(one) for one in route.get_addr(family=AF_INET, index=index)])
-
-    return dumped(f"cannot read interface {name}", read)
+    link = read_link(name)
+    if link is None:
+        return None
+    with Netlink() as netlink:
+        return replace(link, addresses=tuple(_read_addresses(netlink)[link.index]))
 
 
 def read_link(name: str) -> Interface | None:
@@ -297,35 +290,6 @@ def read_networks() -> list[HostNetwork]:
     }
     found |= {HostNetwork(one.network, names[one.hops[0].interface]): None for one in read_networks_of_main()}
     return list(found)
-
-
-def dumped(what: str, read: Callable[[Any], T]) -> T:
-    with explained(what):
-        for _ in range(DUMP_TRIES):
-            try:
-                with IPRoute() as route:
-                    return read(route)
-            except NetlinkDumpInterrupted:
-                continue
-    raise KernelError(f"{what}: they change faster than they can be read")
-
-
-def _interface(message: Any, addresses: list[Address]) -> Interface:
-    info = message.get_attr("IFLA_LINKINFO")
-    return Interface(
-        name=message.get_attr("IFLA_IFNAME"),
-        index=message["index"],
-        kind=(info.get_attr("IFLA_INFO_KIND") or "") if info else "",
-        alias=message.get_attr("IFLA_IFALIAS") or "",
-        mtu=message.get_attr("IFLA_MTU"),
-        up=bool(message["flags"] & IFF_UP),
-        addresses=tuple(addresses),
-    )
-
-
-def _address(message: Any) -> Address:
-    local = IPv4Address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
-    return Address(local, IPv4Address(message.get_attr("IFA_ADDRESS") or local), message["prefixlen"])
 
 
 def _text(value: bytes) -> str:
