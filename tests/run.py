@@ -3,8 +3,8 @@
 A rung is `scripts/check` or one folder of tests under pytest; `release` is the unit rung on the other Debian release,
 with an installation and the demo.
 All of them run, whatever fails on the way. The VM of `system` mostly waits for one emulated processor: it runs beside
-the rungs that measure nothing. `netns`, which does, has the machine to itself. The summary shows every skip with its
-reason; where CI=true a skip is a failure unless ACCEPTED_SKIPS knows it.
+the rungs that measure nothing. Those that do (ALONE) have the machine to themselves. The summary shows every skip with
+its reason; where CI=true a skip is a failure unless ACCEPTED_SKIPS knows it.
 Called by scripts/test only, from the root of the checkout.
 """
 
@@ -27,13 +27,14 @@ from typing import IO
 RUNG_SECONDS = 15 * 60  # no rung takes half of it; one that hangs is ended
 END_SECONDS = 30  # for fixtures to clean up after an interrupt
 
-BESIDE, ALONE = "system", "netns"
+BESIDE, ALONE = "system", ("netns", "main_job")
 
-RUNGS = {  # name: folder; "" = one of COMMANDS
+RUNGS = {  # name: what pytest is given; "" = one of COMMANDS
     "check": "",
     "unit": "tests/unit",
     "contract": "tests/contract",
-    "netns": "tests/netns",
+    "netns": "tests/netns --ignore=tests/netns/main_job",
+    "main_job": "tests/netns/main_job",
     "system": "tests/system",
     "architecture": "tests/architecture",
     "release": "",
@@ -110,7 +111,7 @@ def run_rung(name: str, extra: Sequence[str], reports: Path, output: IO[str] | N
     started = time.monotonic()
     if folder := RUNGS[name]:
         report = reports / f"{name}.xml"
-        outcome.status = run([sys.executable, "-m", "pytest", folder, f"--junitxml={report}", *extra], output)
+        outcome.status = run([sys.executable, "-m", "pytest", *folder.split(), f"--junitxml={report}", *extra], output)
         if report.exists():
             outcome.read(report)
         if outcome.status == 5 and extra:  # nothing collected: a selection may leave a rung empty
@@ -135,11 +136,11 @@ def run_rungs(names: Sequence[str], extra: Sequence[str], reports: Path) -> list
     with ThreadPoolExecutor(1) as thread, (reports / "beside").open("w+") as output:
         beside = thread.submit(run_rung, BESIDE, extra, reports, output)
         print(f"{BESIDE} runs beside the next rungs; its output comes when it has ended", flush=True)
-        outcomes = [run_rung(name, extra, reports) for name in names if name not in (BESIDE, ALONE)]
+        outcomes = [run_rung(name, extra, reports) for name in names if name not in (BESIDE, *ALONE)]
         outcomes.append(beside.result())
         output.seek(0)
         print(output.read(), flush=True)
-    return [*outcomes, *(run_rung(name, extra, reports) for name in names if name == ALONE)]
+    return [*outcomes, *(run_rung(name, extra, reports) for name in names if name in ALONE)]
 
 
 def sum_up(outcomes: Sequence[Outcome], seconds: float, strict: bool) -> int:
