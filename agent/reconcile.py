@@ -93,6 +93,7 @@ class Reconciler:
         self._retry_seconds = 0.0
         self._failures: dict[tuple[int, str], Failure] = {}
         self._generation, self._applied_generation = 1, 0  # counts what was accepted; revisions may go back
+        self._snapshot_generation = 0  # of the last snapshot
         self._said: set[Failure] = set()  # refusals that are in the log already
         self._trouble = ""  # what the last full pass saw of others that is a problem of the node
         self._was_right = False  # has a full pass succeeded yet; before that, differences are no drift
@@ -105,12 +106,12 @@ class Reconciler:
         return self._desired
 
     def status(self) -> Status:
-        desired, applied = self._desired, self._status.applied_revision
-        revision = desired.revision if desired else 0
+        desired = self._desired
+        is_of_this = self._applied_generation >= self._snapshot_generation  # else of a state that may be gone
         return replace(
             self._status,
-            revision=revision,
-            applied_revision=applied if applied <= revision else 0,  # more than it holds: of a state that is gone
+            revision=desired.revision if desired else 0,
+            applied_revision=self._status.applied_revision if is_of_this else 0,
             needs_snapshot=desired is None,
             failures=tuple(self._failures.values()),
             problem="; ".join(dict.fromkeys(filter(None, (self._status.problem, *self._missed.values())))),
@@ -155,6 +156,7 @@ class Reconciler:
             desired, changed = await self._saved(self._read_snapshot, snapshot)
             changed |= self._cut
             self._take(desired, changed, True)
+            self._snapshot_generation = self._generation
             return self._generation, desired
 
     def _read_snapshot(self, snapshot: Snapshot) -> tuple[Desired, set[int]]:

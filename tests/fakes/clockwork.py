@@ -265,6 +265,8 @@ class World:
         else:
             whole = replace(self.database.snapshot(self._server), replaces=call.replaces)
             sent, applied = whole, self._lagging(lambda: self.agent.snapshot(whole, 0))
+            if self.lag:  # until its pass an agent says of nothing that it is applied
+                self.shows = (self.agent.epoch, 0)
         return sent, replace(applied, outcome="pending") if self.lag else applied
 
     def _lagging(self, send: Callable[[], Coroutine[Any, Any, Applied]]) -> Applied:

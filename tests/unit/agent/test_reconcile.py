@@ -238,16 +238,18 @@ def test_a_snapshot_may_go_back_in_revision(path: Path) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("revision", [4, 12])
 def test_what_was_applied_of_a_state_that_is_gone_is_not_taken_for_the_new_one(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch, revision: int
 ) -> None:
     async def story() -> None:
         async with node(path) as one:
             await one.snapshot(account(2), account(3), revision=9)
             monkeypatch.setattr(one.kernel, "watch", lambda *_: time.sleep(0.3))  # a slow kernel
-            settled = await one.reconciler.accept_snapshot(Snapshot(4, (server(),), (account(2),)), 0.05)
+            settled = await one.reconciler.accept_snapshot(Snapshot(revision, (server(),), (account(2),)), 0.05)
             status = one.reconciler.status()
-            assert (settled.outcome, status.revision, status.applied_revision) == (Outcome.PENDING, 4, 0)
+            assert (settled.outcome, status.revision, status.applied_revision) == (Outcome.PENDING, revision, 0)
+            assert (await one.resync()).applied_revision == revision
 
     asyncio.run(story())
 
