@@ -119,6 +119,9 @@ class Reconciler:
             servers=len(desired.servers) if desired else 0,
             time_zone=desired.time_zone if desired else "",
             origin=desired.origin if desired else NOBODY,
+            time=self._clock(),
+            counted_download=self._writer.counted.download,
+            counted_upload=self._writer.counted.upload,
         )
 
     async def accept_patch(self, patch: Patch, settle_seconds: float) -> Settled:

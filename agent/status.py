@@ -61,6 +61,9 @@ class Status:
     origin: Origin = NOBODY  # of the revision
     tunnel_mtu: int = 0  # bytes, of links whose server names none; 0 = not known yet
     refused_connections: int = 0  # beyond the bound of an account, since the bound was set up
+    time: float = 0.0  # by the clock of this host when it was asked, Unix seconds
+    counted_download: int = 0  # bytes of all accounts, deleted ones too, since the start
+    counted_upload: int = 0
 
 
 def of_accounts(

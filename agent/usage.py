@@ -129,6 +129,7 @@ class Usage:
         self._baselines = keeper.load_baselines()
         self.counted_by = keeper.load_counted_by()  # the backend whose numbers the baselines are; "" = nobody said
         self.sampled_at = keeper.load_sampled_at()  # Unix seconds; None = this file has never seen a sample
+        self.counted = Used()  # by this object, of everybody; read on any thread
         self._revision, self._is_whole = 0, True  # of the desired state that is being made true; of the pass
         self._stamp = NO_STAMP  # what the table of marks says of itself
         self._latest = keeper.load_stamp()  # the highest that it ever said, or should have
@@ -152,6 +153,7 @@ class Usage:
             moved, used = advance(self._baselines, sample, owners)
         at = now if whole or self.sampled_at is None else self.sampled_at
         self._keeper.save_sample(moved, used, day_of(self._began(now), zone), at)
+        self.counted = sum(used.values(), self.counted)
         self._baselines.update(moved)
         self.sampled_at = at
 
@@ -175,6 +177,7 @@ class Usage:
         advanced, used = advance(self._baselines, final, owners)
         left = {address: base for address, base in advanced.items() if address not in moved}
         self._keeper.save_sample(left, used, day_of(self._began(now), zone), now, backend)
+        self.counted = sum(used.values(), self.counted)
         self._baselines.update(left)
         self.counted_by, self.sampled_at = backend, now
 

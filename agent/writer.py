@@ -20,19 +20,23 @@ from agent.objects import Diff, Scope
 from agent.parts import FORWARDING, LINKS, MARKS, PARTS, PEERS
 from agent.report import Report
 from agent.steps import Pass
-from agent.usage import Usage
+from agent.usage import Usage, Used
 from agent.wanted import Wanted, scope_of, wanted, wanted_accounts
 from agent.ways import closed
 
 
 class Writer:
-    """Call every method on one thread; `knows_kernel` on any, while no other runs but a sample."""
+    """Call every method on one thread; `knows_kernel` on any, while no other runs but a sample, `counted` on any."""
 
     def __init__(self, kernel: Kernel, usage: Usage) -> None:
         self._kernel = kernel
         self._usage = usage
         self._found: Wanted | None = None  # None = not to be trusted
         self._applied: Desired | None = None  # what `found` was made equal to
+
+    @property
+    def counted(self) -> Used:
+        return self._usage.counted
 
     def knows_kernel(self, desired: Desired) -> bool:
         """Can `touched` be used, or is a full pass due?"""

@@ -71,8 +71,14 @@ class Collect:
         self._zone = ZoneInfo(time_zone)
         self._now = now
         self._pruned: date | None = None  # the day of the last pruning
+        self._collected: dict[str, float] = {}  # when each node's totals were last fetched, by the loop's clock
         self._troubled: set[str] = set()  # what has been logged already: names of nodes, "" = the database
         self._refreshing: dict[tuple[str, int], asyncio.Task[bool]] = {}
+
+    def age(self, node: str) -> float | None:
+        """Seconds since this gateway last fetched all totals of a node; None = it has not yet."""
+        at = self._collected.get(node)
+        return None if at is None else asyncio.get_running_loop().time() - at
 
     async def run(self) -> None:
         """Collects for ever."""
@@ -105,6 +111,7 @@ class Collect:
             found, cursor, totals = await self._agents.totals(node, epoch, after)
             if (found, cursor) != (epoch, after) or totals:
                 await self._store.change(lambda tx: usage_rows.fold(tx, node.name, found, cursor, totals))
+            self._collected[node.name] = asyncio.get_running_loop().time()
             self._troubled.discard(node.name)
         except AgentUnreachable as error:
             log.debug("node=%s event=collect-later reason=%r", node.name, str(error))  # sync says when it is away

@@ -151,6 +151,11 @@ class Config:
     trusted_proxies: tuple[str, ...] = _key(
         (), _networks, 'Proxies whose X-Forwarded-For is believed: addresses or networks, such as ["127.0.0.1"].'
     )
+    metrics_networks: tuple[str, ...] = _key(
+        ("127.0.0.0/8", "::1/128"),
+        _networks,
+        "Who may read /metrics without an access key, when no proxy is in between: addresses or networks; [] = nobody.",
+    )
     endpoint: str = _key(
         "",
         _host,

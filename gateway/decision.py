@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from logging import DEBUG, ERROR, INFO, WARNING
 
+from gateway.errors import AgentUnreachable
 from gateway.model import AgentStatus, Applied, Compared, Failure, Held, Node, Patch, Snapshot
 from gateway.outcome import outcome, size, standing
 
@@ -124,7 +125,9 @@ class State:
     wanted: int = 0  # the highest revision that we know was committed
     shown: int = 0  # the revision that the kernel of the node is known to show
     held: Held | None = None  # what the agent holds; None = read its status first
-    status: AgentStatus | None = None  # what it last said of itself; None = it is away
+    status: AgentStatus | None = None  # what it last said of itself; None = it is away ...
+    away: tuple[str, str] = ("", "")  # ... why, and that in a word; "" = it was not asked yet
+    contested: str = ""  # why nothing may be sent
     status_due: float = 0.0
     snapshot_due: bool = False  # a patch was refused as wrong: what it builds on may be
     trouble: Trouble = FINE
@@ -216,13 +219,14 @@ def told(state: State, at: float, status: AgentStatus, spread: float) -> Step:
     """The answer to Ask."""
     held, due = status.held, at + state.poll * spread
     call = Compare(held, status.applied_revision)
-    return replace(state, status=status, held=held, status_due=due, call=call), ()
+    return replace(state, status=status, away=("", ""), held=held, status_due=due, call=call), ()
 
 
 def saw(state: State, at: float, call: Compare, compared: Compared) -> Step:
     """The answer to Compare."""
     node, held, freed = compared.node, call.held, tuple[Command, ...]()
-    state = replace(state, wanted=max(node.revision, *(who.revision for who in state.waiters), 0))
+    wanted = max(node.revision, *(who.revision for who in state.waiters), 0)
+    state = replace(state, wanted=wanted, contested=compared.contested)
     is_ours = held.epoch == node.epoch and 0 <= held.revision <= node.revision and not compared.contested
     if not is_ours:
         state, freed = _released(state)  # whom an answer of before is due
@@ -339,7 +343,8 @@ def failed(state: State, at: float, error: Exception, what: str, spread: float) 
         line = Say(ERROR, "event=pass-failed cure='is tried again'", error)
         state, said = _said(state, repr(error), line)
     elif state.held is None:
-        state = replace(state, status=None, trouble=replace(state.trouble, away=True))
+        away = (reason, error.cause if isinstance(error, AgentUnreachable) else "")
+        state = replace(state, status=None, away=away, trouble=replace(state.trouble, away=True))
         state, said = _said(state, AWAY, Say(WARNING, f"event=away reason={reason!r}"))
     elif not state.trouble.said:
         state, said = replace(state, trouble=replace(state.trouble, said=UNSENT)), ()

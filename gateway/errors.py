@@ -106,4 +106,6 @@ class SealBroken(GatewayError):
 
 
 class AgentUnreachable(GatewayError):
-    """The agent did not answer in time, or said that it cannot just now."""
+    """The agent did not answer in time, or said that it cannot just now. `cause`: the same as a word, of a few."""
+
+    cause = "no-answer"

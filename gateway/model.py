@@ -327,12 +327,26 @@ class AgentStatus:
     origin: Origin = NOBODY  # of the revision
     accounts: int = 0
     servers: int = 0
+    clock_offset: float | None = None  # seconds that its clock is ahead of ours; None = it did not say
+    counted_download: int = 0  # bytes of all accounts, deleted ones too, since it started
+    counted_upload: int = 0
 
     @property
     def held(self) -> Held:
         if self.needs_snapshot:
             return Held("", -1)
         return Held(self.epoch, self.revision, self.origin, self.accounts, self.servers)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is known of an agent. `status`: what it last said; None = it does not answer: `away` says why, and `cause`
+    in a word (see AgentUnreachable). `contested`: why nothing is sent to it."""
+
+    status: AgentStatus | None = None
+    away: str = ""
+    cause: str = ""
+    contested: str = ""
 
 
 @dataclass(frozen=True, slots=True)

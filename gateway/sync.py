@@ -48,6 +48,7 @@ from gateway import decision
 from gateway.agents import AgentRefused, StaleAgent
 from gateway.decision import Ask, Call, Compare, Release, Remind, Say, Send, State, Step, Waiter
 from gateway.errors import AgentUnreachable, NotFound
+from gateway.model import Report
 
 if TYPE_CHECKING:
     from gateway.agents import Agents
@@ -105,6 +106,11 @@ class Sync:
     def absent(self) -> set[str]:
         """Names of the nodes that do not answer. A node that nobody has asked yet is not one of them."""
         return {name for name, loop in self._loops.items() if loop.state.trouble.away}
+
+    def reports(self) -> dict[str, Report]:
+        """What is known of each agent."""
+        states = {name: loop.state for name, loop in self._loops.items()}
+        return {name: Report(one.status, *one.away, one.contested) for name, one in states.items()}
 
     async def run(self) -> None:
         """Runs one loop task for each node, for ever. Nodes come and go at run time."""

@@ -2,50 +2,77 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from gateway.allocate import MARKS
+from gateway.condition import MOST_TOLD, OK, Condition
 from gateway.errors import DatabaseUnavailable
-from gateway.model import AgentStatus, Node
+from gateway.model import Node, Report
 from gateway.store import Store, Transaction
 from gateway.store import accounts as account_rows
 from gateway.store import nodes as node_rows
 from gateway.store import servers as server_rows
 
 if TYPE_CHECKING:
+    from gateway.collect import Collect
     from gateway.sync import Sync
 
 # v1 clients read a licence; ours is free and ends with the calendar of theirs.
 LICENSE_END = "2099-12-31T23:59:59Z"
 ACCOUNTS_PER_NODE = sum(part.hi - part.lo + 1 for part in MARKS)
+VERSION = version("wirelane")
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """`database`: why it takes no changes; "" = it does."""
+
+    nodes: tuple[Condition, ...]
+    accounts: int
+    servers: int
+    database: str
 
 
 class System:
     """`account_limit`: as given to Accounts."""
 
-    def __init__(self, store: Store, sync: Sync, account_limit: int = 0) -> None:
+    def __init__(self, store: Store, sync: Sync, collect: Collect, account_limit: int = 0) -> None:
         self._store = store
         self._sync = sync
+        self._collect = collect
         self._limit = account_limit
+
+    async def fleet(self) -> Fleet:
+        """Raises DatabaseUnavailable."""
+        nodes, accounts, servers = await self._store.read(_counts)
+        reports, trouble, now = self._sync.reports(), await self._database(), time.time()
+        conditions = (
+            Condition(node, reports.get(node.name, Report()), now, self._collect.age(node.name)) for node in nodes
+        )
+        return Fleet(tuple(conditions), accounts, servers, trouble)
 
     async def status(self) -> dict[str, Any]:
         """`msg` of GET /system/status: the keys of v1, and `nodes`."""
-        nodes, accounts, servers = await self._store.read(_counts)
-        reports = self._sync.statuses()
-        trouble = await self._database()
-        states = [_node_state(node, reports.get(node.name)) for node in nodes]
+        fleet = await self.fleet()
         return {
-            "count_accounts": accounts,
+            "count_accounts": fleet.accounts,
             # v1: the limit. Without one, what the nodes can hold.
-            "count_accounts_available": self._limit or ACCOUNTS_PER_NODE * len(nodes),
-            "count_wireguard": servers,
+            "count_accounts_available": self._limit or ACCOUNTS_PER_NODE * len(fleet.nodes),
+            "count_wireguard": fleet.servers,
             "license": LICENSE_END,
             "license_valid": True,
-            "status": _summary(states, trouble),
-            "version": version("wirelane"),
-            "nodes": states,
+            "status": _summary(fleet),
+            "version": VERSION,
+            "nodes": [_told(node) for node in fleet.nodes],
         }
+
+    def database_troubles(self) -> Mapping[str, int]:
+        """How often the database did not do its work since the start, by what was wrong; "" = it did not answer."""
+        return self._store.troubles
 
     async def _database(self) -> str:
         """Why it takes no changes; "" = it does."""
@@ -60,34 +87,43 @@ async def _counts(tx: Transaction) -> tuple[list[Node], int, int]:
     return await node_rows.listed(tx), await account_rows.count(tx), await server_rows.count(tx)
 
 
-def _node_state(node: Node, status: AgentStatus | None) -> dict[str, Any]:
-    return {**_health(node, status), "warnings": list(status.warnings) if status else []}
+def _told(one: Condition) -> dict[str, Any]:
+    """None: nobody knows. Ages and offsets in seconds."""
+    status = one.report.status
+    failures = [{"subject": it.subject or "node", "reason": it.reason} for it in one.failures[:MOST_TOLD]]
+    return {
+        "name": one.node.name,
+        "status": one.state,
+        "problem": one.problem,
+        "warnings": list(status.warnings) if status else [],
+        "reachable": status is not None,
+        "unreachable_cause": one.report.cause,
+        "revision": one.node.revision,
+        "acknowledged_revision": one.node.acknowledged,
+        "applied_revision": status.applied_revision if status else None,
+        "pending_changes": one.pending,
+        "failed_accounts": one.failed_accounts,
+        "failures": failures,
+        "drift": status.drift_count if status else None,
+        "clock_offset": _rounded(status.clock_offset if status else None),
+        "sample_age": _rounded(one.sample_age),
+        "resync_age": _rounded(one.resync_age),
+        "collection_age": _rounded(one.collected),
+        "accounts": status.accounts if status else None,
+        "servers": status.servers if status else None,
+        "version": status.version if status else None,
+        "wireguard": status.wireguard if status else None,
+        "marks": status.marks if status else None,
+    }
 
 
-def _health(node: Node, status: AgentStatus | None) -> dict[str, str]:
-    """`status` None: it does not answer, or nobody has asked it yet."""
-    held = node.acknowledged
-    if status is not None and status.epoch == node.epoch:
-        held = max(held, status.revision)  # its own word comes a moment before its acknowledgement is written
-    waiting = node.revision - held
-    if status is None:
-        missing = f", {waiting} changes wait for it" if waiting else ""
-        return {"name": node.name, "status": "away", "problem": f"the agent does not answer{missing}"}
-    if status.failures or status.problem:
-        failures = [f"{failure.subject or 'node'}: {failure.reason}" for failure in status.failures]
-        return {
-            "name": node.name,
-            "status": "failed",
-            "problem": "; ".join(filter(None, [status.problem, *failures[:10]])),
-        }
-    if not node.epoch or waiting or status.applied_revision < status.revision:
-        return {"name": node.name, "status": "pending", "problem": "not everything is applied yet"}
-    return {"name": node.name, "status": "OK", "problem": ""}
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
-def _summary(states: list[dict[str, Any]], trouble: str) -> str:
+def _summary(fleet: Fleet) -> str:
     """Either "OK" or what is not: the database, or some of the nodes."""
-    if trouble:
-        return f"Database: {trouble}"
-    bad = [f"{state['name']} ({state['status']})" for state in states if state["status"] != "OK"]
+    if fleet.database:
+        return f"Database: {fleet.database}"
+    bad = [f"{one.node.name} ({one.state})" for one in fleet.nodes if one.state != OK]
     return f"Nodes: {', '.join(bad)}" if bad else "OK"

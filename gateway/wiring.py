@@ -124,7 +124,7 @@ def _listener(
         servers=Servers(store, sync, agents, config.endpoint, config.handshake_uptime),
         one_time_links=OneTimeLinks(store, config.link_days),
         keys=Keys(store),
-        system=System(store, sync, config.account_limit),
+        system=System(store, sync, collect, config.account_limit),
         enrolment=Enrolment(store),
         ping=store.ping,
     )
@@ -132,6 +132,7 @@ def _listener(
         public_url=config.public_url.rstrip("/"),
         http_status=config.http_status,
         trusted_proxies=tuple(map(network, config.trusted_proxies)),
+        metrics_networks=tuple(map(network, config.metrics_networks)),
         tabs=config.config_tabs,
         time_zone=config.time_zone,
     )

@@ -172,6 +172,9 @@ def status_out(status: Status, version: str) -> pb.StatusReply:
         origin=origin_out(status.origin),
         tunnel_mtu=status.tunnel_mtu,
         refused_connections=status.refused_connections,
+        time_ms=round(status.time * 1000),
+        counted_download_bytes=status.counted_download,
+        counted_upload_bytes=status.counted_upload,
     )
 
 

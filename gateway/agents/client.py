@@ -8,6 +8,7 @@ for live reads.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -128,7 +129,9 @@ class Agents:
         """What the agent is and how it does; cheap. Raises AgentUnreachable."""
         with _translated(node):
             stub = await self._stub(node)
-            return codec.agent_status(await stub.Status(pb.StatusRequest(), timeout=STATUS_SECONDS))
+            asked = time.time()
+            reply = await stub.Status(pb.StatusRequest(), timeout=STATUS_SECONDS)
+            return codec.agent_status(reply, (asked + time.time()) / 2)
 
     async def patch(self, node: Node, patch: Patch, settle_ms: int) -> Applied:
         """Sends changes; waits up to settle_ms for the kernel. Raises StaleAgent, AgentRefused, AgentUnreachable."""

@@ -128,7 +128,8 @@ def _failure(failure: pb.Failure) -> Failure:
     return Failure(failure.account_id, failure.subject, failure.reason)
 
 
-def agent_status(reply: pb.StatusReply) -> AgentStatus:
+def agent_status(reply: pb.StatusReply, at: float) -> AgentStatus:
+    """`at`: Unix seconds, by our own clock when the agent wrote it."""
     return AgentStatus(
         epoch=reply.epoch,
         revision=reply.revision,
@@ -151,6 +152,9 @@ def agent_status(reply: pb.StatusReply) -> AgentStatus:
         origin=_origin_in(reply.origin),
         accounts=reply.accounts,
         servers=reply.servers,
+        clock_offset=reply.time_ms / 1000 - at if reply.time_ms else None,
+        counted_download=reply.counted_download_bytes,
+        counted_upload=reply.counted_upload_bytes,
     )
 
 

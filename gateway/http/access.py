@@ -3,6 +3,7 @@
 Everything under /api needs a key, also what does not exist there, so that a stranger learns nothing. Outside it are the
 one-time links, /healthz, and /enrol, whose key is a join token; inside it only the OpenAPI document is open: it holds
 no secret and tools fetch it bare.
+/metrics is open to who calls himself, by no proxy, from one of `metrics_networks`; anybody else needs a key there, too.
 The caller is told no reason; the operator finds it in the journal.
 """
 
@@ -18,12 +19,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.errors import ApiError, NotAuthorized
 from gateway.http import envelope
 from gateway.http.admission import PLACE
-from gateway.http.caller import caller_of
+from gateway.http.caller import caller_of, calls_directly_from
 from gateway.http.note import Note
 from gateway.http.refusals import Refusal, Refusals
 from gateway.http.services import HttpSettings, Services
 
 OPENAPI_PATH = "/api/v1/openapi.json"
+METRICS_PATH = "/metrics"
 COOKIE = "access_hash"
 ACCESS_HASH = re.compile(r"[0-9a-f]{80}")
 
@@ -41,11 +43,19 @@ class Access:
         self._refusals = Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = None if scope["type"] != "http" or is_open(scope["path"]) else await self._error(scope)
+        error = None if scope["type"] != "http" or self._is_open(scope) else await self._error(scope)
         if error is None:
             await self._app(scope, receive, send)
         else:
-            await envelope.failure(error, self._settings.semantic)(scope, receive, send)
+            Note.of(scope).status = envelope.semantic_status(error)
+            # Prometheus is no v1 client: 200 would be metrics to it.
+            is_semantic = self._settings.semantic or scope["path"] == METRICS_PATH
+            await envelope.failure(error, is_semantic)(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        if scope["path"] == METRICS_PATH:
+            return calls_directly_from(scope, self._settings.metrics_networks)
+        return is_open(scope["path"])
 
     async def _error(self, scope: Scope) -> ApiError | None:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Scope
 
-from gateway.http import enrol, health, pages, v1
+from gateway.http import enrol, health, metrics, pages, v1
 from gateway.http.access import Access
 from gateway.http.journal import Journal
 from gateway.http.path import Path
@@ -19,11 +19,13 @@ __all__ = ["HttpSettings", "Services", "build_app"]
 
 
 def build_app(services: Services, settings: HttpSettings) -> ASGIApp:
+    calls = metrics.Calls()
     paths = {
         **v1.paths(services, settings),
         **pages.paths(services, settings),
         **enrol.paths(services, settings),
         **health.paths(services),
+        **metrics.paths(services, calls),
     }
     routes = [Route(path, Path(answers, settings.semantic)) for path, answers in paths.items()]
     router = Router(routes, redirect_slashes=False, default=Path({}, settings.semantic))
@@ -33,4 +35,4 @@ def build_app(services: Services, settings: HttpSettings) -> ASGIApp:
         route = scope.get("route") or next((r for r in routes if r.matches(scope)[0] is not Match.NONE), None)
         return "-" if route is None else str(route.path)
 
-    return Journal(Access(router, services, settings, template), settings, template)
+    return Journal(Access(router, services, settings, template), settings, template, calls.ended)

@@ -1,4 +1,5 @@
-"""Whose address counts: the peer's, or the one that a trusted proxy saw. Pure. Called by access.py and journal.py.
+"""Whose address counts: the peer's, or the one that a trusted proxy saw. Pure. Called by access.py and
+journal.py.
 
 A proxy appends whom it saw to X-Forwarded-For, so only the right end can be believed: the client may have written the
 rest. A hop is read in every spelling that proxies use; a proxy that names nobody vouches for nobody.
@@ -16,6 +17,8 @@ from starlette.types import Scope
 
 MOST_HOPS = 32  # that are proxies of ours; nobody has so many, and each costs a look
 MOST_CHARACTERS = 60  # characters of a hop that is no address, for the log
+
+HANDED_ON = ("x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "forwarded", "via")
 
 _BRACKETS = re.compile(r"\[([^\[\]]*)\](?::([0-9]{1,5}))?")
 _WITH_PORT = re.compile(r"([0-9.]+):([0-9]{1,5})")
@@ -62,6 +65,14 @@ def caller_of(scope: Scope, trusted: Networks) -> Caller:
     if len(hops) > MOST_HOPS:
         return Caller(None, f"X-Forwarded-For has more than {MOST_HOPS} trusted proxies")
     return Caller(found)  # only proxies of ours in sight: the first of them is the caller
+
+
+def calls_directly_from(scope: Scope, networks: Networks) -> bool:
+    """Whether the peer is in one of these, and no proxy: what a proxy hands on may be anybody's, trusted or not."""
+    peer = scope.get("client")
+    address = read_hop(peer[0]) if peer else None
+    headers = Headers(scope=scope)
+    return address is not None and _is_in(address, networks) and not any(name in headers for name in HANDED_ON)
 
 
 def read_hop(text: str) -> Address | None:

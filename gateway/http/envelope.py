@@ -99,7 +99,7 @@ def failure(error: ApiError, semantic: bool) -> Response:
     body = {"error": error.text, "msg": "", "status": "error"}
     if isinstance(error, HttpError):
         return _answer(encoded(body), error.status, {**HEADERS, **error.headers})
-    return _answer(encoded(body), _semantic_status(error) if semantic else 200, HEADERS)
+    return _answer(encoded(body), semantic_status(error) if semantic else 200, HEADERS)
 
 
 def refusal(status: HTTPStatus, text: str) -> bytes:
@@ -109,7 +109,10 @@ def refusal(status: HTTPStatus, text: str) -> bytes:
     return f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body
 
 
-def _semantic_status(error: ApiError) -> int:
+def semantic_status(error: ApiError) -> int:
+    """What the error is, whatever the answer's status."""
+    if isinstance(error, HttpError):
+        return error.status
     return next((status for kind, status in SEMANTIC_STATUS if isinstance(error, kind)), 422)
 
 

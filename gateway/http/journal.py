@@ -32,10 +32,21 @@ log = logging.getLogger("gateway.http")
 
 
 class Journal:
-    """ASGI middleware. Passes start-up messages through; websockets do not exist here."""
+    """ASGI middleware. Passes start-up messages through; websockets do not exist here.
 
-    def __init__(self, app: ASGIApp, settings: HttpSettings, template: Callable[[Scope], str]) -> None:
+    `ended`: is told the method, template, status (an error's own, also where it is answered with 200) and seconds of
+    each request.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: HttpSettings,
+        template: Callable[[Scope], str],
+        ended: Callable[[str, str, int, float], None],
+    ) -> None:
         self._app = app
+        self._ended = ended
         self._settings = settings
         self._template = template
         self._strangers = Repeats("request-again", logging.INFO)
@@ -74,7 +85,9 @@ class Journal:
             error.headers = {ERROR_HEADER: error_id}
             await envelope.failure(error, self._settings.semantic)(scope, receive, noted)
         finally:
-            self._write(scope, note, status or GONE_AWAY, time.perf_counter() - started)
+            status, seconds = status or GONE_AWAY, time.perf_counter() - started
+            self._ended(scope["method"], self._template(scope), note.status or status, seconds)
+            self._write(scope, note, status, seconds)
 
     def _write(self, scope: Scope, note: Note, status: int, seconds: float) -> None:
         if note.silent:

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.errors import ApiError
 from gateway.http import envelope
+from gateway.http.note import Note
 
 Answer = Callable[[Request], Awaitable[Response]]
 Answers = Mapping[str, Answer]
@@ -27,6 +28,7 @@ class Path:
         try:
             response = await self._answer(Request(scope, receive))
         except ApiError as error:
+            Note.of(scope).status = envelope.semantic_status(error)
             response = envelope.failure(error, self._semantic)
         if scope["method"] == "HEAD":
             response.body = b""  # the head stays as it is, its length included

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gateway.servers import Servers
     from gateway.system import System
 
+LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 MAX_BODY_BYTES = 65_536  # a v1 body is well below 2 kB
 
 
@@ -37,6 +38,7 @@ class HttpSettings:
     public_url: str  # "https://vpn.example.com"
     http_status: Literal["always_200", "semantic"] = "always_200"  # of the errors that calls answer with
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    metrics_networks: tuple[IPv4Network | IPv6Network, ...] = LOOPBACK  # who may read /metrics without a key
     max_body_bytes: int = MAX_BODY_BYTES
     tabs: bool = False  # indent configuration texts as the original panel did
     time_zone: str = "UTC"  # IANA; of the times in /wireguard/online

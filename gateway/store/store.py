@@ -13,6 +13,7 @@ import hmac
 import random
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -39,6 +40,7 @@ class Store:
     def __init__(self, engine: Engine, seal: Seal) -> None:
         self._engine = engine
         self._seal = seal
+        self.troubles: Counter[str] = Counter()  # how often the database did not do its work, by what was wrong
         self._pinged: asyncio.Task[DatabaseUnavailable | None] | None = None
         self._ping_again = 0.0
 
@@ -73,7 +75,7 @@ class Store:
                 most = _ATTEMPTS if try_again_helps(error) else 2 if is_read_only(error) else 1
                 if attempt >= most:
                     if known is not None:
-                        raise known from error
+                        raise self._counted(known) from error
                     raise
             await asyncio.sleep(random.uniform(0, 0.05) * attempt)
         raise AssertionError("unreachable")
@@ -94,7 +96,7 @@ class Store:
             yield
         except Exception as error:
             if (known := await self._understood(error)) is not None:
-                raise known from error
+                raise self._counted(known) from error
             raise
 
     async def _understood(self, error: Exception) -> ConfigError | DatabaseUnavailable | None:
@@ -102,6 +104,11 @@ class Store:
         if is_read_only(error):
             await self._engine.renew()
         return translated(error)
+
+    def _counted(self, known: ConfigError | DatabaseUnavailable) -> ConfigError | DatabaseUnavailable:
+        if isinstance(known, DatabaseUnavailable):
+            self.troubles[known.state] += 1
+        return known
 
     @asynccontextmanager
     async def rehearsal(self) -> AsyncIterator[Store]:

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.http.v1.calls import BOOLEAN, INTEGER, ROOT, TEXT, Asked, Call, listing, record
+from gateway.http.v1.calls import BOOLEAN, INTEGER, ROOT, TEXT, Asked, Call, Schema, listing, record, texts
 
 
 async def _status(asked: Asked) -> dict[str, Any]:
     return await asked.services.system.status()
 
 
+def _maybe(schema: Schema) -> Schema:
+    """Null while nobody knows."""
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+NODE = record(
+    {
+        **dict.fromkeys(("name", "status", "problem", "unreachable_cause"), TEXT),
+        "warnings": listing(TEXT),
+        "reachable": BOOLEAN,
+        **dict.fromkeys(("revision", "acknowledged_revision", "pending_changes", "failed_accounts"), INTEGER),
+        "failures": listing(texts("subject", "reason")),
+        **dict.fromkeys(("applied_revision", "drift", "accounts", "servers"), _maybe(INTEGER)),
+        **dict.fromkeys(("clock_offset", "sample_age", "resync_age", "collection_age"), _maybe({"type": "number"})),
+        **dict.fromkeys(("version", "wireguard", "marks"), _maybe(TEXT)),
+    }
+)
 STATUS = {
     "type": "object",
     "properties": {
@@ -19,7 +36,7 @@ STATUS = {
         "license_valid": BOOLEAN,
         "status": TEXT,
         "version": TEXT,
-        "nodes": listing(record({"name": TEXT, "status": TEXT, "problem": TEXT, "warnings": listing(TEXT)})),
+        "nodes": listing(NODE),
     },
     "required": [
         *("count_accounts", "count_accounts_available", "count_wireguard", "license", "license_valid"),

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.model import AgentStatus, Failure, NewAccount, Node, ServerValues
-from gateway.system import _health
+from gateway.model import NewAccount, Origin, ServerValues
 from tests.fakes import direct
 from tests.fakes.product import NODE, Product, running_product
 
@@ -27,9 +26,11 @@ async def eventually(product: Product, holds: Callable[[dict[str, Any]], bool]) 
 async def test_the_documented_keys_and_the_nodes(product: Product) -> None:
     server = (await product.servers.create(ServerValues())).value
     await product.accounts.create(NewAccount(server=server.name))
-    status = await eventually(product, lambda it: it["status"] == "OK")
+    status = await eventually(product, lambda it: it["status"] == "OK" and it["nodes"][0]["accounts"] == 1)
     version = status.pop("version")
     assert version and isinstance(version, str)
+    acknowledged = status["nodes"][0]["acknowledged_revision"]
+    assert 0 <= acknowledged <= 3  # written down a moment after it was given
     assert status == {
         "count_accounts": 1,
         "count_accounts_available": 34_475,
@@ -37,7 +38,32 @@ async def test_the_documented_keys_and_the_nodes(product: Product) -> None:
         "license": "2099-12-31T23:59:59Z",
         "license_valid": True,
         "status": "OK",
-        "nodes": [{"name": NODE, "status": "OK", "problem": "", "warnings": []}],
+        "nodes": [
+            {
+                "name": NODE,
+                "status": "OK",
+                "problem": "",
+                "warnings": [],
+                "reachable": True,
+                "unreachable_cause": "",
+                "revision": 3,
+                "acknowledged_revision": acknowledged,
+                "applied_revision": 3,
+                "pending_changes": 0,
+                "failed_accounts": 0,
+                "failures": [],
+                "drift": 0,
+                "clock_offset": None,  # this agent is of a version that does not say its time
+                "sample_age": None,
+                "resync_age": None,
+                "collection_age": None,  # nobody collects here
+                "accounts": 1,
+                "servers": 1,
+                "version": "fake",
+                "wireguard": "userspace",
+                "marks": "iptables",
+            }
+        ],
     }
 
 
@@ -50,13 +76,16 @@ async def test_a_node_that_is_away_is_named_with_what_waits_for_it(database: str
     async with running_product(database, settle_seconds=0.2) as product:
         server = (await product.servers.create(ServerValues())).value
         async with asyncio.timeout(5):
-            while (node := await direct.node(product.store, NODE)).acknowledged < node.revision:  # noqa: ASYNC110
+            while (row := await direct.node(product.store, NODE)).acknowledged < row.revision:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)  # its word is written down a moment after it was given
         product.agents[NODE].away = True
         await product.accounts.create(NewAccount(server=server.name))
         status = await eventually(product, lambda it: it["nodes"][0]["status"] == "away")
         assert status["status"] == "Nodes: local (away)"
-        assert status["nodes"][0]["problem"] == "the agent does not answer, 1 changes wait for it"
+        node = status["nodes"][0]
+        assert node["problem"] == "the agent does not answer: away; 1 changes wait for it"
+        assert (node["reachable"], node["unreachable_cause"], node["pending_changes"]) == (False, "no-answer", 1)
+        assert (node["applied_revision"], node["version"], node["clock_offset"]) == (None, None, None)
         product.agents[NODE].away = False
         await eventually(product, lambda it: it["status"] == "OK")
 
@@ -67,12 +96,19 @@ async def test_what_the_kernel_refused_is_told(product: Product) -> None:
     product.agents[NODE].refuse[account.id] = "no room for its class"
     status = await eventually(product, lambda it: it["nodes"][0]["status"] == "failed")
     assert status["status"] == "Nodes: local (failed)"
-    assert status["nodes"][0]["problem"] == "peer_1: no room for its class"
+    node = status["nodes"][0]
+    assert node["problem"] == "peer_1: no room for its class"
+    assert node["failed_accounts"] == 1
+    assert node["failures"] == [{"subject": "peer_1", "reason": "no room for its class"}]
 
 
-def test_a_refusal_of_the_node_as_a_whole_has_a_name() -> None:
-    failed = AgentStatus("e", 1, 1, False, failures=(Failure(0, "", "no qdisc on eth0"),))
-    assert _health(Node(1, NODE, "unix:/agent", 1, "e", 1), failed)["problem"] == "node: no qdisc on eth0"
+async def test_a_node_of_another_database_is_contested(product: Product) -> None:
+    await product.servers.create(ServerValues())
+    agent = product.agents[NODE]
+    agent.origin, agent.revision, agent.epoch = Origin("another", 7, NODE), 90, "another"
+    status = await eventually(product, lambda it: it["nodes"][0]["status"] == "contested")
+    assert status["status"] == "Nodes: local (contested)"
+    assert "of another database" in status["nodes"][0]["problem"]
 
 
 async def test_an_agent_whose_kernel_is_slow_is_pending(database: str) -> None:
