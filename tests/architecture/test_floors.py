@@ -21,7 +21,7 @@ ONLY = {
     "agent: only kernel touches Linux": ("agent", {"kernel"}),
     "agent: only rpc speaks protobuf": ("agent", {"rpc"}),
     "gateway: only agents speaks protobuf": ("gateway", {"agents"}),
-    "gateway: only http knows the web framework": ("gateway", {"http"}),
+    "gateway: only http knows the web framework and what is scraped": ("gateway", {"http"}),
     "gateway: only http and wiring know the web server": ("gateway", {"http", "wiring"}),
     "gateway: only store speaks SQL": ("gateway", {"store"}),
 }
