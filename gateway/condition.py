@@ -9,10 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gateway.model import Failure, Node, Report
+from gateway.model import AgentStatus, Failure, Node
 
 OK, PENDING, FAILED, CONTESTED, AWAY = STATES = ("OK", "pending", "failed", "contested", "away")
 MOST_TOLD = 10  # failures; the others are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is known of an agent. `status`: what it last said; None = it does not answer: `away` says why, and `cause`
+    in a word (see AgentUnreachable). `contested`: why nothing is sent to it."""
+
+    status: AgentStatus | None = None
+    away: str = ""
+    cause: str = ""
+    contested: str = ""
 
 
 @dataclass(frozen=True, slots=True)

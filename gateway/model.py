@@ -339,17 +339,6 @@ class AgentStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What is known of an agent. `status`: what it last said; None = it does not answer: `away` says why, and `cause`
-    in a word (see AgentUnreachable). `contested`: why nothing is sent to it."""
-
-    status: AgentStatus | None = None
-    away: str = ""
-    cause: str = ""
-    contested: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Applied:
     """An agent's answer to a patch or snapshot."""
 

@@ -46,9 +46,9 @@ from typing import TYPE_CHECKING
 
 from gateway import decision
 from gateway.agents import AgentRefused, StaleAgent
+from gateway.condition import Report
 from gateway.decision import Ask, Call, Compare, Release, Remind, Say, Send, State, Step, Waiter
 from gateway.errors import AgentUnreachable, NotFound
-from gateway.model import Report
 
 if TYPE_CHECKING:
     from gateway.agents import Agents

@@ -9,9 +9,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from gateway.allocate import MARKS
-from gateway.condition import MOST_TOLD, OK, Condition
+from gateway.condition import MOST_TOLD, OK, Condition, Report
 from gateway.errors import DatabaseUnavailable
-from gateway.model import Node, Report
+from gateway.model import Node
 from gateway.store import Store, Transaction
 from gateway.store import accounts as account_rows
 from gateway.store import nodes as node_rows

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gateway.condition import MOST_TOLD, Condition
-from gateway.model import AgentStatus, Failure, Node, Report
+from gateway.condition import MOST_TOLD, Condition, Report
+from gateway.model import AgentStatus, Failure, Node
 
 NODE = Node(1, "fra1", "unix:/agent", revision=9, epoch="e", acknowledged=5)
 STATUS = AgentStatus(
