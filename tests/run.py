@@ -27,7 +27,7 @@ from typing import IO
 RUNG_SECONDS = 15 * 60  # no rung takes half of it; one that hangs is ended
 END_SECONDS = 30  # for fixtures to clean up after an interrupt
 
-BESIDE, ALONE = "system", ("netns", "main_job")
+BESIDE, ALONE = "system", ("netns", "main_job", "fleet")
 
 RUNGS = {  # name: what pytest is given; "" = one of COMMANDS
     "check": "",
@@ -35,6 +35,7 @@ RUNGS = {  # name: what pytest is given; "" = one of COMMANDS
     "contract": "tests/contract",
     "netns": "tests/netns --ignore=tests/netns/main_job",
     "main_job": "tests/netns/main_job",
+    "fleet": "tests/fleet",
     "system": "tests/system",
     "architecture": "tests/architecture",
     "release": "",

@@ -48,6 +48,7 @@ class Lab:
         self.gateways = self._gateways()
         self.url = self.gateways[0].url
         self.rest = Rest(self.url, record.access_hash)
+        self._clocks = False
 
     def _gateways(self) -> tuple[Gateway, ...]:
         hosts: tuple[Host | None, ...] = self.plan.gateways or (None,)
@@ -70,9 +71,11 @@ class Lab:
         postgresql: bool = False,
         agent: Settings = NO_SETTINGS,
         gateway: Settings = NO_SETTINGS,
+        clocks: bool = False,
         say: Say = _say_nothing,
     ) -> Lab:
         """Build a lab and return when all of it answers. `agent`, `gateway`: keys of their TOML that shall differ.
+        `clocks`: the agents' wall clocks can be set.
 
         More than one node or gateway, or PostgreSQL, make it a fleet: every gateway, and the database, are hosts of
         their own; else the one gateway and the agent share this machine's unix socket.
@@ -88,6 +91,7 @@ class Lab:
                 say(f"hosts: {', '.join(host.namespace for host in plan.hosts)}")
                 hosts.create(plan)
                 lab = cls(record)
+                lab._clocks = clocks
                 lab._build(agent, gateway, say)
                 return lab
         except BaseException:  # Ctrl-C too
@@ -122,6 +126,8 @@ class Lab:
         say(f"agents: {', '.join(node.name for node in self.plan.nodes)}")
         for node in self.plan.nodes:
             services.prepare_agent(node, self.state, identity, agent)
+            if self._clocks:
+                services.prepare_clock(node, self.state)
             self._records.save(f"agent-{node.name}", services.start_agent(node, self.state))
         self._build_database(say)
         self._build_gateways(identity, gateway, say)
@@ -396,6 +402,10 @@ class Lab:
         """Undo `cut` and `slow` of these hosts; none named: of all."""
         for host in [self._in_fleet(name) for name in names] or [*self.plan.nodes, *self.plan.gateways]:
             trouble.heal(self.plan.internet, host)
+
+    def set_clock(self, node: str, seconds: int) -> None:
+        """Put the wall clock of a node's agent off by so much, at once. Only in a lab made with `clocks`."""
+        services.set_clock(self._node(node), self.state, seconds)
 
     def _in_fleet(self, name: str) -> Host:
         if not self.plan.gateways:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import grpc
 
+from tests.lab.errors import LabError
 from tests.lab.hosts import enter, run
 from tests.lab.processes import PATH, Process, spawn, wait_until
 from tests.lab.topology import INTERNET_ADDRESS, Host
@@ -129,7 +131,38 @@ def agent_command(node: Host, state: Path, *arguments: str) -> list[str]:
 
 
 def start_agent(node: Host, state: Path) -> Process:
-    return spawn(node.lab, agent_command(node, state, "run"), state / f"agent-{node.name}.log", environment())
+    variables = {**environment(), **_clock_variables(node, state)}
+    return spawn(node.lab, agent_command(node, state, "run"), state / f"agent-{node.name}.log", variables)
+
+
+def why_no_clocks() -> str:
+    """Empty: the wall clock of an agent can be set."""
+    return "" if shutil.which("cc") else "no C compiler (package gcc)"
+
+
+def prepare_clock(node: Host, state: Path) -> None:
+    """From now on this node's agent has a wall clock of its own."""
+    library = state / "clock.so"
+    if not library.exists():
+        run(["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(Path(__file__).parent / "clock.c")])
+    _clock_file(node, state).write_bytes(bytes(8))
+
+
+def set_clock(node: Host, state: Path, seconds: int) -> None:
+    """In place: the agent has the file mapped. Raises LabError for one that has no clock of its own."""
+    if not _clock_file(node, state).exists():
+        raise LabError(f"{node.name}: its clock is the machine's, because the lab was made without `clocks`")
+    with _clock_file(node, state).open("r+b") as file:
+        file.write(seconds.to_bytes(8, sys.byteorder, signed=True))
+
+
+def _clock_file(node: Host, state: Path) -> Path:
+    return agent_folder(node, state) / "clock"
+
+
+def _clock_variables(node: Host, state: Path) -> dict[str, str]:
+    file = _clock_file(node, state)
+    return {"LD_PRELOAD": str(state / "clock.so"), "LAB_CLOCK": str(file)} if file.exists() else {}
 
 
 def wait_for_agent(node: Host, state: Path, running: Process) -> None:
