@@ -8,6 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import Field, dataclass, field, fields
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,17 @@ def _opening(word: str) -> Opening:
     return Opening(protocol, int(port))
 
 
+def _is_address(text: str) -> bool:
+    """ "192.0.2.1:7443", "[::]:7443"."""
+    host, _, port = text.rpartition(":")
+    try:
+        version = ip_address(host.removeprefix("[").removesuffix("]")).version
+    except ValueError:
+        return False
+    is_spelled = host.startswith("[") and host.endswith("]") if version == 6 else not host.startswith("[")
+    return is_spelled and port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535
+
+
 def _says(sentence: str, key: str = "") -> dict[str, str]:
     """`key`: as it is spelled in the file, where that is not the name of the field."""
     return {"sentence": sentence, "key": key}
@@ -45,7 +57,14 @@ class Config:
     )
     listen: str = field(
         default="unix:/run/wirelane-agent/agent.sock",
-        metadata=_says("Where the gateway calls: a unix socket. TCP with mutual TLS comes with the fleet."),
+        metadata=_says("Where a gateway on this host calls: a unix socket."),
+    )
+    listen_fleet: str = field(
+        default="",
+        metadata=_says(
+            "Where gateways on other hosts call, such as 0.0.0.0:7443, over mutual TLS 1.3; empty: nowhere. It opens "
+            "once this node is enrolled."
+        ),
     )
     identity: Path = field(
         default=Path("/var/lib/wirelane-agent/identity"),
@@ -96,6 +115,8 @@ class Config:
             problems.append(f"state: {str(self.state)!r} must be an absolute path")
         if not self.listen.startswith("unix:/") or len(self.listen) - len("unix:") > 107:
             problems.append(f"listen: {self.listen!r} must be unix:/absolute/path of at most 107 bytes")
+        if self.listen_fleet and not _is_address(self.listen_fleet):
+            problems.append(f"listen_fleet: {self.listen_fleet!r} must be an address of this host and a port, or empty")
         if not self.identity.is_absolute():
             problems.append(f"identity: {str(self.identity)!r} must be an absolute path")
         if not INTERFACE_PATTERN.fullmatch(self.uplink):

@@ -30,6 +30,7 @@ from agent.live import LiveReads
 from agent.notify import tell_systemd, watchdog_seconds
 from agent.reconcile import Reconciler
 from agent.rpc.access import bind
+from agent.rpc.fleet import Fleet
 from agent.rpc.server import AgentServicer, RpcServer
 from agent.status import Status
 from agent.store import Store, only_agent, open_store_or_new
@@ -112,6 +113,10 @@ async def _serve(config: Config, store: Store, desired: Desired | None, usage: U
         await _run(config, reconciler, rpc)
 
 
+def _fleet(config: Config, rpc: RpcServer) -> tuple[Fleet, ...]:
+    return (Fleet(config.listen_fleet, config.identity, rpc.sibling),) if config.listen_fleet else ()
+
+
 def _summary(desired: Desired | None) -> str:
     if desired is None:
         return "desired=none"
@@ -122,6 +127,7 @@ async def _run(config: Config, reconciler: Reconciler, rpc: RpcServer) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    fleet = _fleet(config, rpc)
     await rpc.start()
     async with asyncio.TaskGroup() as tasks:
         running: list[asyncio.Task[Any]] = [
@@ -129,6 +135,7 @@ async def _run(config: Config, reconciler: Reconciler, rpc: RpcServer) -> None:
             tasks.create_task(_watch_links(reconciler), name="watch"),
             tasks.create_task(_schedule(config, reconciler), name="schedule"),
             tasks.create_task(_feed_watchdog(), name="watchdog"),
+            *(tasks.create_task(door.run(), name="fleet") for door in fleet),
         ]
         try:
             stopping = tasks.create_task(stop.wait())
@@ -141,7 +148,7 @@ async def _run(config: Config, reconciler: Reconciler, rpc: RpcServer) -> None:
             await stop.wait()
             tell_systemd("STOPPING=1")
             log.info("stop: tunnels, rules and classes stay as they are")
-            await rpc.stop(STOP_SECONDS)
+            await asyncio.gather(rpc.stop(STOP_SECONDS), *(door.stop(STOP_SECONDS) for door in fleet))
             await _sample(reconciler)
         finally:
             for task in running:

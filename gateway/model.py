@@ -37,7 +37,7 @@ class Node:
 
     id: int
     name: str
-    target: str  # gRPC address: "unix:/run/wirelane/agent.sock", or "host:port" of an agent on another host
+    target: str  # where its agent is called: see gateway/target.py
     revision: int = 0
     epoch: str = ""  # "" = unknown: a snapshot is due
     acknowledged: int = 0

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from gateway.agents import Agents, checked_target
+from gateway.agents import Agents
 from gateway.agents.codec import objects_of
 from gateway.enrolment import Enrolment
 from gateway.errors import AgentUnreachable, ConfigError
@@ -20,6 +20,7 @@ from gateway.model import HeldObject, Node
 from gateway.progress import explain, plain, printed_table
 from gateway.store import Store, changes
 from gateway.store import nodes as rows
+from gateway.target import UNIX
 
 Options = argparse.Namespace
 T = TypeVar("T")
@@ -83,8 +84,8 @@ def _minutes(text: str) -> int:
 
 
 async def node_add(store: Store, options: Options) -> None:
-    name, target = options.name, checked_target(options.address or options.target)
-    if target.startswith("unix:") == bool(options.address):
+    name, target = options.name, options.address or options.target
+    if target.startswith(UNIX) == bool(options.address):
         raise ConfigError(
             [f"node add: {target!r}: TARGET is a socket of this host, --address another host's HOST:PORT"]
         )
@@ -114,8 +115,7 @@ async def _print_token(store: Store, options: Options) -> None:
 
 
 async def node_edit(store: Store, options: Options) -> None:
-    target = None if options.target is None else checked_target(options.target)
-    await store.change(lambda tx: rows.edit(tx, options.name, target, options.endpoint))
+    await store.change(lambda tx: rows.edit(tx, options.name, options.target, options.endpoint))
 
 
 async def node_drain(store: Store, options: Options) -> None:

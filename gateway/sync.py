@@ -120,8 +120,9 @@ class Sync:
             while True:
                 self._look.clear()
                 try:
-                    names = {node.name for node in await self._store.nodes()}
-                    failed = False
+                    nodes = await self._store.nodes()
+                    self._agents.keep(nodes)
+                    names, failed = {node.name for node in nodes}, False
                 except Exception:
                     if not failed:
                         log.exception("event=nodes-unreadable cure='looks again every few seconds'")

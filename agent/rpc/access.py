@@ -1,6 +1,6 @@
-"""Door, gRPC: who may call. Today the file system decides: a unix socket, 0660, the gateway's group.
+"""Door, gRPC: who may call on this host. The file system decides: a unix socket, 0660, the gateway's group.
 
-TCP with mutual TLS comes with the fleet; `bind` is its place. Until then config.py refuses any other address.
+Who may call over TCP is decided by certificates: see fleet.py.
 """
 
 from __future__ import annotations

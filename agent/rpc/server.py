@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any, Protocol, TypeVar
 
@@ -184,16 +184,25 @@ async def _translated(context: Any, call: Callable[[], Awaitable[T]]) -> T:
 
 
 class RpcServer:
-    """The gRPC server with the agent's service and the standard health service."""
+    """The gRPC server with the agent's service and the standard health service. Others say where it listens."""
 
     def __init__(self, servicer: AgentServicer) -> None:
-        self.grpc = grpc.aio.server(
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", bounds.MESSAGE_BYTES)],
+        self._servicer = servicer
+        self._health = HealthServicer()
+        self.grpc = self.sibling()
+
+    def sibling(
+        self, options: Sequence[tuple[str, int]] = (), interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = ()
+    ) -> grpc.aio.Server:
+        """Another server of the same services, with bounds of its own."""
+        server = grpc.aio.server(
+            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", bounds.MESSAGE_BYTES), *options],
+            interceptors=interceptors,
             maximum_concurrent_rpcs=bounds.CALLS_AT_ONCE,
         )
-        self._health = HealthServicer()
-        agent_pb2_grpc.add_AgentServicer_to_server(servicer, self.grpc)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        agent_pb2_grpc.add_AgentServicer_to_server(self._servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        return server
 
     async def start(self) -> None:
         """Answers from now on; health says NOT_SERVING until `ready`."""

@@ -1,28 +1,28 @@
-"""The gRPC door to the agents: one method for each call of protos/agent/v1/agent.proto, one channel for each target.
+"""The gRPC door to the agents: one method for each call of protos/agent/v1/agent.proto, on the node's line.
 
-Owns the channels and the deadline of every call. Translates gRPC's errors, here and nowhere else (see `_translated`).
+Owns the deadline of every call. Translates gRPC's errors, here and nowhere else (see `_translated`).
 Never retries and never decides what to send: that is sync.py's. Called by sync, collect, and by accounts and servers
 for live reads.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 import grpc.aio
 
 from gateway.agents import codec
-from gateway.endpoint import is_right
-from gateway.errors import AgentUnreachable, ConfigError
+from gateway.agents.lines import Line, Lines
+from gateway.agents.probe import Reasons
+from gateway.errors import AgentUnreachable
 from gateway.model import (
     AgentStatus,
     Applied,
+    Credentials,
     DayTotal,
     HeldObject,
     LiveAccount,
@@ -33,7 +33,6 @@ from gateway.model import (
     Snapshot,
 )
 from protos.agent.v1 import agent_pb2 as pb
-from protos.agent.v1.agent_pb2_grpc import AgentStub
 
 if TYPE_CHECKING:  # a type only; it does not exist at run time
     from protos.agent.v1.agent_pb2_grpc import AgentAsyncStub
@@ -44,19 +43,10 @@ PATCH_SECONDS = 10.0
 SNAPSHOT_SECONDS = 60.0
 LIVE_SECONDS = 5.0
 TOTALS_SECONDS = 30.0
-# How long a call waits for a lost connection to come back: gRPC looks again every half second (see below), and a call
-# in between would fail although the agent was only restarted.
-RECONNECT_SECONDS = 1.0
+SLOW_SECONDS = 7.0  # more for a short call that has to go behind a long one
+LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)  # no answer came
 
-MAX_SOCKET_PATH = 107  # bytes: sun_path of unix(7) is 108 with the final zero
-
-CHANNEL_OPTIONS = (
-    # An agent that comes back is found again in half a second (the default backs off to two minutes).
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),  # this one is the time a connection attempt gets
-    ("grpc.max_reconnect_backoff_ms", 500),
-    ("grpc.enable_http_proxy", 0),  # agents are never behind the proxy of the environment
-)
+T = TypeVar("T")
 
 
 class StaleAgent(AgentUnreachable):
@@ -69,30 +59,6 @@ class AgentRefused(AgentUnreachable):
 
 class AgentLacks(AgentUnreachable):
     """The agent does not hold this account or server (yet)."""
-
-
-def checked_target(target: str) -> str:
-    """A gRPC target that this version can reach. Raises ConfigError, which names the cure."""
-    path = target.removeprefix("unix:")
-    if path == target:
-        return _checked_address(target)
-    if not path.startswith("/") or path.startswith("//") or path.endswith("/"):
-        raise ConfigError([f"target {target!r} must name an absolute path: unix:/run/wirelane-agent/agent.sock"])
-    if len(path.encode()) > MAX_SOCKET_PATH or "\0" in path:
-        raise ConfigError([f"target {target!r} is too long: Linux allows {MAX_SOCKET_PATH} bytes in a socket's path"])
-    return target
-
-
-def _checked_address(target: str) -> str:
-    host, _, port = target.rpartition(":")
-    if not is_right(host) or not (port.isascii() and port.isdecimal()) or not 1 <= int(port) <= 65535:
-        raise ConfigError(
-            [
-                f"target {target!r} must be unix:/path/of/the/agent.sock, or host:port of an agent on another host, "
-                "such as 198.51.100.11:7443"
-            ]
-        )
-    return target
 
 
 @contextmanager
@@ -113,38 +79,38 @@ def _translated(node: Node) -> Iterator[None]:
         raise AgentUnreachable(f"node {node.name}: an answer that makes no sense: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    channel: grpc.aio.Channel
-    stub: AgentAsyncStub
-
-
 class Agents:
-    """Every agent, by node. Channels are made at the first call and live until `close`."""
+    """Every agent, by node. `credentials`: what this gateway shows those on other hosts; None = it has nothing."""
 
-    def __init__(self) -> None:
-        self._lines: dict[str, _Line] = {}
+    def __init__(self, credentials: Callable[[], Credentials | None] = lambda: None) -> None:
+        self._lines = Lines(credentials)
+        self._reasons = Reasons()
 
     async def status(self, node: Node) -> AgentStatus:
-        """What the agent is and how it does; cheap. Raises AgentUnreachable."""
+        """What the agent is and how it does; cheap. Raises AgentUnreachable, which says why in words for people."""
+        line = self._lines.to(node)
         with _translated(node):
-            stub = await self._stub(node)
-            asked = time.time()
-            reply = await stub.Status(pb.StatusRequest(), timeout=STATUS_SECONDS)
-            return codec.agent_status(reply, (asked + time.time()) / 2)
+            try:
+                return await _asked(line, STATUS_SECONDS, _status)
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in LOST or line.way.credentials is None:
+                    raise
+                reason = await self._reasons.why(line.way, error.details() or error.code().name)
+                raise AgentUnreachable(f"node {node.name}: {reason}") from None
 
     async def patch(self, node: Node, patch: Patch, settle_ms: int) -> Applied:
         """Sends changes; waits up to settle_ms for the kernel. Raises StaleAgent, AgentRefused, AgentUnreachable."""
-        request = codec.patch_request(patch, settle_ms)
+        request, seconds = codec.patch_request(patch, settle_ms), PATCH_SECONDS + settle_ms / 1000
+        line = self._lines.to(node)
         with _translated(node):
-            stub = await self._stub(node)
-            return codec.applied(await stub.Patch(request, timeout=PATCH_SECONDS + settle_ms / 1000))
+            return codec.applied(await _asked(line, seconds, lambda on, seconds: on.Patch(request, timeout=seconds)))
 
     async def snapshot(self, node: Node, snapshot: Snapshot, settle_ms: int) -> Applied:
         """Sends everything, in chunks. Raises AgentRefused, AgentUnreachable."""
+        line = self._lines.to(node)
         with _translated(node):
-            chunks = codec.snapshot_chunks(snapshot, settle_ms)
-            stub = await self._stub(node)
+            chunks = line.sent(codec.snapshot_chunks(snapshot, settle_ms))
+            stub = await line.bulk()
             return codec.applied(await stub.Snapshot(chunks, timeout=SNAPSHOT_SECONDS + settle_ms / 1000))
 
     async def totals(
@@ -154,11 +120,13 @@ class Agents:
 
         `fresh`: the agent reads the kernel's counters first. Another epoch than the agent's is answered from 0.
         """
-        request = pb.TotalsRequest(after=after, epoch=epoch, account_ids=account_ids, fresh=fresh)
+        ids = tuple(account_ids)
+        request = pb.TotalsRequest(after=after, epoch=epoch, account_ids=ids, fresh=fresh)
         found_epoch, cursor, totals = "", 0, list[DayTotal]()
+        line = self._lines.to(node)
         with _translated(node):
-            stub = await self._stub(node)
-            async for chunk in stub.Totals(request, timeout=TOTALS_SECONDS):
+            stub = await (line.fast() if ids else line.bulk())
+            async for chunk in line.received(stub.Totals(request, timeout=TOTALS_SECONDS)):
                 if found_epoch not in ("", chunk.epoch):
                     raise ValueError("two epochs in one answer")
                 found_epoch, cursor = chunk.epoch, chunk.cursor
@@ -169,38 +137,47 @@ class Agents:
 
     async def inspect(self, node: Node, account_id: int, look: Look | None = None) -> LiveAccount:
         """One account as the kernel has it now; `look`: only that of it. Raises AgentLacks, AgentUnreachable."""
+        request = pb.InspectRequest(account_id=account_id, look=codec.LOOKS[look])
+        line = self._lines.to(node)
         with _translated(node):
-            request = pb.InspectRequest(account_id=account_id, look=codec.LOOKS[look])
-            stub = await self._stub(node)
-            return codec.live_account(await stub.Inspect(request, timeout=LIVE_SECONDS))
+            return codec.live_account(
+                await _asked(line, LIVE_SECONDS, lambda on, seconds: on.Inspect(request, timeout=seconds))
+            )
 
     async def peers(self, node: Node, server: str) -> list[PeerState]:
         """The peers of one server as WireGuard has them now. Raises AgentLacks, AgentUnreachable."""
+        line = self._lines.to(node)
         with _translated(node):
-            stub = await self._stub(node)
-            call = stub.Peers(pb.PeersRequest(server=server), timeout=LIVE_SECONDS)
-            return [codec.peer_state(peer) async for chunk in call for peer in chunk.peers]
+            call = (await line.bulk()).Peers(pb.PeersRequest(server=server), timeout=LIVE_SECONDS)
+            return [codec.peer_state(peer) async for chunk in line.received(call) for peer in chunk.peers]
 
     async def held(self, node: Node) -> list[HeldObject]:
         """Every server and account that the agent holds. Raises AgentUnreachable."""
+        line = self._lines.to(node)
         with _translated(node):
-            stub = await self._stub(node)
-            call = stub.Held(pb.HeldRequest(), timeout=SNAPSHOT_SECONDS)
-            return [one async for chunk in call for one in codec.held_objects(chunk)]
+            call = (await line.bulk()).Held(pb.HeldRequest(), timeout=SNAPSHOT_SECONDS)
+            return [one async for chunk in line.received(call) for one in codec.held_objects(chunk)]
+
+    def keep(self, nodes: Collection[Node]) -> None:
+        """These are all nodes that there are: lets go of the lines to others, and to where one was before."""
+        self._lines.keep(nodes)
 
     async def close(self) -> None:
-        lines, self._lines = self._lines, {}
-        for line in lines.values():
-            await line.channel.close(None)
+        await self._lines.close()
+        self._reasons.close()
 
-    async def _stub(self, node: Node) -> AgentAsyncStub:
-        line = self._lines.get(node.target)
-        if line is None:
-            if not node.is_local:
-                raise AgentUnreachable(f"node {node.name}: agents on other hosts are not called yet")
-            channel = grpc.aio.insecure_channel(checked_target(node.target), options=CHANNEL_OPTIONS)
-            line = self._lines[node.target] = _Line(channel, AgentStub(channel))
-        if line.channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(line.channel.channel_ready(), RECONNECT_SECONDS)
-        return line.stub
+
+async def _asked(line: Line, seconds: float, ask: Callable[[AgentAsyncStub, float], Awaitable[T]]) -> T:
+    """A short call: a channel that gives way while a long call moves on the other one is no cut but a slow link."""
+    try:
+        return await ask(await line.fast(), seconds)
+    except grpc.aio.AioRpcError as error:
+        if error.code() not in LOST or not line.moves:
+            raise
+    return await ask(await line.bulk(), seconds + SLOW_SECONDS)
+
+
+async def _status(on: AgentAsyncStub, seconds: float) -> AgentStatus:
+    asked = time.time()
+    reply = await on.Status(pb.StatusRequest(), timeout=seconds)
+    return codec.agent_status(reply, (asked + time.time()) / 2)

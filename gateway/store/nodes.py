@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import Row, bindparam, delete, func, select, update
 
+from gateway import target as targets
 from gateway.allocate import MARKS
 from gateway.endpoint import RIGHT, parsed
 from gateway.errors import Conflict, InvalidValue, NotFound
@@ -113,7 +114,7 @@ async def _check_free(tx: Transaction, name: str, target: str) -> None:
 async def add(tx: Transaction, name: str, target: str, endpoint: str = "") -> Node:
     """Raises InvalidValue, Conflict."""
     _check_name(name)
-    _check_target(target)
+    target = _checked_target(target)
     reached_at = checked_endpoint(endpoint)
     await tx.lock(INSTALLATION)
     await _check_free(tx, name, target)
@@ -137,8 +138,7 @@ async def edit(tx: Transaction, name: str, target: str | None = None, endpoint: 
     """None = unchanged. Raises InvalidValue, Conflict, NotFound."""
     values: dict[str, str] = {}
     if target is not None:
-        _check_target(target)
-        values["target"] = target
+        values["target"] = target = _checked_target(target)
     if endpoint is not None:
         values["endpoint"] = checked_endpoint(endpoint)
     await tx.lock(INSTALLATION)
@@ -201,10 +201,12 @@ def _check_name(name: str) -> None:
         raise InvalidValue("Wrong node name (only small letters, numbers and '-' inside, at most 63)")
 
 
-def _check_target(target: str) -> None:
-    """Raises InvalidValue. What gRPC cannot use is found at the first call; this is for slips of the hand."""
-    if not target or any(char.isspace() for char in target):
-        raise InvalidValue("Wrong node target (unix:/path/to/socket or host:port)")
+def _checked_target(target: str) -> str:
+    """Raises InvalidValue."""
+    try:
+        return targets.parsed(target)
+    except ValueError as error:
+        raise InvalidValue(f"Wrong node target: {error}") from None
 
 
 def checked_endpoint(text: str) -> str:

@@ -14,16 +14,17 @@ from typing import Any, Protocol
 
 import pytest
 
-from gateway.agents import AgentLacks, AgentRefused, Agents, StaleAgent, checked_target
+from gateway.agents import AgentLacks, AgentRefused, Agents, StaleAgent
 from gateway.agents.codec import objects_of
-from gateway.errors import AgentUnreachable, ConfigError
+from gateway.errors import AgentUnreachable
 from gateway.model import Account, DayTotal, Held, Look, Node, Origin, Patch, Secret, Server, Snapshot
 from tests.fakes.agent_core import AgentCore, running_core
 from tests.fakes.agent_server import serving
 from tests.fakes.agents import FakeAgent, FakeAgents
+from tests.fakes.certificates import NAME, an_authority, an_identity, credentials, free_port, written
 
 SERVER_KEY = "YAnz5TF+lXXJte14tji3zlMNftft3pbcpK+3rJ0FR2Q="
-KINDS = ("fake", "fake over gRPC", "real agent")
+KINDS = ("fake", "fake over gRPC", "real agent", "real agent over mutual TLS")
 
 
 class FarEnd(Protocol):
@@ -107,6 +108,10 @@ Story = Callable[[Rig], Awaitable[None]]
 @asynccontextmanager
 async def rig(kind: str, folder: Path) -> AsyncIterator[Rig]:
     node = Node(id=1, name="fra", target=f"unix:{folder}/agent.sock")
+    if kind == "real agent over mutual TLS":
+        async with encrypted_rig(node, folder) as it:
+            yield it
+        return
     if kind == "fake":
         fakes = FakeAgents()
         yield Rig(fakes, node, FakeEnd(fakes["fra"]))
@@ -120,6 +125,19 @@ async def rig(kind: str, folder: Path) -> AsyncIterator[Rig]:
             agent = FakeAgent()
             async with serving(agent, node.target):
                 yield Rig(agents, node, FakeEnd(agent))
+    finally:
+        await agents.close()
+
+
+@asynccontextmanager
+async def encrypted_rig(node: Node, folder: Path) -> AsyncIterator[Rig]:
+    authority = an_authority()
+    listen, own = f"127.0.0.1:{free_port()}", credentials(authority)
+    written(folder / "identity", an_identity(authority))
+    agents = Agents(lambda: own)
+    try:
+        async with running_core(folder / "agent.sock", folder / "agent.db", (listen, folder / "identity")) as core:
+            yield Rig(agents, replace(node, target=listen, tls_name=NAME), CoreEnd(core))
     finally:
         await agents.close()
 
@@ -539,30 +557,3 @@ def test_an_agent_that_never_answers_costs_a_deadline_and_no_more(tmp_path: Path
             await agents.close()
 
     asyncio.run(story())
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        *("unix:agent.sock", "unix:", "unix:/", "unix:/" + "x" * 107, "dns:agent.example:9000", "agent.example"),
-        *(
-            "198.51.100.11:0",
-            "198.51.100.11:65536",
-            "198.51.100.11:",
-            ":7443",
-            "http://198.51.100.11:7443",
-            "0.0.0.0:7443",
-        ),
-    ],
-)
-def test_a_target_that_cannot_be_reached_is_refused_with_the_cure(target: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        checked_target(target)
-    assert "unix:/" in str(caught.value) or "too long" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "target", ["198.51.100.11:7443", "fra1.example.com:7443", "[2001:db8::1]:7443", "unix:/a.sock"]
-)
-def test_a_target_is_a_socket_or_an_address_with_a_port(target: str) -> None:
-    assert checked_target(target) == target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import Any
 from agent.live import LiveReads
 from agent.reconcile import Reconciler
 from agent.rpc.access import bind
+from agent.rpc.fleet import Fleet
 from agent.rpc.server import AgentServicer, RpcServer
 from agent.status import Status
 from agent.store import open_store
@@ -24,16 +26,18 @@ from tests.fakes.kernel import FakeKernel
 
 
 class AgentCore:
-    """Made by `running_core`. `slow`: seconds that the kernel takes for each peer."""
+    """Made by `running_core`. `slow`: seconds that the kernel takes for each peer. `fleet`: see there."""
 
     def __init__(self, socket: Path, reconciler: Reconciler, kernel: FakeKernel, servicer: AgentServicer) -> None:
         self.reconciler = reconciler
         self.kernel = kernel
         self.now = time.time()
         self.slow = 0.0
+        self.fleet: tuple[str, Path] | None = None
         self._socket = socket
         self._servicer = servicer
         self._server: RpcServer | None = None
+        self._fleet: tuple[Fleet, asyncio.Task[None]] | None = None
         kernel.watch = self._take_time
 
     async def start(self) -> None:
@@ -41,8 +45,18 @@ class AgentCore:
         bind(self._server.grpc, self._socket, "")
         await self._server.start()
         await self._server.ready()
+        if self.fleet:
+            door = Fleet(*self.fleet, self._server.sibling)
+            self._fleet = door, asyncio.create_task(door.run())
+            await listening(self.fleet[0])
 
     async def stop(self) -> None:
+        if self._fleet is not None:
+            door, task = self._fleet
+            task.cancel()
+            await asyncio.wait({task})
+            await door.stop(0)
+            self._fleet = None
         if self._server is not None:
             await self._server.stop(0)
             self._server = None
@@ -59,8 +73,23 @@ class AgentCore:
             time.sleep(self.slow)  # on the writer thread, as Linux would
 
 
+async def listening(address: str) -> None:
+    """Returns when somebody does at IP:PORT."""
+    host, _, port = address.rpartition(":")
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(host, int(port))
+            except OSError:
+                await asyncio.sleep(0.02)
+            else:
+                writer.close()
+                return
+
+
 @asynccontextmanager
-async def running_core(socket: Path, state: Path) -> AsyncIterator[AgentCore]:
+async def running_core(socket: Path, state: Path, fleet: tuple[str, Path] | None = None) -> AsyncIterator[AgentCore]:
+    """`fleet`: IP:PORT where it listens for other hosts besides, and the folder of its identity."""
     kernel, store = FakeKernel(), open_store(state)
     core: AgentCore | None = None
 
@@ -80,6 +109,7 @@ async def running_core(socket: Path, state: Path) -> AsyncIterator[AgentCore]:
         )
         servicer = AgentServicer(reconciler, store, LiveReads(kernel, usage), reader_thread, "test")
         core = AgentCore(socket, reconciler, kernel, servicer)
+        core.fleet = fleet
         loop = asyncio.create_task(reconciler.run())
         await core.start()
         try:
@@ -89,3 +119,13 @@ async def running_core(socket: Path, state: Path) -> AsyncIterator[AgentCore]:
             loop.cancel()
             await asyncio.wait({loop})
             store.close()
+
+
+async def _main(listen: str, folder: Path) -> None:
+    async with running_core(folder / "agent.sock", folder / "agent.db", (listen, folder / "identity")):
+        print("listening", flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":  # in a namespace of its own: IP:PORT, and a folder with an identity in it
+    asyncio.run(_main(sys.argv[1], Path(sys.argv[2])))

@@ -97,3 +97,14 @@ def test_nothing_that_was_typed_moves_the_cursor(
     err = capsys.readouterr().err
     assert status == 2 and "?[" in err and "\nforged" not in err
     assert all(char == "\n" or char.isprintable() for char in err)
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:7443", "[::]:7443", "192.0.2.1:1", "[2001:db8::1]:65535", ""])
+def test_gateways_on_other_hosts_call_an_address_and_port(listen: str) -> None:
+    assert parse_config({"listen_fleet": listen}).listen_fleet == listen
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0", "fra:7443", ":7443", "::7443", "[0.0.0.0]:1", "0.0.0.0:0", "unix:/a"])
+def test_what_is_no_address_and_port_is_refused(listen: str) -> None:
+    with pytest.raises(ConfigError, match=r"listen_fleet: .* must be an address of this host and a port"):
+        parse_config({"listen_fleet": listen})

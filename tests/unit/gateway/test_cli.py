@@ -259,6 +259,13 @@ def test_a_join_token_lives_minutes_or_days_not_longer(ready: str, capfd: Captur
     assert "1-10080" in capfd.readouterr().err or minutes == "-1"
 
 
+def test_a_target_that_cannot_be_is_refused_with_a_clear_sentence(ready: str, capfd: Captured) -> None:
+    status, _, err = outcome(capfd, ready, "node", "add", "fra", "unix:agent.sock")
+    assert status == 1
+    assert "'unix:agent.sock' must name an absolute path" in err
+    assert outcome(capfd, ready, "node", "list")[1].count("\n") == 1
+
+
 def test_check_prints_what_is_in_force_or_every_mistake(config: str, capfd: Captured, tmp_path: Path) -> None:
     status, out, err = outcome(capfd, config, "check")
     assert status == 0 and err.startswith("wirelane-gateway: warning: public_url is not set")
