@@ -114,6 +114,7 @@ class Sync:
 
     async def run(self) -> None:
         """Runs one loop task for each node, for ever. Nodes come and go at run time."""
+        self._agents.when_back(self.wake)
         tasks: dict[str, asyncio.Task[None]] = {}
         failed = False
         async with asyncio.TaskGroup() as group:

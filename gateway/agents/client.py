@@ -85,6 +85,11 @@ class Agents:
     def __init__(self, credentials: Callable[[], Credentials | None] = lambda: None) -> None:
         self._lines = Lines(credentials)
         self._reasons = Reasons()
+        self._told_back: Callable[[str], None] = lambda node: None
+
+    def when_back(self, tell: Callable[[str], None]) -> None:
+        """`tell` gets the name of each node whose status could not be read, as soon as there is a connection again."""
+        self._told_back = tell
 
     async def status(self, node: Node) -> AgentStatus:
         """What the agent is and how it does; cheap. Raises AgentUnreachable, which says why in words for people."""
@@ -93,7 +98,10 @@ class Agents:
             try:
                 return await _asked(line, STATUS_SECONDS, _status)
             except grpc.aio.AioRpcError as error:
-                if error.code() not in LOST or line.way.credentials is None:
+                if error.code() not in LOST:
+                    raise
+                line.when_back(lambda: self._told_back(node.name))
+                if line.way.credentials is None:
                     raise
                 reason = await self._reasons.why(line.way, error.details() or error.code().name)
                 raise AgentUnreachable(f"node {node.name}: {reason}") from None
@@ -108,7 +116,7 @@ class Agents:
     async def snapshot(self, node: Node, snapshot: Snapshot, settle_ms: int) -> Applied:
         """Sends everything, in chunks. Raises AgentRefused, AgentUnreachable."""
         line = self._lines.to(node)
-        with _translated(node):
+        with _translated(node), line.long_call():
             chunks = line.sent(codec.snapshot_chunks(snapshot, settle_ms))
             stub = await line.bulk()
             return codec.applied(await stub.Snapshot(chunks, timeout=SNAPSHOT_SECONDS + settle_ms / 1000))
@@ -124,7 +132,7 @@ class Agents:
         request = pb.TotalsRequest(after=after, epoch=epoch, account_ids=ids, fresh=fresh)
         found_epoch, cursor, totals = "", 0, list[DayTotal]()
         line = self._lines.to(node)
-        with _translated(node):
+        with _translated(node), line.long_call():
             stub = await (line.fast() if ids else line.bulk())
             async for chunk in line.received(stub.Totals(request, timeout=TOTALS_SECONDS)):
                 if found_epoch not in ("", chunk.epoch):
@@ -147,14 +155,14 @@ class Agents:
     async def peers(self, node: Node, server: str) -> list[PeerState]:
         """The peers of one server as WireGuard has them now. Raises AgentLacks, AgentUnreachable."""
         line = self._lines.to(node)
-        with _translated(node):
+        with _translated(node), line.long_call():
             call = (await line.bulk()).Peers(pb.PeersRequest(server=server), timeout=LIVE_SECONDS)
             return [codec.peer_state(peer) async for chunk in line.received(call) for peer in chunk.peers]
 
     async def held(self, node: Node) -> list[HeldObject]:
         """Every server and account that the agent holds. Raises AgentUnreachable."""
         line = self._lines.to(node)
-        with _translated(node):
+        with _translated(node), line.long_call():
             call = (await line.bulk()).Held(pb.HeldRequest(), timeout=SNAPSHOT_SECONDS)
             return [one async for chunk in line.received(call) for one in codec.held_objects(chunk)]
 

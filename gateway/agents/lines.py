@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -91,7 +91,9 @@ class Line:
         self.way = way
         self._fast = _Channel(way, FAST)
         self._bulk = _Channel(way, BULK) if way.credentials else self._fast
-        self._moved = float("-inf")  # when a part of a long call came or left
+        self._watching: asyncio.Task[None] | None = None
+        self._long = 0  # calls in flight
+        self._moved = float("-inf")  # when a part of one of them came or left
 
     async def fast(self) -> AgentAsyncStub:
         return await self._fast.ready()
@@ -101,8 +103,16 @@ class Line:
 
     @property
     def moves(self) -> bool:
-        """A long call is getting on, on a channel of its own."""
-        return self._bulk is not self._fast and _now() - self._moved < MOVED_SECONDS
+        """A long call is in flight and gets on, on a channel of its own."""
+        return self._bulk is not self._fast and self._long > 0 and _now() - self._moved < MOVED_SECONDS
+
+    @contextmanager
+    def long_call(self) -> Iterator[None]:
+        self._long += 1
+        try:
+            yield
+        finally:
+            self._long -= 1
 
     def sent(self, parts: Iterable[T]) -> Iterator[T]:
         """The parts of a long call, watched: gRPC takes the next one when there is room for it."""
@@ -115,7 +125,18 @@ class Line:
             self._moved = _now()
             yield part
 
+    def when_back(self, tell: Callable[[], None]) -> None:
+        """Tells once, as soon as there is a connection again: whoever rests after a failure need not rest longer."""
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch(tell), name=f"the line to {self.way.target}")
+
+    async def _watch(self, tell: Callable[[], None]) -> None:
+        await self._fast.grpc.channel_ready()
+        tell()
+
     async def close(self, grace: float | None = None) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
         await asyncio.gather(*(channel.grpc.close(grace) for channel in {self._fast, self._bulk}))
 
 

@@ -52,7 +52,7 @@ async def watch(folder: Path, target: str) -> None:
         running = asyncio.create_task(sync.run())
         before: bool | None = None
         while not running.done():
-            there = sync.statuses().get("fra") is not None and not sync.pending()
+            there = sync.statuses().get("fra") is not None
             if there != before:
                 say("there" if there else "away")
             before = there
