@@ -96,11 +96,14 @@ def node_certificate(authority: Authority, public_key: bytes, node: str, name: s
     return authority.issue(_leaf(draft, name, ExtendedKeyUsageOID.SERVER_AUTH))
 
 
-def gateway_certificate(authority: Authority, now: datetime) -> tuple[Secret, bytes]:
-    """A new key and its certificate, both PEM. The key lives in memory and nowhere else."""
+def gateway_certificate(authority: Authority, now: datetime, series: int = 1) -> tuple[Secret, bytes]:
+    """A new key and its certificate, both PEM. The key lives in memory and nowhere else.
+
+    `series` stands in its name: an agent that has seen a later one refuses it.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     draft = _draft(key.public_key(), "gateway", now, GATEWAY_LIFE)
-    name = f"{secrets.token_hex(8)}.{GATEWAYS}"
+    name = f"{secrets.token_hex(8)}.{series}.{GATEWAYS}"
     return _spelled(key), authority.issue(_leaf(draft, name, ExtendedKeyUsageOID.CLIENT_AUTH))
 
 

@@ -1,8 +1,9 @@
 """What this gateway shows to agents on other hosts: a certificate of its own, whose key lives in memory only.
 
 Made from the authority in the database when the gateway starts, renewed each day, and made anew when the authorities
-change. Without an authority (no node was ever added by its address) there is none. A database that is away for a while
-changes nothing: what was made last holds for days. Called by wiring and the command line, for gateway/agents.
+change or an operator has revoked what there was. Without an authority (no node was ever added by its address) there is
+none. A database that is away for a while changes nothing: what was made last holds for days. Called by wiring and the
+command line, for gateway/agents.
 """
 
 from __future__ import annotations
@@ -54,6 +55,6 @@ class OwnCredentials:
         # A clock that went back makes a new one too: the old one may lie ahead of the agents'.
         if trust is None or (trust == self._trust and timedelta() <= age < RENEWED_AFTER):
             return
-        key, certificate = gateway_certificate(trust.signs, self._now())
+        key, certificate = gateway_certificate(trust.signs, self._now(), trust.series)
         self._trust, self._made = trust, self._now()
         self.current = Credentials(certificate, key, b"".join(trust.certificates))

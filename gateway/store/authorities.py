@@ -14,6 +14,7 @@ from sqlalchemy import Row, select
 
 from gateway.authority import Authority, new_authority
 from gateway.model import Secret
+from gateway.store import settings
 from gateway.store.tables import authorities as rows
 from gateway.store.transaction import INSTALLATION, Transaction
 
@@ -22,10 +23,12 @@ _MARK = "-----BEGIN CERTIFICATE-----"
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """`signs`: who signs what is new. `others`: who is trusted besides, while one takes the place of another."""
+    """`signs`: who signs what is new. `others`: who is trusted besides, while one takes the place of another. `series`:
+    of the certificates of gateways; those of earlier ones are refused."""
 
     signs: Authority
     others: tuple[Authority, ...] = ()
+    series: int = 1
 
     @property
     def certificates(self) -> tuple[bytes, ...]:
@@ -42,7 +45,8 @@ async def listed(tx: Transaction) -> Trust | None:
     signing = [row for row in found if row.signs]
     if not signing:
         return None
-    return Trust(_opened(tx, signing[-1]), tuple(_opened(tx, row) for row in found if row is not signing[-1]))
+    others = tuple(_opened(tx, row) for row in found if row is not signing[-1])
+    return Trust(_opened(tx, signing[-1]), others, await settings.series(tx))
 
 
 async def ensured(tx: Transaction, now: datetime) -> Trust:

@@ -16,6 +16,7 @@ TIME_ZONE = "time_zone"
 KEY_CHECK = "key_check"
 IDENTITY = "identity"  # random; of this database and its copies, and of no other: see gateway/origin.py
 CALENDAR = "calendar"  # see gateway/usage.py: "2026-11-26", or "2026-11-26 2031-03-01"
+SERIES = "gateway_series"  # of the certificates of gateways
 WRITTEN = "written"  # when it was last seen that this database can be written to, Unix seconds
 # What is sealed in it also tells how digests lie in the database: nobody can make it say "plain" without the key.
 _KEY_CHECK_TEXT, _DIGESTS_ARE_PLAIN = "wirelane 2", "wirelane"
@@ -64,6 +65,18 @@ async def note_writing(tx: Transaction, now: float) -> None:
     """With its fraction: SQLite writes nothing where a value stays as it was."""
     statement = tx.insert(settings).values(name=WRITTEN, value=repr(now))
     await tx.run(statement.on_conflict_do_update(index_elements=["name"], set_={"value": repr(now)}))
+
+
+async def series(tx: Transaction) -> int:
+    return int(await _read(tx, SERIES) or 1)
+
+
+async def begin_series(tx: Transaction) -> int:
+    """Agents refuse certificates of the one before as soon as they have seen one of this."""
+    await tx.lock(INSTALLATION)
+    begun = await series(tx) + 1
+    await _write(tx, SERIES, str(begun))
+    return begun
 
 
 async def calendar(tx: Transaction) -> tuple[date, date | None] | None:

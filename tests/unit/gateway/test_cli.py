@@ -252,6 +252,13 @@ def test_what_cannot_be_enrolled_is_told(ready: str, capfd: Captured, arguments:
     assert outcome(capfd, ready, "node", "list")[1].count("\n") == 2
 
 
+def test_revoking_begins_a_new_series(ready: str, capfd: Captured) -> None:
+    for series in (2, 3):
+        status, out, err = outcome(capfd, ready, "gateway", "revoke")
+        assert (status, out) == (0, "")
+        assert f"series {series} of the gateways' certificates begins" in err
+
+
 @pytest.mark.parametrize("minutes", ["0", "10081", "x", "-1"])
 def test_a_join_token_lives_minutes_or_days_not_longer(ready: str, capfd: Captured, minutes: str) -> None:
     with pytest.raises(SystemExit):

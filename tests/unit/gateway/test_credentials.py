@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from cryptography import x509
 
-from gateway.authority import new_authority
+from gateway.authority import GATEWAYS, new_authority
 from gateway.credentials import OwnCredentials
 from gateway.errors import DatabaseUnavailable
-from gateway.store import authorities
+from gateway.store import authorities, settings
 from tests.fakes.product import Product
 
 pytestmark = pytest.mark.anyio
@@ -88,3 +88,24 @@ async def test_a_database_that_is_away_takes_nothing_away(product: Product, monk
     with pytest.raises(DatabaseUnavailable):
         await own.look()
     assert own.current is before is not None
+
+
+async def test_revoked_are_all_that_there_were(product: Product) -> None:
+    first, second = OwnCredentials(product.store), OwnCredentials(product.store)
+    await product.store.change(lambda tx: authorities.ensured(tx, datetime.now(UTC)))
+    for each in (first, second):
+        await each.look()
+        assert series_of(each) == 1
+    assert await product.store.change(settings.begin_series) == 2
+    for each in (first, second):
+        await each.look()
+        assert series_of(each) == 2
+
+
+def series_of(own: OwnCredentials) -> int:
+    assert own.current is not None
+    names = x509.load_pem_x509_certificate(own.current.certificate).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    (name,) = names.value.get_values_for_type(x509.DNSName)
+    return int(name.removesuffix(f".{GATEWAYS}").rpartition(".")[2])
