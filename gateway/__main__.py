@@ -1,5 +1,5 @@
-"""Command line of the gateway: serve, migrate, key add|list|revoke, gateway revoke, account import|export, check,
-node add|token|edit|drain|undrain|list|remove|resync.
+"""Command line of the gateway: serve, migrate, key add|list|revoke, account import|export, check,
+authority list|new|use|drop, gateway revoke, node add|token|edit|drain|undrain|list|remove|resync.
 
 Exit status: 0 well; 1 something is wrong (and said on standard error); 2 the command line or configuration is.
 Changes made here reach a running gateway by themselves: it looks into the database every few seconds.
@@ -18,12 +18,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from gateway import bulk_commands, node_commands, usage_commands
+from gateway import authority_commands, bulk_commands, node_commands, usage_commands
 from gateway.config import DEFAULT_PATH, Config, advice, as_toml, load_config
 from gateway.errors import ConfigError, GatewayError, OutputLost
 from gateway.keys import Keys
 from gateway.progress import explain, plain, printed_table
-from gateway.store import Store, settings
+from gateway.store import Store
 
 Options = argparse.Namespace
 
@@ -85,12 +85,6 @@ async def key_revoke(store: Store, options: Options) -> None:
     explain(f"key {options.name} is revoked; running gateways refuse it within seconds")
 
 
-async def gateway_revoke(store: Store, options: Options) -> None:
-    series = await store.change(settings.begin_series)
-    explain(f"series {series} of the gateways' certificates begins: running gateways have one within seconds, and each")
-    explain("agent refuses all earlier ones from the moment that one of them has called it")
-
-
 # -- the command line -------------------------------------------------------------------------------------------------
 
 
@@ -144,11 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--ip", action="append", required=True, metavar="CIDR", help="from where; may be repeated")
     add(keys, "list", _on_store(key_list), "List the access keys.")
     add(keys, "revoke", _on_store(key_revoke), "Revoke an access key.").add_argument("name", metavar="NAME")
-    gateways = commands.add_parser("gateway", help="Who may call agents.").add_subparsers(
-        required=True, metavar="ACTION"
-    )
-    sentence = "Have agents refuse every certificate that a gateway has now; running gateways make new ones."
-    add(gateways, "revoke", _on_store(gateway_revoke), sentence)
+    authority_commands.add_parsers(commands, add, _on_store)
     node_commands.add_parsers(commands, add, _on_store)
     usage_commands.add_usage(commands).set_defaults(call=_on_store(usage_commands.show_usage))
     accounts = commands.add_parser("account", help="Accounts by the thousand.")

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, delete, select, update
 
 from gateway.authority import Authority, new_authority
+from gateway.errors import Conflict, NotFound
 from gateway.model import Secret
 from gateway.store import settings
 from gateway.store.tables import authorities as rows
 from gateway.store.transaction import INSTALLATION, Transaction
 
+PIN_DIGITS = 16  # that people are shown
 _MARK = "-----BEGIN CERTIFICATE-----"
 
 
@@ -66,6 +68,36 @@ async def add(tx: Transaction, authority: Authority, now: datetime, *, signs: bo
     sealed = tx.seal.seal(text, _place(authority.pin))
     values = {"pin": authority.pin, "sealed": sealed, "created": int(now.timestamp()), "signs": signs}
     await tx.run(rows.insert().values(values))
+
+
+async def rows_of(tx: Transaction) -> list[Row[Any]]:
+    """The oldest first: pin, created (Unix seconds), signs."""
+    return list(await tx.all(select(rows.c.pin, rows.c.created, rows.c.signs).order_by(rows.c.created, rows.c.pin)))
+
+
+async def use(tx: Transaction, pin: str) -> None:
+    """It signs from now on; who did is trusted besides. `pin`: its beginning. Raises NotFound, Conflict."""
+    await tx.lock(INSTALLATION)
+    found = await _found(tx, pin)
+    await tx.run(update(rows).values(signs=rows.c.pin == found.pin))
+
+
+async def drop(tx: Transaction, pin: str) -> None:
+    """Nobody trusts it any more. `pin`: its beginning. Raises NotFound, Conflict."""
+    await tx.lock(INSTALLATION)
+    found = await _found(tx, pin)
+    if found.signs:
+        raise Conflict(f"The authority {found.pin[:PIN_DIGITS]} signs; let another one sign first")
+    await tx.run(delete(rows).where(rows.c.pin == found.pin))
+
+
+async def _found(tx: Transaction, pin: str) -> Row[Any]:
+    found = [row for row in await rows_of(tx) if pin and row.pin.startswith(pin)]
+    if not found:
+        raise NotFound(f"There is no authority {pin}")
+    if len(found) > 1:
+        raise Conflict(f"There are {len(found)} authorities {pin}...: give more digits")
+    return found[0]
 
 
 def _opened(tx: Transaction, row: Row[Any]) -> Authority:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from gateway.authority import new_authority
-from gateway.errors import SealBroken
+from gateway.errors import Conflict, NotFound, SealBroken
 from gateway.store import Store, authorities, join_tokens, open_store
 from gateway.store import nodes as node_rows
 from gateway.store.tables import authorities as authority_rows
@@ -108,3 +109,20 @@ async def test_a_node_has_no_name_in_a_certificate_before_it_is_enrolled(store: 
     assert (node.tls_name, node.is_local) == ("", False)
     await store.change(lambda tx: node_rows.name_certificate(tx, node.id, "a.node.wirelane"))
     assert (await store.node(NODE)).tls_name == "a.node.wirelane"
+
+
+async def test_an_authority_takes_the_place_of_another_in_three_steps(store: Store) -> None:
+    old = (await store.change(lambda tx: authorities.ensured(tx, NOW))).signs
+    new = new_authority(NOW)
+    await store.change(lambda tx: authorities.add(tx, new, NOW, signs=False))
+    with pytest.raises(Conflict, match="signs"):
+        await store.change(lambda tx: authorities.drop(tx, old.pin))
+    await store.change(lambda tx: authorities.use(tx, new.pin[:16]))
+    trust = await store.read(authorities.listed)
+    assert trust is not None and (trust.signs, trust.others) == (new, (old,))
+    await store.change(lambda tx: authorities.drop(tx, old.pin[:16]))
+    trust = await store.read(authorities.listed)
+    assert trust is not None and (trust.signs, trust.others) == (new, ())
+    for wrong in (old.pin, "", "x"):
+        with pytest.raises(NotFound):
+            await store.change(partial(authorities.use, pin=wrong))

@@ -259,6 +259,26 @@ def test_revoking_begins_a_new_series(ready: str, capfd: Captured) -> None:
         assert f"series {series} of the gateways' certificates begins" in err
 
 
+def test_an_authority_is_exchanged_in_three_steps(ready: str, capfd: Captured) -> None:
+    def states() -> list[list[str]]:
+        return [line.split() for line in outcome(capfd, ready, "authority", "list")[1].splitlines()[1:]]
+
+    assert states() == []
+    outcome(capfd, ready, "node", "add", "fra1", "--address", "198.51.100.11:7443")
+    ((old, *_, state),) = states()
+    assert state == "signs"
+    status, new, _ = outcome(capfd, ready, "authority", "new")
+    assert (status, [row[0] for row in states()], [row[-1] for row in states()]) == (
+        0,
+        [old, new.strip()],
+        ["signs", "trusted"],
+    )
+    assert outcome(capfd, ready, "authority", "drop", old)[0] == 1
+    assert outcome(capfd, ready, "authority", "use", new.strip())[0] == 0
+    assert outcome(capfd, ready, "authority", "drop", old)[0] == 0
+    assert [(row[0], row[-1]) for row in states()] == [(new.strip(), "signs")]
+
+
 @pytest.mark.parametrize("minutes", ["0", "10081", "x", "-1"])
 def test_a_join_token_lives_minutes_or_days_not_longer(ready: str, capfd: Captured, minutes: str) -> None:
     with pytest.raises(SystemExit):
