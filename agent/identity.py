@@ -29,6 +29,7 @@ from agent.errors import IdentityError
 from agent.model import Secret
 
 FILE = "identity.pem"
+SERIES_FILE = "series"  # see agent/rpc/series.py
 CURE = "`wirelane-agent enrol` with a new join token makes another one"
 
 

@@ -17,7 +17,7 @@ import h11
 
 from agent.enrol import MOST_CHARACTERS, Asked, Enrolled, JoinToken, asked, enrolled
 from agent.errors import EnrolmentFailed
-from agent.identity import new_key, public_key_of, save, write_private
+from agent.identity import SERIES_FILE, new_key, public_key_of, save, write_private
 from agent.model import Secret
 
 ASK_SECONDS = 30.0
@@ -37,7 +37,8 @@ def join(token_file: str, gateway: str, directory: Path, now: datetime) -> Enrol
     request = asked(token, _kept_key(directory))
     found = enrolled(request, asyncio.run(_answer(url, request)), now)
     save(directory, found.identity, now)
-    (directory / KEY_FILE).unlink(missing_ok=True)
+    for passed in (KEY_FILE, SERIES_FILE):
+        (directory / passed).unlink(missing_ok=True)
     return found
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from gateway.agents import Agents
 from gateway.agents.codec import objects_of
+from gateway.credentials import OwnCredentials
 from gateway.enrolment import Enrolment
 from gateway.errors import AgentUnreachable, ConfigError
 from gateway.model import HeldObject, Node
@@ -129,7 +130,7 @@ async def node_undrain(store: Store, options: Options) -> None:
 
 async def node_list(store: Store, options: Options) -> None:
     nodes = await store.read(rows.listed)
-    states = await _with_agents(lambda agents: asyncio.gather(*(_state(store, agents, node) for node in nodes)))
+    states = await _with_agents(store, lambda agents: asyncio.gather(*(_state(store, agents, node) for node in nodes)))
     drained = [" (drained)" if node.drained else "" for node in nodes]
     lines = [
         (n.name, n.target, str(n.revision), str(n.acknowledged), n.epoch or "-", n.endpoint or "-", state + suffix)
@@ -158,10 +159,10 @@ async def node_remove(store: Store, options: Options) -> None:
 async def node_resync(store: Store, options: Options) -> int:
     node = await store.read(lambda tx: rows.found(tx, options.name))
     if options.show_difference:
-        held = await _with_agents(lambda agents: agents.held(node))
+        held = await _with_agents(store, lambda agents: agents.held(node))
         snapshot = await store.read(lambda tx: changes.snapshot(tx, node.name))
         return _show(held, tuple(objects_of(snapshot)))
-    status = await _with_agents(lambda agents: agents.status(node))
+    status = await _with_agents(store, lambda agents: agents.status(node))
     await store.change(lambda tx: rows.resync(tx, node.name, status.held))
     explain(f"node {node.name} gets everything anew within seconds, without a drop on sessions that are right")
     return 0
@@ -203,8 +204,10 @@ def _changes(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
     ]
 
 
-async def _with_agents(work: Callable[[Agents], Awaitable[T]]) -> T:
-    agents = Agents()
+async def _with_agents(store: Store, work: Callable[[Agents], Awaitable[T]]) -> T:
+    credentials = OwnCredentials(store)
+    await credentials.look()
+    agents = Agents(lambda: credentials.current)
     try:
         return await work(agents)
     finally:

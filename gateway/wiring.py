@@ -189,10 +189,9 @@ async def serve(config: Config) -> None:
             log.warning("event=advice text=%r", sentence)
         if await is_empty(database_url(config)):
             await prepare_database(config)
-        async with opened_store(config) as store, _agents() as agents:
+        async with opened_store(config) as store, _agents(credentials := OwnCredentials(store)) as agents:
             await store.change(lambda tx: setting_rows.set_time_zone(tx, config.time_zone))
             sync = Sync(store, agents, config.settle_seconds)
-            credentials = OwnCredentials(store)
             collect = Collect(store, agents, config.collect_seconds, config.usage_months, config.time_zone)
             listener = _listener(config, certificate, store, agents, sync, collect)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -229,8 +228,8 @@ def _calm_garbage_collection() -> None:
 
 
 @asynccontextmanager
-async def _agents() -> AsyncIterator[Agents]:
-    agents = Agents()
+async def _agents(credentials: OwnCredentials) -> AsyncIterator[Agents]:
+    agents = Agents(lambda: credentials.current)
     try:
         yield agents
     finally:

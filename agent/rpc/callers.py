@@ -19,6 +19,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from agent.rpc.series import Series
+
 TLS = b"TLSv1.3"
 
 
@@ -30,6 +32,7 @@ class Shown:
     until: datetime
     is_gateway: bool
     known: bool
+    series: int  # of a gateway's; 0 = its name has none
 
 
 def refusal(auth: Mapping[str, Sequence[bytes]], authorities: bytes, now: datetime) -> str:
@@ -51,6 +54,11 @@ def refusal(auth: Mapping[str, Sequence[bytes]], authorities: bytes, now: dateti
     return ""
 
 
+def series_of(auth: Mapping[str, Sequence[bytes]], authorities: bytes) -> int:
+    """Of a certificate that nothing is wrong with."""
+    return _read(_one(auth, "x509_pem_cert"), authorities).series
+
+
 def _one(auth: Mapping[str, Sequence[bytes]], key: str) -> bytes:
     return next(iter(auth.get(key, ())), b"")
 
@@ -66,8 +74,19 @@ def _read(certificate: bytes, authorities: bytes) -> Shown:
         since=own.not_valid_before_utc,
         until=own.not_valid_after_utc,
         is_gateway=purposes == [ExtendedKeyUsageOID.CLIENT_AUTH],
+        series=_series(own),
         known=any(_issued(own, one) for one in x509.load_pem_x509_certificates(authorities)),
     )
+
+
+def _series(certificate: x509.Certificate) -> int:
+    """Of a name such as 0123456789abcdef.7.gateway.wirelane."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        (name,) = names.get_values_for_type(x509.DNSName)
+        return int(name.split(".")[1])
+    except (x509.ExtensionNotFound, ValueError, IndexError):
+        return 0
 
 
 def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
@@ -81,8 +100,9 @@ def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
 class OnlyGateways(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """`authorities`: those in force, PEM."""
 
-    def __init__(self, authorities: Callable[[], bytes]) -> None:
+    def __init__(self, authorities: Callable[[], bytes], series: Series) -> None:
         self._authorities = authorities
+        self._series = series
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         """There is no caller to look at yet: that is done in the handler."""
@@ -107,5 +127,7 @@ class OnlyGateways(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return found._replace(**{"stream_unary" if found.request_streaming else "unary_unary": answered})
 
     async def _check(self, context: Any) -> None:
-        if reason := refusal(context.auth_context(), self._authorities(), datetime.now(UTC)):
+        auth, authorities = context.auth_context(), self._authorities()
+        reason = refusal(auth, authorities, datetime.now(UTC))
+        if reason := reason or await self._series.refusal(series_of(auth, authorities)):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)

@@ -20,6 +20,7 @@ import grpc.aio
 from agent.errors import IdentityError
 from agent.identity import FILE, Identity, load
 from agent.rpc.callers import OnlyGateways
+from agent.rpc.series import Series
 
 log = logging.getLogger("agent.rpc")
 
@@ -52,6 +53,7 @@ class Fleet:
         self._sibling = sibling
         self._seen: object = None  # the stamp of the file that is in force
         self._authorities = b""
+        self._series = Series(directory)
         self._shown: grpc.ServerCertificateConfiguration | None = None
         self._server: grpc.aio.Server | None = None
         self._said = ""
@@ -88,12 +90,13 @@ class Fleet:
         pair = (identity.key.reveal().encode(), identity.certificate)
         self._shown = grpc.ssl_server_certificate_configuration([pair], identity.authorities)
         self._authorities = identity.authorities
+        self._series.read()
         log.info("fleet identity=%s until=%s", identity.name, identity.expires.date())
 
     async def _opened(self, first: grpc.ServerCertificateConfiguration) -> grpc.aio.Server:
         """Raises OSError."""
         _try_to_bind(self._listen)
-        server = self._sibling(OPTIONS, [OnlyGateways(lambda: self._authorities)])
+        server = self._sibling(OPTIONS, [OnlyGateways(lambda: self._authorities, self._series)])
         # Asked at each new connection, on a thread of gRPC's own: what it gets is ready made.
         credentials = grpc.dynamic_ssl_server_credentials(first, lambda: self._shown or first, True)
         try:
