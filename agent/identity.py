@@ -146,7 +146,8 @@ def write_private(path: Path, text: bytes) -> None:
     """A file that only root can read, in a folder that only root can enter. Raises IdentityError."""
     draft = path.with_name(f".{path.name}.new")
     try:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        for folder in (path.parent.parent, path.parent):  # the agent may never have run yet
+            folder.mkdir(mode=0o700, exist_ok=True)
         draft.unlink(missing_ok=True)
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb") as file:
@@ -154,10 +155,10 @@ def write_private(path: Path, text: bytes) -> None:
             file.flush()
             os.fsync(descriptor)
         draft.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)
     except OSError as error:
         raise IdentityError(f"{path} cannot be written: {error.strerror}") from None

@@ -45,7 +45,7 @@ def join(token_file: str, gateway: str, directory: Path, now: datetime) -> Enrol
 def _read_token(path: str) -> str:
     try:
         if path == "-":
-            return sys.stdin.read(MOST_CHARACTERS)
+            return sys.stdin.readline(MOST_CHARACTERS)
         with open(path, encoding="utf-8") as file:
             return file.read(MOST_CHARACTERS)
     except (OSError, UnicodeDecodeError) as error:

@@ -44,11 +44,12 @@ def test_several_authorities_are_kept_in_order(tmp_path: Path) -> None:
 def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
     mask = os.umask(0)
     try:
-        save(tmp_path / "identity", made(), NOW)
+        save(tmp_path / "state" / "identity", made(), NOW)
     finally:
         os.umask(mask)
-    assert (tmp_path / "identity").stat().st_mode & 0o777 == 0o700
-    assert (tmp_path / "identity" / FILE).stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "state" / "identity").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "state" / "identity" / FILE).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_new_one_takes_the_place_of_the_old_one_whole(tmp_path: Path) -> None:
