@@ -22,6 +22,25 @@ key=$(wirelane-gateway key add billing --ip 192.0.2.10 2> /dev/null)
 [ ${#key} = 80 ] || failed "no access key"
 [ "$(stat -c '%U %a' /var/lib/wirelane-gateway/gateway.db)" = "wirelane-gateway 600" ] || failed "whose file is gateway.db"
 
+# A node on another host, in one command; the gateway is the one that was just installed.
+token=$(mktemp) # 0600
+wirelane-gateway node add far --address 127.0.0.1:7443 --gateway http://127.0.0.1:8080 > "$token" 2> /dev/null
+runuser -u wirelane-gateway -- wirelane-gateway serve 2> /dev/null &
+serving=$!
+trap 'kill $serving' EXIT
+for _ in 1 2 3 4 5 6 7 8 9 10; do runuser -u wirelane-gateway -- /opt/wirelane/.venv/bin/python -c "import socket; socket.create_connection((\"127.0.0.1\", 8080))" 2> /dev/null && break || sleep 1; done
+joined=$(head -c 60 "$token" | scripts/setup --install --agent-only --join - 2>&1 || true)
+echo "$joined" | grep -q "copy it again, whole" || failed "half a token was taken: $joined"
+joined=$(scripts/setup --install --agent-only --join - < "$token")
+echo "$joined" | grep -q "this host is node far" || failed "this host did not become a node: $joined"
+rm "$token"
+[ "$(stat -c '%U %a' /var/lib/wirelane-agent/identity/identity.pem)" = "root 600" ] || failed "whose file is identity.pem"
+grep -q '^listen_fleet = "0.0.0.0:7443"$' /etc/wirelane/agent.toml || failed "listen_fleet is not set"
+wirelane-gateway node list | grep '^far ' | grep -q "nothing listens at 127.0.0.1:7443" || failed "node list does not say that the agent is off"
+kill $serving
+wait $serving || true
+trap - EXIT
+
 echo "# mine" >> /etc/wirelane/agent.toml
 scripts/setup --uninstall
 left=$(find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /root -o -path /wirelane -o -path /venv -o -path /mnt -o -path /etc/postgresql-common \) -prune -o \

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -330,20 +331,18 @@ def test_a_wrong_command_line_is_status_2(arguments: list[str], capfd: Captured)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to see what root does")
-def test_root_makes_no_file_of_its_own_in_the_gateways_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "state"
-    folder.mkdir(mode=0o700)
-    for path in (tmp_path, *tmp_path.parents):  # another user has to get there
-        if path.stat().st_uid == 0 and path.stat().st_mode & 0o005 != 0o005 and path.name.startswith("pytest"):
-            path.chmod(0o755)
-    tmp_path.chmod(0o755)
-    os.chown(folder, 65534, 65534)
-    config = tmp_path / "gateway.toml"
-    config.write_text(f'database = "sqlite:///{folder}/gateway.db"\nkey_file = "{folder}/secret.key"\n')
-    command = [sys.executable, "-m", "gateway", "--config", str(config), "migrate"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert {path.stat().st_uid for path in folder.iterdir()} == {65534}
+def test_root_makes_no_file_of_its_own_in_the_gateways_folder() -> None:
+    # Another user has to get there, and each start of pytest closes its own folder to others.
+    with tempfile.TemporaryDirectory(prefix="wirelane-") as place:
+        folder, config = Path(place) / "state", Path(place) / "gateway.toml"
+        folder.mkdir(mode=0o700)
+        folder.parent.chmod(0o755)
+        os.chown(folder, 65534, 65534)
+        config.write_text(f'database = "sqlite:///{folder}/gateway.db"\nkey_file = "{folder}/secret.key"\n')
+        command = [sys.executable, "-m", "gateway", "--config", str(config), "migrate"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert {path.stat().st_uid for path in folder.iterdir()} == {65534}
 
 
 def test_an_sqlite_file_that_is_no_database_is_one_clear_line(ready: str, capfd: Captured, tmp_path: Path) -> None:
