@@ -261,23 +261,22 @@ def test_revoking_begins_a_new_series(ready: str, capfd: Captured) -> None:
 
 
 def test_an_authority_is_exchanged_in_three_steps(ready: str, capfd: Captured) -> None:
-    def states() -> list[list[str]]:
-        return [line.split() for line in outcome(capfd, ready, "authority", "list")[1].splitlines()[1:]]
+    def states() -> dict[str, str]:
+        lines = outcome(capfd, ready, "authority", "list")[1].splitlines()[1:]
+        return {pin: state for pin, *_, state in map(str.split, lines)}
 
-    assert states() == []
+    assert states() == {}
     outcome(capfd, ready, "node", "add", "fra1", "--address", "198.51.100.11:7443")
-    ((old, *_, state),) = states()
+    ((old, state),) = states().items()
     assert state == "signs"
-    status, new, _ = outcome(capfd, ready, "authority", "new")
-    assert (status, [row[0] for row in states()], [row[-1] for row in states()]) == (
-        0,
-        [old, new.strip()],
-        ["signs", "trusted"],
-    )
+    status, out, _ = outcome(capfd, ready, "authority", "new")
+    new = out.strip()
+    assert (status, states()) == (0, {old: "signs", new: "trusted"})
     assert outcome(capfd, ready, "authority", "drop", old)[0] == 1
-    assert outcome(capfd, ready, "authority", "use", new.strip())[0] == 0
+    assert outcome(capfd, ready, "authority", "use", new)[0] == 0
+    assert states() == {old: "trusted", new: "signs"}
     assert outcome(capfd, ready, "authority", "drop", old)[0] == 0
-    assert [(row[0], row[-1]) for row in states()] == [(new.strip(), "signs")]
+    assert states() == {new: "signs"}
 
 
 @pytest.mark.parametrize("minutes", ["0", "10081", "x", "-1"])
