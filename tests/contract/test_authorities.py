@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -11,8 +13,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from agent.enrol import JoinToken, asked, enrolled
+from agent.identity import new_key
+from agent.model import Secret
 from gateway.authority import new_authority
-from gateway.errors import Conflict, NotFound, SealBroken
+from gateway.enrolment import Enrolment, Reply, Request
+from gateway.errors import Conflict, EnrolmentRefused, NotFound, SealBroken
 from gateway.store import Store, authorities, join_tokens, open_store
 from gateway.store import nodes as node_rows
 from gateway.store.tables import authorities as authority_rows
@@ -126,3 +132,43 @@ async def test_an_authority_takes_the_place_of_another_in_three_steps(store: Sto
     for wrong in (old.pin, "", "x"):
         with pytest.raises(NotFound):
             await store.change(partial(authorities.use, pin=wrong))
+
+
+async def test_of_two_hosts_that_ask_two_gateways_at_once_one_gets_in(database_url: str, store: Store) -> None:
+    async with await open_store(database_url, KEY) as other:
+        gateways = [Enrolment(store), Enrolment(other)]
+        for number in range(5):
+            name = f"{NODE}-{number}"
+            await direct.add_node(store, name, f"198.51.100.11:{7443 + number}")
+            token = JoinToken.parse((await gateways[0].new_token(name, 3600)).reveal())
+            answers = await asyncio.gather(
+                *(each.enrol(request(token, new_key())) for each in gateways), return_exceptions=True
+            )
+            (won,) = [one for one in answers if isinstance(one, Reply)]
+            (lost,) = [one for one in answers if isinstance(one, EnrolmentRefused)]
+            assert (won.node, lost.reason) == (name, "used-token")
+
+
+async def test_another_gateway_answers_who_asks_again(database_url: str, store: Store) -> None:
+    await direct.add_node(store, NODE, "198.51.100.11:7443")
+    token, key = JoinToken.parse((await Enrolment(store).new_token(NODE, 3600)).reveal()), new_key()
+    await Enrolment(store).enrol(request(token, key))
+    name = (await store.node(NODE)).tls_name
+    async with await open_store(database_url, KEY) as other:
+        ask = asked(token, key)
+        reply = await Enrolment(other).enrol(parsed(ask.body))
+    answer = {
+        "status": "success",
+        "msg": {"reply": reply.text, "proof": base64.urlsafe_b64encode(reply.proof).decode()},
+    }
+    found = enrolled(ask, json.dumps(answer).encode(), datetime.now(UTC))
+    assert found.identity.name == name == (await store.node(NODE)).tls_name
+
+
+def request(token: JoinToken, key: Secret) -> Request:
+    return parsed(asked(token, key).body)
+
+
+def parsed(body: bytes) -> Request:
+    fields = {name: base64.urlsafe_b64decode(text + "==") for name, text in json.loads(body).items()}
+    return Request(**fields)
