@@ -107,6 +107,12 @@ class Config:
         default=4000,
         metadata=_says("How many connections an account may have open at a time, 0-1000000; 0: no bound."),
     )
+    metrics: str = field(
+        default="",
+        metadata=_says(
+            "Where Prometheus reads /metrics, such as 127.0.0.1:9586; whoever reaches it may. Empty: nowhere."
+        ),
+    )
     log_level: str = field(default="info", metadata=_says("debug, info, warning or error."))
 
     def __post_init__(self) -> None:
@@ -134,6 +140,8 @@ class Config:
                 problems.append(f"{name}: {getattr(self, name)} must be within 1-3600")
         if not 0 <= self.connections_per_account <= 1_000_000:
             problems.append(f"connections_per_account: {self.connections_per_account} must be within 0-1000000")
+        if self.metrics and not _is_address(self.metrics):
+            problems.append(f"metrics: {self.metrics!r} must be an address of this host and a port, or empty")
         if self.log_level not in LOG_LEVELS:
             problems.append(f"log_level: {self.log_level!r} must be one of {', '.join(LOG_LEVELS)}")
         if problems:

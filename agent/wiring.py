@@ -15,6 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
+from socket import socket
 from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -27,6 +28,7 @@ from agent.errors import AgentError, BrokenStore
 from agent.kernel.linux import ANY, LinuxKernel, Mode, Ownership, backend_doors, choose_mode, watch
 from agent.kernel.trials import choose_backend
 from agent.live import LiveReads
+from agent.metrics import MetricsServer, bound
 from agent.notify import tell_systemd, watchdog_seconds
 from agent.reconcile import Reconciler
 from agent.rpc.access import bind
@@ -110,7 +112,7 @@ async def _serve(config: Config, store: Store, desired: Desired | None, usage: U
             store.epoch,
             _summary(desired),
         )
-        await _run(config, reconciler, rpc)
+        await _run(config, reconciler, rpc, bound(config.metrics) if config.metrics else None)
 
 
 def _fleet(config: Config, rpc: RpcServer) -> tuple[Fleet, ...]:
@@ -123,7 +125,7 @@ def _summary(desired: Desired | None) -> str:
     return f"revision={desired.revision} servers={len(desired.servers)} accounts={len(desired.accounts)}"
 
 
-async def _run(config: Config, reconciler: Reconciler, rpc: RpcServer) -> None:
+async def _run(config: Config, reconciler: Reconciler, rpc: RpcServer, metrics: socket | None) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -137,6 +139,8 @@ async def _run(config: Config, reconciler: Reconciler, rpc: RpcServer) -> None:
             tasks.create_task(_feed_watchdog(), name="watchdog"),
             *(tasks.create_task(door.run(), name="fleet") for door in fleet),
         ]
+        if metrics is not None:
+            running.append(tasks.create_task(MetricsServer(reconciler.status, VERSION).serve(metrics), name="metrics"))
         try:
             stopping = tasks.create_task(stop.wait())
             first = tasks.create_task(reconciler.first_pass(FIRST_PASS_SECONDS))

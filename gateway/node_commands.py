@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from gateway.agents import Agents
 from gateway.agents.codec import objects_of
 from gateway.credentials import OwnCredentials
 from gateway.enrolment import Enrolment
+from gateway.condition import Condition, Report
 from gateway.errors import AgentUnreachable, ConfigError
 from gateway.model import HeldObject, Node
 from gateway.progress import explain, plain, printed_table
@@ -28,7 +30,8 @@ T = TypeVar("T")
 
 MOST_MINUTES = 7 * 24 * 60
 DIFFERENT = 2  # exit status of --show-difference
-TITLES = ("NAME", "TARGET", "REVISION", "ACKNOWLEDGED", "EPOCH", "ENDPOINT", "STATE")
+REVISIONS = ("REVISION", "ACKNOWLEDGED", "APPLIED", "PENDING")
+TITLES = ("NAME", "TARGET", *REVISIONS, "FAILED", "DRIFT", "CLOCK", "VERSION", "EPOCH", "ENDPOINT", "STATE")
 
 
 def add_parsers(commands: Any, add: Callable[..., argparse.ArgumentParser], on_store: Callable[..., Any]) -> None:
@@ -130,25 +133,30 @@ async def node_undrain(store: Store, options: Options) -> None:
 
 async def node_list(store: Store, options: Options) -> None:
     nodes = await store.read(rows.listed)
-    states = await _with_agents(store, lambda agents: asyncio.gather(*(_state(store, agents, node) for node in nodes)))
-    drained = [" (drained)" if node.drained else "" for node in nodes]
-    lines = [
-        (n.name, n.target, str(n.revision), str(n.acknowledged), n.epoch or "-", n.endpoint or "-", state + suffix)
-        for n, state, suffix in zip(nodes, states, drained, strict=True)
-    ]
-    printed_table(TITLES, lines)
+    reports = await _with_agents(store, lambda agents: asyncio.gather(*(_report(store, agents, node) for node in nodes)))
+    now = time.time()
+    printed_table(TITLES, [_columns(Condition(*each, now)) for each in zip(nodes, reports, strict=True)])
 
 
-async def _state(store: Store, agents: Agents, node: Node) -> str:
+def _columns(one: Condition) -> tuple[str, ...]:
+    node, status = one.node, one.report.status
+    of_agent = ["-"] * 4
+    if status is not None:
+        clock = "-" if status.clock_offset is None else f"{status.clock_offset:+.1f}s"
+        of_agent = [str(one.failed_accounts), str(status.drift_count), clock, status.version or "-"]
+    revisions = (node.revision, node.acknowledged, status.applied_revision if status else "-", one.pending)
+    state = f"{one.state}: {one.problem}" if one.problem else one.state
+    where = (node.epoch or "-", node.endpoint or "-", state + (" (drained)" if node.drained else ""))
+    return node.name, node.target, *map(str, revisions), *of_agent, *where
+
+
+async def _report(store: Store, agents: Agents, node: Node) -> Report:
     try:
         status = await agents.status(node)
     except AgentUnreachable as error:
-        return f"away: {error}"
+        return Report(away=str(error), cause=error.cause)
     compared = await store.read(lambda tx: changes.compared(tx, node.name, status.held))
-    if compared.contested:
-        return f"contested: {compared.contested}"
-    problem = "; ".join(filter(None, (status.problem, *(failure.reason for failure in status.failures[:3]))))
-    return f"problem: {problem}" if problem else "OK"
+    return Report(status, contested=compared.contested)
 
 
 async def node_remove(store: Store, options: Options) -> None:

@@ -96,6 +96,7 @@ def _told(one: Condition) -> dict[str, Any]:
         "status": one.state,
         "problem": one.problem,
         "warnings": list(status.warnings) if status else [],
+        "drained": one.node.drained,
         "reachable": status is not None,
         "unreachable_cause": one.report.cause,
         "revision": one.node.revision,

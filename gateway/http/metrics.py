@@ -142,6 +142,7 @@ NODE_FAMILIES = (
         "Accounts of which its kernel refused something.",
         _one(lambda one: one.failed_accounts if one.report.status else None),
     ),
+    _Shown(GaugeMetricFamily, "drained", "1: it takes no new servers.", _one(lambda one: float(one.node.drained))),
     _Shown(GaugeMetricFamily, "warnings", "Things on the host that do harm.", _said(lambda it: len(it.warnings))),
     _Shown(
         CounterMetricFamily,

@@ -20,7 +20,7 @@ NODE = record(
     {
         **dict.fromkeys(("name", "status", "problem", "unreachable_cause"), TEXT),
         "warnings": listing(TEXT),
-        "reachable": BOOLEAN,
+        **dict.fromkeys(("drained", "reachable"), BOOLEAN),
         **dict.fromkeys(("revision", "acknowledged_revision", "pending_changes", "failed_accounts"), INTEGER),
         "failures": listing(texts("subject", "reason")),
         **dict.fromkeys(("applied_revision", "drift", "accounts", "servers"), _maybe(INTEGER)),

@@ -44,6 +44,7 @@ async def test_the_documented_keys_and_the_nodes(product: Product) -> None:
                 "status": "OK",
                 "problem": "",
                 "warnings": [],
+                "drained": False,
                 "reachable": True,
                 "unreachable_cause": "",
                 "revision": 3,
