@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from gateway.agents import Agents
 from gateway.agents.codec import objects_of
+from gateway.condition import Condition, Report
 from gateway.credentials import OwnCredentials
 from gateway.enrolment import Enrolment
-from gateway.condition import Condition, Report
 from gateway.errors import AgentUnreachable, ConfigError
 from gateway.model import HeldObject, Node
 from gateway.progress import explain, plain, printed_table

@@ -198,7 +198,7 @@ DATABASE_REASONS = {  # by the state of DatabaseUnavailable
 }
 
 
-class _Scrape:
+class Scrape:
     """What one answer shows. `fleet` None: the database does not answer."""
 
     def __init__(self, calls: Calls, troubles: Mapping[str, int], fleet: Fleet | None) -> None:
@@ -229,7 +229,7 @@ def paths(services: Services, calls: Calls) -> dict[str, Answers]:
         except DatabaseUnavailable:
             fleet = None
         Note.of(request.scope).silent = True
-        shown = generate_latest(_Scrape(calls, services.system.database_troubles(), fleet))
+        shown = generate_latest(Scrape(calls, services.system.database_troubles(), fleet))
         return Response(shown, headers={"Cache-Control": "no-store"}, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     return {METRICS_PATH: {"GET": read}}

@@ -108,3 +108,16 @@ def test_gateways_on_other_hosts_call_an_address_and_port(listen: str) -> None:
 def test_what_is_no_address_and_port_is_refused(listen: str) -> None:
     with pytest.raises(ConfigError, match=r"listen_fleet: .* must be an address of this host and a port"):
         parse_config({"listen_fleet": listen})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9586", "0.0.0.0:1", "[::1]:65535", ""])
+def test_metrics_are_read_at_an_address_of_this_host_or_nowhere(address: str) -> None:
+    assert parse_config({"metrics": address}).metrics == address
+
+
+@pytest.mark.parametrize(
+    "address", ["9586", "localhost:9586", "::1:9586", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536"]
+)
+def test_metrics_at_no_address_are_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match="metrics: .* must be an address of this host and a port, or empty"):
+        parse_config({"metrics": address})
