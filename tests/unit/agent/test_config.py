@@ -119,5 +119,5 @@ def test_metrics_are_read_at_an_address_of_this_host_or_nowhere(address: str) ->
     "address", ["9586", "localhost:9586", "::1:9586", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536"]
 )
 def test_metrics_at_no_address_are_refused(address: str) -> None:
-    with pytest.raises(ConfigError, match="metrics: .* must be an address of this host and a port, or empty"):
+    with pytest.raises(ConfigError, match=r"metrics: .* must be an address of this host and a port, or empty"):
         parse_config({"metrics": address})
