@@ -120,6 +120,12 @@ def _families(status: Status, version: str) -> Iterator[Metric]:
         if at:
             text = f"Since its last {name}."
             yield GaugeMetricFamily(f"wirelane_agent_{name}_age_seconds", text, max(status.time - at, 0.0))
+    if status.certificate_expires:
+        yield GaugeMetricFamily(
+            "wirelane_agent_certificate_expiry_timestamp_seconds",
+            "When its certificate ends.",
+            status.certificate_expires,
+        )
     for name, text, count in (
         ("drift_objects", "Differences that nobody asked for, repaired since it started.", status.drift_count),
         ("refused_connections", "Connections beyond an account's bound.", status.refused_connections),

@@ -124,6 +124,10 @@ class Reconciler:
             counted_upload=self._writer.counted.upload,
         )
 
+    def certified(self, until: int) -> None:
+        """What gateways on other hosts are shown holds until then (Unix seconds): for the status."""
+        self._status = replace(self._status, certificate_expires=until)
+
     async def accept_patch(self, patch: Patch, settle_seconds: float) -> Settled:
         """Makes a patch durable, then waits for the kernel. Raises StaleRevision, InvalidValue, StoreError."""
         # Shielded: a caller who hangs up must not leave the disk ahead of the memory.

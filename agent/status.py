@@ -64,6 +64,7 @@ class Status:
     time: float = 0.0  # by the clock of this host when it was asked, Unix seconds
     counted_download: int = 0  # bytes of all accounts, deleted ones too, since the start
     counted_upload: int = 0
+    certificate_expires: int = 0  # of what gateways on other hosts are shown, Unix seconds; 0 = nothing
 
 
 def of_accounts(

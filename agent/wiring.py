@@ -115,8 +115,10 @@ async def _serve(config: Config, store: Store, desired: Desired | None, usage: U
         await _run(config, reconciler, rpc, bound(config.metrics) if config.metrics else None)
 
 
-def _fleet(config: Config, rpc: RpcServer) -> tuple[Fleet, ...]:
-    return (Fleet(config.listen_fleet, config.identity, rpc.sibling),) if config.listen_fleet else ()
+def _fleet(config: Config, rpc: RpcServer, reconciler: Reconciler) -> tuple[Fleet, ...]:
+    if not config.listen_fleet:
+        return ()
+    return (Fleet(config.listen_fleet, config.identity, rpc.sibling, reconciler.certified),)
 
 
 def _summary(desired: Desired | None) -> str:
@@ -129,7 +131,7 @@ async def _run(config: Config, reconciler: Reconciler, rpc: RpcServer, metrics: 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    fleet = _fleet(config, rpc)
+    fleet = _fleet(config, rpc, reconciler)
     await rpc.start()
     async with asyncio.TaskGroup() as tasks:
         running: list[asyncio.Task[Any]] = [

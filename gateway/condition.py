@@ -95,6 +95,11 @@ class Condition:
         """Seconds since the agent last read everything back."""
         return self._age(self.report.status.last_resync_time if self.report.status else 0)
 
+    @property
+    def certificate_expires(self) -> int | None:
+        """Unix seconds; None = it has none, or nobody knows."""
+        return (self.report.status.certificate_expires or None) if self.report.status else None
+
     def _age(self, at: int) -> float | None:
         status = self.report.status
         if not at or status is None or status.clock_offset is None:

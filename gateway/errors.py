@@ -108,4 +108,6 @@ class SealBroken(GatewayError):
 class AgentUnreachable(GatewayError):
     """The agent did not answer in time, or said that it cannot just now. `cause`: the same as a word, of a few."""
 
-    cause = "no-answer"
+    def __init__(self, text: str, cause: str = "no-answer") -> None:
+        super().__init__(text)
+        self.cause = cause

@@ -330,6 +330,7 @@ class AgentStatus:
     clock_offset: float | None = None  # seconds that its clock is ahead of ours; None = it did not say
     counted_download: int = 0  # bytes of all accounts, deleted ones too, since it started
     counted_upload: int = 0
+    certificate_expires: int = 0  # Unix seconds; 0 = it has none
 
     @property
     def held(self) -> Held:

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from gateway.agents import Agents
@@ -31,7 +32,19 @@ T = TypeVar("T")
 MOST_MINUTES = 7 * 24 * 60
 DIFFERENT = 2  # exit status of --show-difference
 REVISIONS = ("REVISION", "ACKNOWLEDGED", "APPLIED", "PENDING")
-TITLES = ("NAME", "TARGET", *REVISIONS, "FAILED", "DRIFT", "CLOCK", "VERSION", "EPOCH", "ENDPOINT", "STATE")
+TITLES = (
+    "NAME",
+    "TARGET",
+    *REVISIONS,
+    "FAILED",
+    "DRIFT",
+    "CLOCK",
+    "CERTIFICATE",
+    "VERSION",
+    "EPOCH",
+    "ENDPOINT",
+    "STATE",
+)
 
 
 def add_parsers(commands: Any, add: Callable[..., argparse.ArgumentParser], on_store: Callable[..., Any]) -> None:
@@ -133,17 +146,21 @@ async def node_undrain(store: Store, options: Options) -> None:
 
 async def node_list(store: Store, options: Options) -> None:
     nodes = await store.read(rows.listed)
-    reports = await _with_agents(store, lambda agents: asyncio.gather(*(_report(store, agents, node) for node in nodes)))
+    reports = await _with_agents(
+        store, lambda agents: asyncio.gather(*(_report(store, agents, node) for node in nodes))
+    )
     now = time.time()
     printed_table(TITLES, [_columns(Condition(*each, now)) for each in zip(nodes, reports, strict=True)])
 
 
 def _columns(one: Condition) -> tuple[str, ...]:
     node, status = one.node, one.report.status
-    of_agent = ["-"] * 4
+    of_agent = ["-"] * 5
     if status is not None:
+        ends = one.certificate_expires
+        until = "-" if ends is None else f"{datetime.fromtimestamp(ends, UTC):%F}"
         clock = "-" if status.clock_offset is None else f"{status.clock_offset:+.1f}s"
-        of_agent = [str(one.failed_accounts), str(status.drift_count), clock, status.version or "-"]
+        of_agent = [str(one.failed_accounts), str(status.drift_count), clock, until, status.version or "-"]
     revisions = (node.revision, node.acknowledged, status.applied_revision if status else "-", one.pending)
     state = f"{one.state}: {one.problem}" if one.problem else one.state
     where = (node.epoch or "-", node.endpoint or "-", state + (" (drained)" if node.drained else ""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,8 @@ def _told(one: Condition) -> dict[str, Any]:
         "failures": failures,
         "drift": status.drift_count if status else None,
         "clock_offset": _rounded(status.clock_offset if status else None),
+        "certificate_expires": one.certificate_expires
+        and f"{datetime.fromtimestamp(one.certificate_expires, UTC):%FT%TZ}",
         "sample_age": _rounded(one.sample_age),
         "resync_age": _rounded(one.resync_age),
         "collection_age": _rounded(one.collected),

@@ -41,6 +41,7 @@ def read_status(target: str) -> dict[str, Any]:
         "last_resync": _time(reply.last_resync_time),
         "time_zone": reply.time_zone,
         "refused_connections": reply.refused_connections,
+        "certificate_expires": _time(reply.certificate_expires),
         "problem": reply.problem,
         "failures": [
             {"account_id": f.account_id, "subject": f.subject or "node", "reason": f.reason} for f in reply.failures

@@ -175,6 +175,7 @@ def status_out(status: Status, version: str) -> pb.StatusReply:
         time_ms=round(status.time * 1000),
         counted_download_bytes=status.counted_download,
         counted_upload_bytes=status.counted_upload,
+        certificate_expires=status.certificate_expires,
     )
 
 

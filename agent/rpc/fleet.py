@@ -45,12 +45,16 @@ OPTIONS = (
 
 
 class Fleet:
-    """`listen`: IP:PORT. `directory`: of the identity. `sibling`: see RpcServer."""
+    """`listen`: IP:PORT. `directory`: of the identity. `sibling`: see RpcServer. `certified`: is told until when (Unix
+    seconds) each certificate holds that comes into force."""
 
-    def __init__(self, listen: str, directory: Path, sibling: Sibling) -> None:
+    def __init__(
+        self, listen: str, directory: Path, sibling: Sibling, certified: Callable[[int], None] = lambda _: None
+    ) -> None:
         self._listen = listen
         self._file = directory / FILE
         self._sibling = sibling
+        self._certified = certified
         self._seen: object = None  # the stamp of the file that is in force
         self._authorities = b""
         self._series = Series(directory)
@@ -91,6 +95,7 @@ class Fleet:
         self._shown = grpc.ssl_server_certificate_configuration([pair], identity.authorities)
         self._authorities = identity.authorities
         self._series.read()
+        self._certified(int(identity.expires.timestamp()))
         log.info("fleet identity=%s until=%s", identity.name, identity.expires.date())
 
     async def _opened(self, first: grpc.ServerCertificateConfiguration) -> grpc.aio.Server:

@@ -74,7 +74,8 @@ def _translated(node: Node) -> Iterator[None]:
             raise AgentRefused(text) from None
         if code is grpc.StatusCode.NOT_FOUND:
             raise AgentLacks(text) from None
-        raise AgentUnreachable(f"{text} ({code.name})") from None
+        cause = "refused" if code is grpc.StatusCode.UNAUTHENTICATED else "no-answer"
+        raise AgentUnreachable(f"{text} ({code.name})", cause) from None
     except ValueError as error:
         raise AgentUnreachable(f"node {node.name}: an answer that makes no sense: {error}") from error
 
@@ -103,8 +104,8 @@ class Agents:
                 line.when_back(lambda: self._told_back(node.name))
                 if line.way.credentials is None:
                     raise
-                reason = await self._reasons.why(line.way, error.details() or error.code().name)
-                raise AgentUnreachable(f"node {node.name}: {reason}") from None
+                why = await self._reasons.why(line.way, error.details() or error.code().name)
+                raise AgentUnreachable(f"node {node.name}: {why.text}", why.cause) from None
 
     async def patch(self, node: Node, patch: Patch, settle_ms: int) -> Applied:
         """Sends changes; waits up to settle_ms for the kernel. Raises StaleAgent, AgentRefused, AgentUnreachable."""

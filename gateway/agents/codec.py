@@ -155,6 +155,7 @@ def agent_status(reply: pb.StatusReply, at: float) -> AgentStatus:
         clock_offset=reply.time_ms / 1000 - at if reply.time_ms else None,
         counted_download=reply.counted_download_bytes,
         counted_upload=reply.counted_upload_bytes,
+        certificate_expires=reply.certificate_expires,
     )
 
 

@@ -176,10 +176,12 @@ class Lines:
         if node.is_local:
             return Way(node.target, "", None)
         if not node.tls_name:
-            raise AgentUnreachable(f"node {node.name}: it is not enrolled yet: `wirelane-agent enrol` there")
+            raise AgentUnreachable(
+                f"node {node.name}: it is not enrolled yet: `wirelane-agent enrol` there", "not-enrolled"
+            )
         credentials = self._credentials()
         if credentials is None:
-            raise AgentUnreachable(f"node {node.name}: this gateway has no certificate to show it")
+            raise AgentUnreachable(f"node {node.name}: this gateway has no certificate to show it", "own-certificate")
         return Way(node.target, node.tls_name, credentials)
 
     def _let_go(self, node_id: int) -> None:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from time import monotonic
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -36,31 +37,39 @@ NOT_YET_VALID, EXPIRED, NO_ISSUER, SELF_SIGNED, SELF_SIGNED_CHAIN, PURPOSE, WRON
 OTHER_AUTHORITY = (NO_ISSUER, SELF_SIGNED, SELF_SIGNED_CHAIN, 7, 21)  # 7, 21: the right name, another key
 
 
+class Why(NamedTuple):
+    """`cause`: a word for what may be counted: of AgentUnreachable. `text`: for people."""
+
+    cause: str
+    text: str
+
+
 class Reasons:
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(THREADS, "probe")
-        self._known: dict[tuple[str, str], tuple[float, str]] = {}  # by target and name: until when, and what
+        self._known: dict[tuple[str, str], tuple[float, Why | None]] = {}  # by target and name: until when, and what
 
-    async def why(self, way: Way, said: str) -> str:
+    async def why(self, way: Way, said: str) -> Why:
         """`said`: gRPC's own words; the answer, if a probe finds nothing wrong."""
         assert way.credentials is not None
         if own := own_trouble(way.credentials, datetime.now(UTC)):
-            return own
+            return Why("own-certificate", own)
         if any(word in said.lower() for word in SILENT):
-            return f"nothing answers at {way.target}: its host is away, or a firewall on the way drops what is sent"
+            text = f"nothing answers at {way.target}: its host is away, or a firewall on the way drops what is sent"
+            return Why("no-answer", text)
         now, key = monotonic(), (way.target, way.tls_name)
         self._known = {which: known for which, known in self._known.items() if known[0] > now}
         if key not in self._known:
             self._known[key] = now + AGAIN_SECONDS, await self._probed(way)
-        return self._known[key][1] or said
+        return self._known[key][1] or Why("no-answer", said)
 
-    async def _probed(self, way: Way) -> str:
+    async def _probed(self, way: Way) -> Why | None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(PROBE_SECONDS):
                 return await loop.run_in_executor(self._threads, probe, way, monotonic() + PROBE_SECONDS * 0.9)
         except TimeoutError:
-            return ""
+            return None
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -80,21 +89,22 @@ def own_trouble(credentials: Credentials, now: datetime) -> str:
     return ""
 
 
-def probe(way: Way, deadline: float) -> str:
-    """Tries one handshake. Blocks, until `deadline` (of `monotonic`) at most. "" = the agent takes this gateway."""
+def probe(way: Way, deadline: float) -> Why | None:
+    """Tries one handshake. Blocks, until `deadline` (of `monotonic`) at most. None = the agent takes this gateway."""
     assert way.credentials is not None
     try:
         with _handshake(way, _context(way.credentials), deadline) as tls:
             if _is_taken(tls):
-                return ""
-        return (
+                return None
+        return Why(
+            "refused",
             f"the agent at {way.target} refuses this gateway's certificate: it was enrolled with another authority, or "
-            "its host's clock is off; `wirelane-agent doctor` there tells"
+            "its host's clock is off; `wirelane-agent doctor` there tells",
         )
     except ssl.SSLCertVerificationError as error:
-        return _wrong_certificate(way, error, deadline)
+        return Why("certificate", _wrong_certificate(way, error, deadline))
     except (ssl.SSLError, OSError) as error:
-        return _no_handshake(way.target, error)
+        return Why("no-handshake", _no_handshake(way.target, error))
 
 
 def _is_taken(tls: ssl.SSLSocket) -> bool:

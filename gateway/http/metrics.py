@@ -174,6 +174,12 @@ NODE_FAMILIES = (
         "Since this gateway last fetched its traffic totals.",
         _one(lambda one: one.collected),
     ),
+    _Shown(
+        GaugeMetricFamily,
+        "certificate_expiry_timestamp_seconds",
+        "When its certificate ends, of a node on another host.",
+        _one(lambda one: one.certificate_expires),
+    ),
     _Shown(GaugeMetricFamily, "accounts", "Accounts that it holds.", _said(lambda it: it.accounts)),
     _Shown(GaugeMetricFamily, "servers", "Servers that it holds.", _said(lambda it: it.servers)),
     _Shown(

@@ -41,14 +41,16 @@ def promtool(*arguments: str | Path) -> str:
 
 def shown() -> str:
     """Everything that gateway and agent can show, with a node that is well and one that is away."""
-    status = AgentStatus("e", 1, 1, needs_snapshot=False, last_sample_time=5, last_resync_time=5, clock_offset=0.1)
+    status = AgentStatus(
+        "e", 1, 1, needs_snapshot=False, last_sample_time=5, last_resync_time=5, clock_offset=0.1, certificate_expires=7
+    )
     nodes = (
         Condition(Node(1, "fra1", "unix:/a", 1, "e", 1), Report(status), 9.0, 3.0),
         Condition(Node(2, "ams1", "unix:/b", 1, "e", 1), Report(None, "gone", "no-answer"), 9.0),
     )
     calls = Calls()
     calls.ended("GET", "/healthz", 200, 0.001)
-    agent = Status("e", last_sample_time=5, last_resync_time=5, time=9.0)
+    agent = Status("e", last_sample_time=5, last_resync_time=5, time=9.0, certificate_expires=7)
     of_agent = generate_latest(MetricsServer(lambda: agent, "0.1.0"))
     return (generate_latest(Scrape(calls, {}, Fleet(nodes, 1, 1, ""))) + of_agent).decode()
 

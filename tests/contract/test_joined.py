@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent import joining
-from agent.identity import SERIES_FILE
+from agent.identity import SERIES_FILE, load
 from gateway.agents import Agents
 from gateway.credentials import OwnCredentials
 from gateway.errors import AgentUnreachable
@@ -107,6 +107,11 @@ async def test_a_running_agent_is_called_as_soon_as_its_host_is_enrolled(story: 
     assert "not enrolled yet" in await story.called()
     await story.begin()
     assert await story.called() == "OK"
+    agents = Agents(lambda: story.own.current)
+    ends = (await agents.status(await direct.node(story.store, NODE))).certificate_expires
+    await agents.close()
+    identity = load(story.folder / "identity")
+    assert identity is not None and ends == int(identity.expires.timestamp())
 
 
 async def test_who_was_enrolled_before_is_refused_once_another_host_is_the_node(story: Story, tmp_path: Path) -> None:

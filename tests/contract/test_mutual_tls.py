@@ -191,6 +191,38 @@ def test_who_is_not_who_he_should_be_is_refused_and_the_reason_is_said(row: str,
     run(story())
 
 
+CAUSES = {
+    "the node's certificate has ended": "certificate",
+    "it is another node": "certificate",
+    "the node trusts another authority": "refused",
+    "this gateway's certificate has ended": "own-certificate",
+}
+
+
+@pytest.mark.parametrize("row", CAUSES)
+def test_a_reason_is_counted_under_a_word_of_a_few(row: str, tmp_path: Path) -> None:
+    identity, own, _ = ROWS[row]
+
+    async def story() -> None:
+        async with far_agent(tmp_path, identity()) as far, agents(own()) as door:
+            with pytest.raises(AgentUnreachable) as caught:
+                await door.status(far.node)
+            assert caught.value.cause == CAUSES[row]
+
+    run(story())
+
+
+def test_a_port_where_nobody_listens_and_a_node_without_a_certificate_have_their_words() -> None:
+    async def story() -> None:
+        for name, word in ((NAME, "no-handshake"), ("", "not-enrolled")):
+            async with agents(credentials(OURS)) as door:
+                with pytest.raises(AgentUnreachable) as caught:
+                    await door.status(Node(1, "fra", f"127.0.0.1:{free_port()}", tls_name=name))
+                assert caught.value.cause == word
+
+    run(story())
+
+
 def test_a_node_that_is_not_enrolled_and_a_gateway_without_a_certificate_say_so(tmp_path: Path) -> None:
     async def story() -> None:
         node = Node(1, "fra", "127.0.0.1:1")

@@ -46,7 +46,7 @@ class AgentCore:
         await self._server.start()
         await self._server.ready()
         if self.fleet:
-            door = Fleet(*self.fleet, self._server.sibling)
+            door = Fleet(*self.fleet, self._server.sibling, self.reconciler.certified)
             self._fleet = door, asyncio.create_task(door.run())
             await listening(self.fleet[0])
 

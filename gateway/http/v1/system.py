@@ -26,6 +26,7 @@ NODE = record(
         **dict.fromkeys(("applied_revision", "drift", "accounts", "servers"), _maybe(INTEGER)),
         **dict.fromkeys(("clock_offset", "sample_age", "resync_age", "collection_age"), _maybe({"type": "number"})),
         **dict.fromkeys(("version", "wireguard", "marks"), _maybe(TEXT)),
+        "certificate_expires": _maybe({"type": "string", "format": "date-time"}),
     }
 )
 STATUS = {

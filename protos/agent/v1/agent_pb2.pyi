@@ -233,6 +233,7 @@ class StatusReply(_message.Message):
     TIME_MS_FIELD_NUMBER: _builtins.int
     COUNTED_DOWNLOAD_BYTES_FIELD_NUMBER: _builtins.int
     COUNTED_UPLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_EXPIRES_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     """identity of the agent's state file; a new file has a new one"""
     revision: _builtins.int
@@ -266,6 +267,8 @@ class StatusReply(_message.Message):
     counted_download_bytes: _builtins.int
     """of all accounts, deleted ones too, since the agent started"""
     counted_upload_bytes: _builtins.int
+    certificate_expires: _builtins.int
+    """of what this node shows to gateways on other hosts; 0 = nothing"""
     @_builtins.property
     def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Failure]: ...
     @_builtins.property
@@ -308,10 +311,11 @@ class StatusReply(_message.Message):
         time_ms: _builtins.int = ...,
         counted_download_bytes: _builtins.int = ...,
         counted_upload_bytes: _builtins.int = ...,
+        certificate_expires: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "counted_download_bytes", b"counted_download_bytes", "counted_upload_bytes", b"counted_upload_bytes", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "networks", b"networks", "origin", b"origin", "problem", b"problem", "refused_connections", b"refused_connections", "revision", b"revision", "servers", b"servers", "time_ms", b"time_ms", "time_zone", b"time_zone", "tunnel_mtu", b"tunnel_mtu", "uplink", b"uplink", "version", b"version", "warnings", b"warnings", "wireguard", b"wireguard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "certificate_expires", b"certificate_expires", "counted_download_bytes", b"counted_download_bytes", "counted_upload_bytes", b"counted_upload_bytes", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "networks", b"networks", "origin", b"origin", "problem", b"problem", "refused_connections", b"refused_connections", "revision", b"revision", "servers", b"servers", "time_ms", b"time_ms", "time_zone", b"time_zone", "tunnel_mtu", b"tunnel_mtu", "uplink", b"uplink", "version", b"version", "warnings", b"warnings", "wireguard", b"wireguard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -111,10 +111,12 @@ def test_nodes_are_added_shown_changed_and_removed(ready: str, capfd: Captured) 
     said = dict(zip(title.split(), line.split(), strict=False))
     assert (said["NAME"], said["TARGET"], said["ENDPOINT"]) == ("fra", "unix:/run/fra.sock", "fra.example.com")
     assert (said["REVISION"], said["ACKNOWLEDGED"], said["PENDING"], said["EPOCH"]) == ("1", "0", "1", "-")
-    assert {said[of_its_agent] for of_its_agent in ("APPLIED", "FAILED", "DRIFT", "CLOCK", "VERSION")} == {"-"}
+    assert {
+        said[of_its_agent] for of_its_agent in ("APPLIED", "FAILED", "DRIFT", "CLOCK", "CERTIFICATE", "VERSION")
+    } == {"-"}
     assert said["STATE"] == "away:"
     assert outcome(capfd, ready, "node", "edit", "fra", "--target", "unix:/run/b.sock", "--endpoint", "")[0] == 0
-    assert outcome(capfd, ready, "node", "list")[1].splitlines()[1].split()[1:12:10] == ["unix:/run/b.sock", "-"]
+    assert outcome(capfd, ready, "node", "list")[1].splitlines()[1].split()[1:13:11] == ["unix:/run/b.sock", "-"]
     assert "takes no new servers" in outcome(capfd, ready, "node", "drain", "fra")[2]
     assert outcome(capfd, ready, "node", "list")[1].endswith(" (drained)\n")
     assert outcome(capfd, ready, "node", "undrain", "fra")[0] == 0
