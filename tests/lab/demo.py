@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from tests.lab.errors import ApiError, LabError
+from tests.lab.fleet_demo import NODES, FleetDemo
 from tests.lab.lab import Lab
 from tests.lab.readings import (
     GOODPUT,
@@ -26,31 +27,13 @@ from tests.lab.readings import (
     shaped_rate,
     usage,
 )
+from tests.lab.story import Story
 
 CLIENT = "c1"
 NODE = "n1"
 SOLD = {"download": 20, "upload": 10}  # Mbit/s
 SOLD_LATER = {"download": 40, "upload": 30}
 DIRECTIONS: tuple[Direction, ...] = ("download", "upload")
-
-
-class Story:
-    """Tells, and remembers whether every step held."""
-
-    def __init__(self) -> None:
-        self.failed: list[str] = []
-        self._began = time.monotonic()
-
-    def chapter(self, title: str) -> None:
-        print(f"\n[{time.monotonic() - self._began:3.0f} s] {title}", flush=True)
-
-    def tell(self, text: str) -> None:
-        print(f"         {text}", flush=True)
-
-    def step(self, held: bool, text: str) -> None:
-        print(f"  {'ok    ' if held else 'FAILED'} {text}", flush=True)
-        if not held:
-            self.failed.append(text)
 
 
 class Demo:
@@ -197,6 +180,18 @@ class Demo:
         self._lab.disconnect(CLIENT)
 
 
+def _tell_of_fleet(name: str, story: Story) -> None:
+    """In a lab of its own, which is taken down in any case."""
+    story.chapter("A fleet: two nodes, two gateways, one PostgreSQL, a client")
+    Lab.down(name)
+    try:
+        FleetDemo(Lab.up(name, nodes=len(NODES), clients=1, gateways=2, postgresql=True, say=story.tell), story).run()
+    except LabError as failed:
+        story.step(False, str(failed))
+    finally:
+        Lab.down(name)
+
+
 def _go_on(lab: Lab, name: str) -> None:
     described = lab.describe()
     root, cookie = f"{described['url']}/api/v1", f"access_hash={described['access_hash']}"
@@ -238,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Demo(lab, story).run()
         except LabError as failed:
             story.step(False, str(failed))
+        _tell_of_fleet(f"{asked.name}-fleet", story)
         story.chapter("Every step held." if not story.failed else f"{len(story.failed)} step(s) FAILED.")
         if leave:
             _go_on(lab, asked.name)

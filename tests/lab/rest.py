@@ -8,6 +8,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 
 from tests.lab.errors import ApiError, LabError
@@ -17,12 +18,14 @@ CALL_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`pending`: the node that has not applied the change yet (X-Wirelane-Pending), "" = none."""
+    """`pending`: the node that has not applied the change yet (X-Wirelane-Pending), "" = none; `node`: the one that the
+    answer is about (X-Wirelane-Node)."""
 
     http_status: int
     error: str
     msg: Any
     pending: str
+    node: str
 
 
 class Rest:
@@ -47,14 +50,14 @@ class Rest:
         except urllib.error.HTTPError as failed:
             with failed:
                 status, headers, body = failed.code, failed.headers, failed.read()
-        except OSError as failed:
+        except (OSError, HTTPException) as failed:  # nobody there; killed in the middle of its answer
             raise LabError(f"{method} {path}: {failed}") from failed
         try:
             envelope = json.loads(body)
             error, msg = envelope["error"], envelope["msg"]
         except (ValueError, KeyError, TypeError) as bad:
             raise LabError(f"{method} {path}: HTTP {status}, not an envelope: {body[:200]!r}") from bad
-        return Answer(status, error, msg, headers.get("X-Wirelane-Pending", ""))
+        return Answer(status, error, msg, headers.get("X-Wirelane-Pending", ""), headers.get("X-Wirelane-Node", ""))
 
     def _msg(self, method: str, path: str, values: Mapping[str, object] | None = None) -> Any:
         answer = self.call(method, path, values)
