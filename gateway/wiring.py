@@ -36,7 +36,7 @@ from gateway.notify import keep_watchdog, tell
 from gateway.one_time_links import OneTimeLinks
 from gateway.secret_files import database_url, read_key
 from gateway.servers import Servers
-from gateway.store import Store, is_empty, migrate, open_store
+from gateway.store import Store, is_empty, migrate, open_store, parsed_url
 from gateway.store import settings as setting_rows
 from gateway.sync import Sync
 from gateway.system import System
@@ -147,7 +147,7 @@ def check_files(config: Config) -> None:
     except ConfigError as error:
         problems.extend(error.problems)
     try:
-        database_url(config)
+        parsed_url(database_url(config))
         if Path(config.key_file).exists():
             read_key(config)
     except ConfigError as error:

@@ -20,7 +20,9 @@ def read_status(target: str) -> dict[str, Any]:
         try:
             reply = agent_pb2_grpc.AgentStub(channel).Status(pb.StatusRequest(), timeout=DEADLINE_SECONDS)
         except grpc.RpcError as error:
-            raise AgentError(f"no agent answers at {target} ({error.code().name}); is it running?") from error
+            raise AgentError(
+                f"no agent answers at {target} ({error.code().name}); is it running, and may you use its socket?"
+            ) from error
     return {
         "version": reply.version,
         "wireguard": reply.wireguard,

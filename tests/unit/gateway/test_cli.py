@@ -326,6 +326,21 @@ def test_check_opens_the_files_that_serve_will_need(config: str, capfd: Captured
     assert "chmod 600" in err
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("sslmode=bogus", "sslmode must be one of"),
+        ("foo=1", "'foo' is not understood"),
+        ("sslrootcert=/nowhere/ca.pem", "sslrootcert: /nowhere/ca.pem is not there"),
+    ],
+)
+def test_check_reads_the_databases_url_to_its_end(option: str, said: str, tmp_path: Path, capfd: Captured) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text(f'database = "postgresql://wirelane@127.0.0.1/wirelane?{option}"\n')
+    status, _, err = outcome(capfd, str(path), "check")
+    assert status == 2 and said in err
+
+
 @pytest.mark.parametrize("arguments", [[], ["key"], ["key", "add", "x"], ["node", "add", "x"], ["nonsense"]])
 def test_a_wrong_command_line_is_status_2(arguments: list[str], capfd: Captured) -> None:
     with pytest.raises(SystemExit) as caught:
