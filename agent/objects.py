@@ -52,6 +52,12 @@ class Opening:
     port: int
 
 
+# Where on the uplink connections of accounts come from, TCP and UDP: drawn anew for each, of ports that neither a
+# service of the box has nor a connection of its own (net.ipv4.ip_local_port_range begins above). Could an account
+# choose the port, its connection could stand where a stranger expects a service of the box, or a server's WireGuard.
+NAT_PORTS = (10_000, 32_767)
+
+
 @dataclass(frozen=True, slots=True)
 class Forwarding:
     """What lets a server's traffic through: NAT, forward and input rules, MSS clamp. Key: interface."""
@@ -63,6 +69,7 @@ class Forwarding:
     internal_traffic: bool
     external_ip: IPv4Address | None
     reach: Reach = INTERNET
+    nat_ports: tuple[int, int] = NAT_PORTS  # the first and last that its connections have on the uplink
 
     @property
     def network(self) -> IPv4Network:

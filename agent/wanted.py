@@ -15,6 +15,7 @@ from agent.misfits import of_address, of_servers
 from agent.model import DEFAULT_MTU
 from agent.objects import Scope
 from agent.parts import ACCOUNT_PARTS, LINKS, PARTS, SERVER_PARTS, Part, Place
+from agent.parts.forwarding import free_ports
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -36,7 +37,8 @@ class Wanted:
 
 def wanted(desired: Desired, uplink: str, first: Iterable[int] = (), mtu: int = DEFAULT_MTU) -> Wanted:
     """Everything; the objects of the accounts `first` (ids) before the others'. `mtu`: where a server names none."""
-    place = Place(uplink, mtu, of_servers(desired))
+    listening = (server.listen_port for server in desired.servers.values())
+    place = Place(uplink, mtu, of_servers(desired), free_ports(listening))
     result = wanted_accounts(desired, dict.fromkeys((*first, *desired.accounts)), uplink)
     for server in desired.servers.values():
         for part in SERVER_PARTS:

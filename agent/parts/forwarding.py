@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import pairwise
+
 from agent.model import Server
-from agent.objects import Forwarding
+from agent.objects import NAT_PORTS, Forwarding
 from agent.parts.part import Place, ServerPart
+
+
+def free_ports(listening: Iterable[int]) -> tuple[int, int]:
+    """The longest part of NAT_PORTS on which no server listens."""
+    first, last = NAT_PORTS
+    ends = sorted({first - 1, *(port for port in listening if first <= port <= last), last + 1})
+    return max(((a + 1, b - 1) for a, b in pairwise(ends)), key=lambda part: part[1] - part[0])
 
 
 def _into(held: dict[str, Forwarding], server: Server, place: Place) -> None:
@@ -16,6 +26,7 @@ def _into(held: dict[str, Forwarding], server: Server, place: Place) -> None:
         server.internal_traffic,
         server.external_ip,
         server.reach,
+        place.nat_ports,
     )
 
 

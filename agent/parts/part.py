@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from agent.desired import Desired
 from agent.model import DEFAULT_MTU, Account, Server
+from agent.objects import NAT_PORTS
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -21,11 +22,12 @@ V = TypeVar("V")
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where the objects are wanted. `mtu`: of links whose server names none; bytes. `nowhere`: names of servers whose
-    accounts have no way out (misfits.py)."""
+    accounts have no way out (misfits.py). `nat_ports`: of connections of accounts on the uplink."""
 
     uplink: str
     mtu: int = DEFAULT_MTU
     nowhere: Collection[str] = ()
+    nat_ports: tuple[int, int] = NAT_PORTS
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,7 +20,7 @@ from agent.diff import diff
 from agent.kernel.iptables.forwarding import BROKEN, Forwardings
 from agent.kernel.nftables.forwarding import NftForwardings
 from agent.model import Reach
-from agent.objects import Diff, Forwarding, Opening, Scope
+from agent.objects import NAT_PORTS, Diff, Forwarding, Opening, Scope
 from agent.ways import closed
 from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, ip, sysctl
@@ -150,6 +152,81 @@ def test_no_packet_leaves_by_the_uplink_with_an_address_of_a_tunnel(box: Box, ki
             while True:
                 heard.append(ears.recv(2048))
     assert IPv4Address(ALICE).packed not in {packet[12:16] for packet in heard}
+
+
+@pytest.mark.parametrize(("source", "public"), [(ALICE, "192.0.2.1"), (CAROL, "192.0.2.77")])
+@pytest.mark.parametrize("port", [22, 8080, 40_000, 51_820])
+def test_no_account_chooses_the_port_that_it_has_on_the_uplink(box: Box, source: str, public: str, port: int) -> None:
+    """Else its connection stood where a stranger calls a service of the box, or a client its server."""
+    box.make(WANTED)
+    box_itself, stranger = box.crossing.udp(public, port), box.crossing.udp(INTERNET, 40_001)
+    shadow = box.crossing.udp(source, port)
+    for _ in range(5):
+        shadow.sendto(b"mine", stranger.getsockname())
+        came_from = stranger.recvfrom(9)[1]
+        assert came_from[0] == public and NAT_PORTS[0] <= came_from[1] <= NAT_PORTS[1]
+        stranger.sendto(b"answer", came_from)
+        assert shadow.recv(9) == b"answer"
+    stranger.sendto(b"to the box", (public, port))
+    assert box_itself.recv(20) == b"to the box"
+    with box.crossing.tcp(INTERNET, 443) as server, box.crossing.tcp(source, port) as client:
+        server.listen()
+        client.connect((INTERNET, 443))
+        accepted, came_from = server.accept()
+        accepted.close()
+        assert NAT_PORTS[0] <= came_from[1] <= NAT_PORTS[1]
+
+
+def test_no_server_listens_where_accounts_come_from(box: Box) -> None:
+    ports = (25_001, 32_767)
+    box.make(WANTED | {"wl0": replace(FIRST, listen_port=25_000, nat_ports=ports)})
+    seen = set()
+    for _ in range(50):
+        stranger = box.crossing.udp(INTERNET)
+        box.crossing.udp(ALICE).sendto(b"x", stranger.getsockname())
+        seen.add(stranger.recvfrom(9)[1][1])
+    assert len(seen) > 40 and ports[0] <= min(seen) and max(seen) <= ports[1]
+
+
+def too_big(quoted: tuple[str, int], towards: tuple[str, int], source: str, to: str) -> bytes:
+    """An ICMP error with an MTU of 576, as a router on the way would send it about a UDP packet."""
+
+    def header(length: int, number: int, one: str, other: str) -> bytes:
+        addresses = IPv4Address(one).packed + IPv4Address(other).packed
+        return struct.pack("!BBHHHBBH", 0x45, 0, length, 7, 0x4000, 64, number, 0) + addresses
+
+    inner = header(1400, 17, quoted[0], towards[0]) + struct.pack("!HHHH", quoted[1], towards[1], 1380, 0)
+    icmp = struct.pack("!BBHHH", 3, 4, 0, 0, 576) + inner
+    total = sum(struct.unpack(f"!{len(icmp) // 2}H", icmp))
+    icmp = icmp[:2] + struct.pack("!H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF) + icmp[4:]
+    return header(20 + len(icmp), 1, source, to) + icmp
+
+
+@pytest.mark.parametrize("whose", ["the box", "his neighbour"])
+def test_no_account_makes_errors_about_connections_that_are_not_his(box: Box, whose: str) -> None:
+    box.make(WANTED)
+    stranger = box.crossing.udp(INTERNET, 40_001)
+    other = box.crossing.udp("192.0.2.1" if whose == "the box" else BOB, 51_820)
+    other.sendto(b"hello", stranger.getsockname())
+    seen = stranger.recvfrom(9)[1]
+    stranger.sendto(b"hello", seen)
+    assert other.recv(9) == b"hello"
+    if whose == "the box":
+        forged, to = too_big(seen, stranger.getsockname(), OWN, "192.0.2.1"), "192.0.2.1"
+    else:
+        forged, to = too_big(stranger.getsockname(), (BOB, 51_820), ALICE, INTERNET), INTERNET
+    with enter(box.crossing.hosts[ALICE]) as alice:
+        mouth = alice(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW))
+        with mouth:
+            for _ in range(3):
+                mouth.sendto(forged, (to, 0))
+            time.sleep(0.2)
+    host, destination = (
+        (box.crossing.router, INTERNET) if whose == "the box" else (box.crossing.hosts[INTERNET], seen[0])
+    )
+    command = ["ip", "-n", host, "-json", "route", "get", destination]
+    route = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout)[0]
+    assert "mtu" not in json.dumps(route)
 
 
 def test_a_reach_can_be_everything_or_networks_by_name(box: Box) -> None:

@@ -35,6 +35,9 @@ _MODULE = struct.Struct("=H29sB")
 _VERDICT = struct.Struct("=i4x")
 _JUMP_HEAD = b"\x28\0\0"  # size 40, empty name
 
+NF_NAT_RANGE_MAP_IPS, NF_NAT_RANGE_PROTO_SPECIFIED, NF_NAT_RANGE_PROTO_RANDOM_FULLY = 0x01, 0x02, 0x10  # nf_nat.h
+Ports = tuple[int, int]  # first and last
+
 IPT_F_GOTO = 0x02
 IPT_INV_VIA_IN = 0x01
 # Verdicts are stored as -NF_x - 1; RETURN is -NF_REPEAT - 1 (x_tables.h).
@@ -74,13 +77,22 @@ def tcpmss_clamp() -> bytes:
     return _module("TCPMSS", 0, struct.pack("=H", 0xFFFF))
 
 
-def snat(address: IPv4Address) -> bytes:
-    """SNAT --to-source address (nf_nat.h: one range, NF_NAT_RANGE_MAP_IPS, ports left alone)."""
-    return _module("SNAT", 0, struct.pack("=II4s4sHH", 1, 1, address.packed, address.packed, 0, 0))
+def snat(address: IPv4Address, ports: Ports | None = None) -> bytes:
+    """SNAT --to-source address[:first-last --random-fully]."""
+    return _translation("SNAT", NF_NAT_RANGE_MAP_IPS, address.packed, ports)
 
 
-def masquerade() -> bytes:
-    return _module("MASQUERADE", 0, struct.pack("=II4s4sHH", 1, 0, bytes(4), bytes(4), 0, 0))
+def masquerade(ports: Ports | None = None) -> bytes:
+    """MASQUERADE [--to-ports first-last --random-fully]."""
+    return _translation("MASQUERADE", 0, bytes(4), ports)
+
+
+def _translation(name: str, flags: int, address: bytes, ports: Ports | None) -> bytes:
+    """nf_nat.h: one range of addresses and ports. With `ports` the rule must name TCP or UDP."""
+    if ports:
+        flags |= NF_NAT_RANGE_PROTO_SPECIFIED | NF_NAT_RANGE_PROTO_RANDOM_FULLY
+    head = struct.pack("=II4s4s", 1, flags, address, address)
+    return _module(name, 0, head + struct.pack("!HH", *(ports or (0, 0))))
 
 
 # -- matches ------------------------------------------------------------------------------------------------------
@@ -117,15 +129,16 @@ def established() -> bytes:
     return _module("conntrack", 3, bytes(146) + flags + bytes(10))
 
 
-def invalid() -> bytes:
-    """-m conntrack --ctstate INVALID: what belongs to no connection and begins none, so that NAT leaves it alone."""
-    flags = struct.pack("=HHHH", 1, 0, 0x01, 0)
+def stray() -> bytes:
+    """-m conntrack --ctstate INVALID,RELATED: what belongs to no connection and begins none, so that NAT leaves it
+    alone; and errors about connections, of which nobody says that they are the sender's."""
+    flags = struct.pack("=HHHH", 1, 0, 0x05, 0)
     return _module("conntrack", 3, bytes(146) + flags + bytes(10))
 
 
 def replies() -> bytes:
-    """-m conntrack --ctstate RELATED,ESTABLISHED --ctdir REPLY: answers to who began, and never his own packets."""
-    flags = struct.pack("=HHHH", 0x1001, 0x1000, 0x06, 0)  # state and XT_CONNTRACK_DIRECTION, which is "original"
+    """-m conntrack --ctstate ESTABLISHED --ctdir REPLY: answers to who began, and never his own packets."""
+    flags = struct.pack("=HHHH", 0x1001, 0x1000, 0x02, 0)  # state and XT_CONNTRACK_DIRECTION, which is "original"
     return _module("conntrack", 3, bytes(146) + flags + bytes(10))
 
 
@@ -233,6 +246,15 @@ def snat_address(rule: bytes) -> IPv4Address | None:
     if len(target) != len(masquerade()) or target_name(rule) != "SNAT":
         return None
     return IPv4Address(target[_HEAD_SIZE + 8 : _HEAD_SIZE + 12])
+
+
+def nat_ports(rule: bytes) -> Ports | None:
+    """The ports of `snat` or `masquerade`; None = it leaves them alone, or is another target."""
+    target = rule[target_at(rule) :]
+    if len(target) != len(masquerade()) or target_name(rule) not in ("SNAT", "MASQUERADE"):
+        return None
+    first, last = struct.unpack_from("!HH", target, _HEAD_SIZE + 16)
+    return (first, last) if first else None
 
 
 # -- a whole table, as the kernel gives it ------------------------------------------------------------------------

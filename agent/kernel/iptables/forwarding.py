@@ -4,12 +4,14 @@ Owns the chains WL_NAT, WL_FORWARD, WL_REACH, WL_INPUT and WL_MSS with the one j
 `ip_forward` owns. Never touches another rule or setting (rp_filter stays as the host has it: the answers to an account
 come in where the route to them points). Called by the reconciler.
 
-    nat POSTROUTING -> WL_NAT        -s network -o uplink: SNAT to the external address, or MASQUERADE
+    nat POSTROUTING -> WL_NAT        -s network -o uplink: SNAT to the external address, or MASQUERADE; TCP and UDP to
+                                     ports of our choice, see NAT_PORTS
     mangle FORWARD -> WL_MSS         TCP SYNs from and to the link: MSS clamped to the path
     filter INPUT -> WL_INPUT         from the link: answers to what the box itself began, echo requests and what is
                                      opened to accounts, at the server's own address: ACCEPT; all else: DROP
                                      UDP to the server's port, not from a link: ACCEPT
-    filter FORWARD -> WL_FORWARD     from the link, of no connection (a stray RST): DROP, for NAT would not touch it
+    filter FORWARD -> WL_FORWARD     from the link, of no connection (a stray RST): DROP, for NAT would not touch it;
+                                     errors about connections (ICMP): DROP, for they may be another account's
                                      link to uplink from its network to a network of its reach: ACCEPT
                                      link to uplink from its network, where its reach has the internet: to WL_REACH
                                      uplink to link to its network, if it belongs to a connection: ACCEPT
@@ -42,7 +44,7 @@ from agent.kernel.iptables import entries, tables, xtables
 from agent.kernel.iptables.entries import Image, entry, jump
 from agent.kernel.iptables.xtables import Hook, Transaction
 from agent.model import CLOSED, Reach
-from agent.objects import Diff, Forwarding, Opening, Scope
+from agent.objects import NAT_PORTS, Diff, Forwarding, Opening, Scope
 
 BROKEN = ""
 """Key of the extra entry in what `read` returns when our chains are damaged. It is never the name of an interface."""
@@ -68,11 +70,9 @@ Rules = Mapping[str, tuple[bytes, ...]]  # chain -> its rules, in order
 @lru_cache(1024)
 def wanted_rules(forwarding: Forwarding, stateful: bool, opened: tuple[Opening, ...] = ()) -> Rules:
     """The rules of one interface."""
-    link, uplink, network = forwarding.interface, forwarding.uplink, forwarding.network
-    external = forwarding.external_ip
-    source = entries.masquerade() if external is None else entries.snat(external)
+    link, uplink = forwarding.interface, forwarding.uplink
     return {
-        NAT.chain: (entry(source, source=network, goes_out=uplink),) if uplink else (),
+        NAT.chain: _nat_rules(forwarding) if uplink else (),
         FORWARD.chain: _forward_rules(forwarding, stateful),
         INPUT.chain: _input_rules(forwarding, stateful, opened),
         MSS.chain: (
@@ -80,6 +80,14 @@ def wanted_rules(forwarding: Forwarding, stateful: bool, opened: tuple[Opening, 
             entry(entries.tcpmss_clamp(), goes_out=link, protocol=IPPROTO_TCP, match=entries.tcp_syn()),
         ),
     }
+
+
+def _nat_rules(one: Forwarding) -> tuple[bytes, ...]:
+    def translated(protocol: int, ports: tuple[int, int] | None) -> bytes:
+        target = entries.masquerade(ports) if one.external_ip is None else entries.snat(one.external_ip, ports)
+        return entry(target, source=one.network, goes_out=one.uplink, protocol=protocol)
+
+    return *(translated(protocol, one.nat_ports) for protocol in (IPPROTO_TCP, IPPROTO_UDP)), translated(0, None)
 
 
 def _forward_rules(one: Forwarding, stateful: bool) -> tuple[bytes, ...]:
@@ -93,7 +101,7 @@ def _forward_rules(one: Forwarding, stateful: bool) -> tuple[bytes, ...]:
         rules.append(entry(jump(REACH), source=network, came_in=link, goes_out=uplink, goto=True))
     rules.append(entry(jump("ACCEPT"), destination=network, came_in=uplink, goes_out=link, match=known))
     return (
-        *([entry(jump("DROP"), came_in=link, match=entries.invalid())] if stateful else ()),
+        *([entry(jump("DROP"), came_in=link, match=entries.stray())] if stateful else ()),
         *(rules if uplink else ()),
         entry(jump("ACCEPT" if one.internal_traffic else "DROP"), came_in=link, goes_out=link),
         entry(jump("DROP"), came_in=link),
@@ -158,6 +166,7 @@ def guessed(found: Rules) -> dict[str, Forwarding]:
     sources = {
         (entries.source(rule), entries.out_interface(rule)): entries.snat_address(rule) for rule in found[NAT.chain]
     }
+    ports_of = {entries.source(rule): chosen for rule in found[NAT.chain] if (chosen := entries.nat_ports(rule))}
     guesses: dict[str, Forwarding] = {}
     for rule in found[FORWARD.chain]:
         link, uplink, network = entries.in_interface(rule), entries.out_interface(rule), entries.source(rule)
@@ -166,7 +175,8 @@ def guessed(found: Rules) -> dict[str, Forwarding]:
             address = IPv4Interface((own[link], network.prefixlen))
             external = sources[network, uplink]
             reach = _reach(found, link, uplink)
-            guesses[link] = Forwarding(link, address, uplink, ports.get(link, 0), internal, external, reach)
+            nat_ports = ports_of.get(network, NAT_PORTS)
+            guesses[link] = Forwarding(link, address, uplink, ports.get(link, 0), internal, external, reach, nat_ports)
     return guesses
 
 

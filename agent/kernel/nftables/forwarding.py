@@ -5,9 +5,10 @@ Owns the table `ip wirelane_forwarding` whole; whatever else is found in it goes
 other table or setting. Called by the writer on hosts whose marks are nftables' too; iptables/forwarding.py is the
 same for legacy iptables, and says why each rule is there.
 
-    postrouting   nat, 100       network to the uplink: snat to the external address, or masquerade
+    postrouting   nat, 100       network to the uplink: snat to the external address, or masquerade; TCP and UDP to
+                                 ports of our choice
     clamp         forward, -150  TCP SYNs from and to the link: MSS clamped to the path
-    forward       forward, 0     from the link, of no connection: drop
+    forward       forward, 0     from the link, of no connection, or an error about one: drop
                                  link to uplink from its network, to the networks of its reach: accept
                                  the same to what is the internet, where its reach has that: accept
                                  uplink to link to its network, if it belongs to a connection: accept
@@ -39,7 +40,7 @@ from agent.kernel.host import ip_forward
 from agent.kernel.nftables import nft, ruleset
 from agent.kernel.nftables.ruleset import Chain, Expressions, Piece, Rule, Table, Writing, normal
 from agent.model import CLOSED, INTERFACE_PATTERN, Reach
-from agent.objects import Diff, Forwarding, Opening, Scope
+from agent.objects import NAT_PORTS, Diff, Forwarding, Opening, Scope
 
 TABLE = "wirelane_forwarding"
 BROKEN = ""
@@ -84,10 +85,11 @@ def _verdict(name: str) -> Piece:
     return Piece(name, {name: None})
 
 
-ACCEPT, DROP, RETURN, MASQUERADE = (_verdict(name) for name in ("accept", "drop", "return", "masquerade"))
+ACCEPT, DROP, RETURN = (_verdict(name) for name in ("accept", "drop", "return"))
 VERDICTS = {"DROP": DROP, "RETURN": RETURN}
 ESTABLISHED = Piece("ct state established,related", _match({"ct": {"key": "state"}}, ["established", "related"], "in"))
-INVALID = Piece("ct state invalid", _match({"ct": {"key": "state"}}, "invalid", "in"))
+STRAY = Piece("ct state invalid,related", _match({"ct": {"key": "state"}}, ["invalid", "related"], "in"))
+ANSWER = Piece("ct state established", _match({"ct": {"key": "state"}}, "established", "in"))
 REPLY = Piece("ct direction reply", _match({"ct": {"key": "direction"}}, "reply"))
 ECHO = Piece("icmp type echo-request", _match({"payload": {"protocol": "icmp", "field": "type"}}, "echo-request"))
 THE_INTERNET = Piece(
@@ -108,8 +110,19 @@ CLAMP = Piece(
 )
 
 
-def _snat(address: IPv4Address) -> Piece:
-    return Piece(f"snat to {address}", {"snat": {"addr": str(address)}})
+TCP_OR_UDP = Piece("meta l4proto { tcp, udp }", _match({"meta": {"key": "l4proto"}}, {"set": ["tcp", "udp"]}))
+
+
+def _translation(address: IPv4Address | None, ports: tuple[int, int] | None) -> Piece:
+    """`address`: None = the uplink's own. With `ports` the rule must match TCP or UDP before."""
+    name, to = ("masquerade", "") if address is None else ("snat", str(address))
+    listed: dict[str, Any] = {"addr": to} if to else {}
+    text = f" to {to}" if to else ""
+    if ports:
+        first, last = ports
+        text = f" to {to}:{first}-{last} fully-random"
+        listed |= {"port": {"range": [first, last]}, "flags": "fully-random"}
+    return Piece(name + text, {name: listed or None})
 
 
 @lru_cache(1024)
@@ -128,12 +141,16 @@ def wanted_rules(forwarding: Forwarding, opened: tuple[Opening, ...] = ()) -> Ru
         *((*out, there, ACCEPT) for there in reached),
         (from_uplink, to_link, _address("daddr", network), ESTABLISHED, ACCEPT),
     )
-    nat = (_address("saddr", network), to_uplink, MASQUERADE if external is None else _snat(external))
+    out_of = (_address("saddr", network), to_uplink)
+    nat = (
+        (*out_of, TCP_OR_UDP, _translation(external, forwarding.nat_ports)),
+        (*out_of, _translation(external, None)),
+    )
     return {
-        NAT: (nat,) if forwarding.uplink else (),
+        NAT: nat if forwarding.uplink else (),
         MSS: ((from_link, SYN, CLAMP), (to_link, SYN, CLAMP)),
         FORWARD: (
-            (from_link, INVALID, DROP),
+            (from_link, STRAY, DROP),
             *(outside if forwarding.uplink else ()),
             (from_link, to_link, ACCEPT if forwarding.internal_traffic else DROP),
             (from_link, DROP),
@@ -141,7 +158,7 @@ def wanted_rules(forwarding: Forwarding, opened: tuple[Opening, ...] = ()) -> Ru
         ),
         # The rule of the port names the link again, to be told to be its own.
         INPUT: (
-            (from_link, ESTABLISHED, REPLY, ACCEPT),
+            (from_link, ANSWER, REPLY, ACCEPT),
             *((from_link, own, door, ACCEPT) for door in doors),
             (from_link, DROP),
             *([(elsewhere, _port(forwarding.listen_port), ACCEPT)] if forwarding.listen_port else []),
@@ -198,6 +215,17 @@ def _source(rule: Expressions) -> IPv4Address | None:
     return None
 
 
+def _nat_ports(rule: Expressions) -> tuple[int, int] | None:
+    """Of a translation; None = it leaves ports alone."""
+    for piece in rule:
+        said = (piece.get("snat") or piece.get("masquerade")) if isinstance(piece, dict) else None
+        listed = said.get("port") if isinstance(said, dict) else None
+        match listed.get("range") if isinstance(listed, dict) else None:
+            case [int(first), int(last)]:
+                return first, last
+    return None
+
+
 def guessed(rules: Mapping[str, list[Expressions]]) -> dict[str, Forwarding]:
     """The Forwarding that the listed rules of each interface seem to be, right or not."""
     inputs = rules.get(INPUT, [])
@@ -210,6 +238,7 @@ def guessed(rules: Mapping[str, list[Expressions]]) -> dict[str, Forwarding]:
     sources = {
         (_network(_matched(rule, "saddr")), _matched(rule, "oifname")): _source(rule) for rule in rules.get(NAT, [])
     }
+    ports_of = {_network(_matched(rule, "saddr")): found for rule in rules.get(NAT, []) if (found := _nat_ports(rule))}
     guesses: dict[str, Forwarding] = {}
     for rule in rules.get(FORWARD, []):
         link, uplink, network = _matched(rule, "iifname"), _matched(rule, "oifname"), _network(_matched(rule, "saddr"))
@@ -222,7 +251,8 @@ def guessed(rules: Mapping[str, list[Expressions]]) -> dict[str, Forwarding]:
         internal = inside in rules.get(FORWARD, [])
         interface = IPv4Interface((address.network_address, network.prefixlen))
         reach = _reach(rules, link, uplink)
-        guesses[link] = Forwarding(link, interface, uplink, port, internal, sources[network, uplink], reach)
+        external, nat_ports = sources[network, uplink], ports_of.get(network, NAT_PORTS)
+        guesses[link] = Forwarding(link, interface, uplink, port, internal, external, reach, nat_ports)
     return guesses
 
 

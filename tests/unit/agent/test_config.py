@@ -71,7 +71,7 @@ def test_status_without_an_agent_is_one_clear_line(tmp_path: Path, capsys: pytes
     path = tmp_path / "agent.toml"
     path.write_text(f'listen = "unix:{tmp_path}/agent.sock"\n')
     assert main(["--config", str(path), "status"]) == 1
-    assert "is it running?" in capsys.readouterr().err
+    assert "is it running, and may you use its socket?" in capsys.readouterr().err
 
 
 def test_what_is_opened_to_accounts_is_ports_each_once() -> None:

@@ -135,11 +135,13 @@ def test_the_forwarding_rules_are_what_an_administrator_would_have_written() -> 
     rules = all_rules([SECOND, FIRST])
     texts = {chain: [" ".join(piece.text for piece in rule) for rule in rules[chain]] for chain in CHAINS}
     assert texts[NAT] == [
+        'ip saddr 10.66.0.0/24 oifname "up0" meta l4proto { tcp, udp } masquerade to :10000-32767 fully-random',
         'ip saddr 10.66.0.0/24 oifname "up0" masquerade',
+        'ip saddr 10.67.0.0/24 oifname "up0" meta l4proto { tcp, udp } snat to 192.0.2.77:10000-32767 fully-random',
         'ip saddr 10.67.0.0/24 oifname "up0" snat to 192.0.2.77',
     ]
     assert texts[FORWARD][:6] == [
-        'iifname "wl0" ct state invalid drop',
+        'iifname "wl0" ct state invalid,related drop',
         f'iifname "wl0" oifname "up0" ip saddr 10.66.0.0/24 ip daddr != {{ {", ".join(map(str, CLOSED))} }} accept',
         'iifname "up0" oifname "wl0" ip daddr 10.66.0.0/24 ct state established,related accept',
         'iifname "wl0" oifname "wl0" drop',
@@ -148,10 +150,10 @@ def test_the_forwarding_rules_are_what_an_administrator_would_have_written() -> 
     ]
     assert texts[FORWARD][9] == 'iifname "wl1" oifname "wl1" accept'
     assert texts[INPUT] == [
-        'iifname "wl0" ct state established,related ct direction reply accept',
+        'iifname "wl0" ct state established ct direction reply accept',
         'iifname "wl0" ip daddr 10.66.0.1/32 icmp type echo-request accept',
         'iifname "wl0" drop',
-        'iifname "wl1" ct state established,related ct direction reply accept',
+        'iifname "wl1" ct state established ct direction reply accept',
         'iifname "wl1" ip daddr 10.67.0.1/32 icmp type echo-request accept',
         'iifname "wl1" drop',
         'iifname != "wl0" udp dport 51820 accept',

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from agent.desired import Desired, Snapshot
-from agent.objects import Class, Forwarding, Link, Mark, Peer, Qdisc
+from agent.objects import NAT_PORTS, Class, Forwarding, Link, Mark, Peer, Qdisc
 from agent.parts import ACCOUNT_PARTS, CLASSES, FORWARDING, LINKS, MARKS, PARTS, PEERS, QDISCS, AccountPart, Part
+from agent.parts.forwarding import free_ports
 from agent.wanted import wanted
 from tests.fakes.state import EPOCH, account, key, server
 
@@ -72,3 +73,19 @@ def test_an_object_is_on_the_device_that_its_key_names() -> None:
         "marks": {""},
         "peers": links,
     }
+
+
+@pytest.mark.parametrize(
+    ("listening", "ports"),
+    [
+        ((), NAT_PORTS),
+        ((51_820, 9_999, 32_768, 0), NAT_PORTS),
+        ((10_000,), (10_001, 32_767)),
+        ((25_000, 25_001), (10_000, 24_999)),
+        ((12_000, 32_767), (12_001, 32_766)),
+    ],
+)
+def test_connections_of_accounts_come_from_ports_where_no_server_listens(
+    listening: tuple[int, ...], ports: tuple[int, int]
+) -> None:
+    assert free_ports(listening) == ports
