@@ -89,7 +89,10 @@ def enrol(config: Config, options: argparse.Namespace) -> int:
             f"this host is node {found.identity.node} now, until {found.identity.expires:%Y-%m-%d}; it renews itself"
         )
     )
-    print(_plain(f"gateways will call it at {found.address}"))
+    if not config.listen_fleet:
+        listen = f'listen_fleet = "0.0.0.0:{found.address.rpartition(":")[2]}"'
+        print(_plain(f"next: {listen} in {options.config or DEFAULT_PATH}, then restart the agent"))
+    print(_plain(f"gateways will call it at {found.address}"))  # scripts/setup reads the port here
     if abs(found.ahead) > APART_SECONDS:
         _complain(f"this host's clock is {apart(found.ahead)} the gateway's")
     return 0

@@ -175,7 +175,11 @@ def test_the_command_says_what_came_of_it(
     token = new_token(gateway)
     for typed, status, words in (
         (token[:-1], 1, "wirelane-agent: this join token is cut off or misspelled: copy it again, whole\n"),
-        (token, 0, f"this host is node {NODE} now"),
+        (
+            token,
+            0,
+            f'next: listen_fleet = "0.0.0.0:7443" in {config}, then restart the agent\ngateways will call it at',
+        ),
     ):
         monkeypatch.setattr("sys.stdin", io.StringIO(f"{typed}\n"))
         assert agent_main(["--config", str(config), "enrol", "--token-file", "-"]) == status
