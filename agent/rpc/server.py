@@ -16,7 +16,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from agent.desired import Desired
+from agent.desired import Desired, Snapshot
 from agent.errors import AgentError, InvalidValue, KernelError, NotFound, StaleRevision, StoreError
 from agent.live import LiveAccount, LiveReads
 from agent.model import Account, Server
@@ -57,6 +57,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     ) -> None:
         self._reconciler = reconciler
         self._store = store
+        self._snapshots = asyncio.Lock()
         self._live = live
         self._thread = reader_thread
         self._version = version
@@ -74,23 +75,15 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
 
     async def Snapshot(self, requests: AsyncIterator[pb.SnapshotChunk], context: Any) -> pb.ApplyReply:
         async def call() -> pb.ApplyReply:
-            header: pb.SnapshotHeader | None = None
-            servers: list[Server] = []
-            accounts: list[Account] = []
-            async for chunk in _in_time(requests):
-                if header is None:
-                    if not chunk.HasField("header"):
-                        raise InvalidValue("header", "the first chunk of a snapshot must have it")
-                    header = codec.header_in(chunk.header)
-                bounds.count("servers", len(servers) + len(chunk.servers), header.server_count)
-                bounds.count("accounts", len(accounts) + len(chunk.accounts), header.account_count)
-                servers.extend(map(codec.server_in, chunk.servers))
-                accounts.extend(map(codec.account_in, chunk.accounts))
-                await asyncio.sleep(0)  # decoding a chunk takes milliseconds; others have their turn in between
-            if header is None:
-                raise InvalidValue("header", "the first chunk of a snapshot must have it")
-            snapshot = codec.snapshot_in(header, servers, accounts)
-            return codec.settled_out(await self._reconciler.accept_snapshot(snapshot, _seconds(header.settle_ms)))
+            try:
+                await asyncio.wait_for(self._snapshots.acquire(), bounds.TURN_SECONDS)
+            except TimeoutError:
+                raise KernelError("another snapshot is still on its way to this agent; try again") from None
+            try:
+                snapshot, settle_ms = await _collected(requests)
+                return codec.settled_out(await self._reconciler.accept_snapshot(snapshot, _seconds(settle_ms)))
+            finally:
+                self._snapshots.release()
 
         return await _translated(context, call)
 
@@ -135,16 +128,38 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
             return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
+async def _collected(requests: AsyncIterator[pb.SnapshotChunk]) -> tuple[Snapshot, int]:
+    """A snapshot and its settle_ms. Raises InvalidValue."""
+    header: pb.SnapshotHeader | None = None
+    servers: list[Server] = []
+    accounts: list[Account] = []
+    async for chunk in _in_time(requests):
+        if header is None:
+            if not chunk.HasField("header"):
+                raise InvalidValue("header", "the first chunk of a snapshot must have it")
+            header = codec.header_in(chunk.header)
+        bounds.count("servers", len(servers) + len(chunk.servers), header.server_count)
+        bounds.count("accounts", len(accounts) + len(chunk.accounts), header.account_count)
+        servers.extend(map(codec.server_in, chunk.servers))
+        accounts.extend(map(codec.account_in, chunk.accounts))
+        await asyncio.sleep(0)  # decoding a chunk takes milliseconds; others have their turn in between
+    if header is None:
+        raise InvalidValue("header", "the first chunk of a snapshot must have it")
+    return codec.snapshot_in(header, servers, accounts), header.settle_ms
+
+
 async def _in_time(requests: AsyncIterator[pb.SnapshotChunk]) -> AsyncIterator[pb.SnapshotChunk]:
     """Whoever begins a snapshot and sends no more must not be waited for. Raises InvalidValue."""
+    ends = asyncio.get_running_loop().time() + bounds.SNAPSHOT_SECONDS
     while True:
+        left = ends - asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(bounds.CHUNK_SECONDS):
+            async with asyncio.timeout(min(bounds.CHUNK_SECONDS, left)):
                 chunk = await anext(requests)
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise InvalidValue("snapshot", f"its next part did not come within {bounds.CHUNK_SECONDS:g} s") from None
+            raise InvalidValue("snapshot", "its next part did not come in time") from None
         yield chunk
 
 

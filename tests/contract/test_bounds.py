@@ -132,6 +132,29 @@ async def test_a_snapshot_that_stalls_is_not_waited_for(tmp_path: Path, monkeypa
         assert "did not come" in await refusal(stub.Snapshot(chunks(), timeout=10))
 
 
+async def test_one_snapshot_comes_at_a_time_and_one_that_dawdles_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "TURN_SECONDS", 0.2)
+    monkeypatch.setattr(bounds, "SNAPSHOT_SECONDS", 1.0)
+
+    async def dawdling() -> AsyncIterator[pb.SnapshotChunk]:
+        yield pb.SnapshotChunk(header=pb.SnapshotHeader(revision=1, account_count=1_000))
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            yield pb.SnapshotChunk()
+
+    async with agent(tmp_path) as stub:
+        first = asyncio.ensure_future(refusal(stub.Snapshot(dawdling(), timeout=10)))
+        await asyncio.sleep(0.3)
+        whole = [pb.SnapshotChunk(header=pb.SnapshotHeader(revision=2))]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Snapshot(iter(whole), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE and "another snapshot" in str(caught.value.details())
+        assert "did not come in time" in await first
+        assert (await stub.Snapshot(iter(whole), timeout=10)).revision == 2
+
+
 def some(message: type[Any], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.builds(message, **fields)
 
