@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.errors import ApiError, NotAuthorized
 from gateway.http import envelope
-from gateway.http.admission import PLACE
+from gateway.http.admission import PLACE, Place
 from gateway.http.caller import caller_of, calls_directly_from
 from gateway.http.note import Note
 from gateway.http.refusals import Refusal, Refusals
@@ -43,6 +43,8 @@ class Access:
         self._refusals = Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if place := _place_of(scope):
+            place.begin()
         error = None if scope["type"] != "http" or self._is_open(scope) else await self._error(scope)
         if error is None:
             await self._app(scope, receive, send)
@@ -86,11 +88,17 @@ class Access:
         verdict = await self._keys.judged(access_hash, client.address)
         Note.of(scope).key = verdict.key
         if verdict.is_allowed:
-            if place := scope.get("state", {}).get(PLACE):
+            if place := _place_of(scope):
                 place.is_known = True
             return None, False
         path = self._template(scope) if verdict.key else ""
         return Refusal(client, verdict.reason, verdict.key, path), True
+
+
+def _place_of(scope: Scope) -> Place | None:
+    """None: of a request that came by no socket of ours."""
+    place = scope.get("state", {}).get(PLACE)
+    return place if isinstance(place, Place) else None
 
 
 def is_open(path: str) -> bool:

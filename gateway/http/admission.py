@@ -1,9 +1,10 @@
 """How many connections there may be, in all and from one address. Owns the counts, knows no socket. Called by door.py.
 
 One stranger must not shut everybody out: besides the bound for all there is one for each address (of IPv6 for each /64,
-which is what one customer gets). Proxies that we trust speak for many, and only the bound for all holds for them. And
-where all places are taken, the oldest connection by which no right key has come yet makes room for the next one: it may
-take strangers with many addresses to fill the house, but those who have a key get in.
+which is what one customer gets). Proxies that we trust speak for many, and only the bound for all holds for them: their
+strangers are counted by strangers.py. And where all places are taken, the one that has been a stranger's for longest
+makes room for the next: strangers with many addresses, or behind a proxy, may fill the house, but those who have a key
+get in.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ PLACE = "place"  # of a connection, in the `state` of its requests
 class Place:
     """One connection's, from `enter` to `leave`. To leave twice is harmless.
 
-    `is_known`: it may stay whoever comes: a request with a right key has come by it, or it is a trusted proxy's.
-    `end`: cuts the connection off.
+    `is_known`: it may stay whoever comes: its last request came with a right key. `end`: cuts the connection off.
     """
 
-    def __init__(self, admission: Admission, who: str, is_known: bool) -> None:
-        self._admission, self.who, self.is_known = admission, who, is_known
+    def __init__(self, admission: Admission, who: str) -> None:
+        self._admission, self.who, self.is_known = admission, who, False
         self.end: Callable[[], object] = lambda: None
+
+    def begin(self) -> None:
+        """Of a request, of which nobody knows yet whose it is: a proxy sends one caller's after another's."""
+        self.is_known = False
+        self._admission.renewed(self)
 
     def leave(self) -> None:
         self._admission.left(self)
@@ -45,7 +50,7 @@ class Admission:
     def __init__(self, trusted: Iterable[Network] = (), clock: Callable[[], float] = time.monotonic) -> None:
         self._trusted = tuple(trusted)
         self._clock = clock
-        self._places: dict[Place, None] = {}  # the oldest first
+        self._places: dict[Place, None] = {}  # the longest without a new request first
         self._open: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._said = -LOG_SECONDS
@@ -63,10 +68,15 @@ class Admission:
                 return None
             stranger.leave()
             stranger.end()
-        place = Place(self, who, is_trusted)
+        place = Place(self, who)
         self._places[place] = None
         self._open[who] += 1
         return place
+
+    def renewed(self, place: Place) -> None:
+        if place in self._places:
+            del self._places[place]
+            self._places[place] = None
 
     def left(self, place: Place) -> None:
         if place in self._places:

@@ -35,11 +35,13 @@ from gateway.http.envelope import refusal
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 32_768  # also of trailers, and of a chunk's own head
 HEAD_LINES = 128  # likewise
+PATH_BYTES = 2_048  # uvicorn unquotes it before anybody has looked at it: 30 ms for 30 kB of "%"
 SIP_BYTES = 2_048  # taken from a connection at a time; 300 chunks of one byte, which are 10 ms of work
 DROPPED_BYTES = 1 << 18  # of what a client sends that is not read any more
 CRUMB_BYTES = 8  # a chunked body is refused that has a line end more often than each so many bytes
 BODY_SECONDS = 30.0
 WRITE_SECONDS = 30.0
+CLOSE_SECONDS = 2.0  # for the other side of TLS to close its own, when it has all that we sent
 IDLE_SECONDS = 30  # between two requests of a connection
 STOP_SECONDS = 8  # for requests that are under way when we are told to stop
 
@@ -66,15 +68,27 @@ class Sips(asyncio.BufferedProtocol):
         self._inner.data_received(bytes(self._buffer[:nbytes]))
 
 
+class Reader(h11.Connection):
+    """Refuses a path that is too long before uvicorn has it."""
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request) and len(event.target.partition(b"?")[0]) > PATH_BYTES:
+            raise h11.RemoteProtocolError("the path is too long", error_status_hint=HTTPStatus.REQUEST_URI_TOO_LONG)
+        return event
+
+
 class BoundedProtocol(H11Protocol):
     """One connection. Two timers: for what the client sends, and for what it does not read."""
 
     place: Place
+    conn: Reader
     _sending: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
     _owed: tuple[str, object] = (NOTHING, None)  # and in which request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.conn = Reader(h11.SERVER, HEAD_BYTES)
         super().connection_made(transport)
         self.place.end = transport.abort
         self._time_sending()
@@ -93,6 +107,8 @@ class BoundedProtocol(H11Protocol):
             return
         super().data_received(data)
         owes = self._owes()
+        if owes == BODY and self.cycle is not None and self.cycle.message_event.is_set():
+            self.flow.pause_reading()  # until the application has asked for what has come
         if owes and self.conn.trailing_data[0].count(b"\n") > HEAD_LINES:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's head has too many lines")
         elif owes == BODY and self._is_chunked() and data.count(b"\r\n") * CRUMB_BYTES > len(data) > CRUMB_BYTES**2:
@@ -185,10 +201,9 @@ class BoundedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         error = sys.exc_info()[1]
-        if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431:
-            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's head is too large")
-        else:
-            self._refuse(HTTPStatus.BAD_REQUEST, "Not an HTTP request")
+        hint = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+        text = {414: "The request's path is too long", 431: "The request's head is too large"}.get(hint)
+        self._refuse(HTTPStatus(hint if text else 400), text or "Not an HTTP request")
 
     def _refuse(self, status: HTTPStatus, text: str) -> None:
         if self.transport.is_closing():
@@ -232,7 +247,6 @@ class Listener(uvicorn.Server):
                 proxy_headers=False,  # access.py knows which proxies to believe
                 timeout_keep_alive=IDLE_SECONDS,
                 timeout_graceful_shutdown=STOP_SECONDS,
-                h11_max_incomplete_event_size=HEAD_BYTES,
             )
         )
 
@@ -266,15 +280,18 @@ def _only_sound(app: ASGIApp) -> ASGIApp:
                 await send({"type": "http.response.body", "body": body})
                 return
             if b"transfer-encoding" in names:
-                receive, send = _ending_unread(receive, send)
+                receive, send = _ending_unread(receive, send, lambda: True)
+            elif b"content-length" in names and (b"content-length", b"0") not in scope["headers"]:
+                receive, send = _ending_unread(receive, send, lambda: not scope["state"][PLACE].is_known)
         await app(scope, receive, send)
 
     return sound
 
 
-def _ending_unread(receive: Receive, send: Send) -> tuple[Receive, Send]:
-    """For a chunked body: an answer before it was read ends the connection, and says so. To take the rest apart would
-    cost us, not him, and a proxy must not send somebody else's request after it."""
+def _ending_unread(receive: Receive, send: Send, ends: Callable[[], bool]) -> tuple[Receive, Send]:
+    """An answer before the body was read ends the connection, and says so: a chunked one's, since to take the rest
+    apart would cost us, not him; and a stranger's, who keeps no place by a body that never comes. A proxy must not send
+    somebody else's request after it."""
     is_read = False
 
     async def reading() -> Message:
@@ -284,7 +301,7 @@ def _ending_unread(receive: Receive, send: Send) -> tuple[Receive, Send]:
         return message
 
     async def answering(message: Message) -> None:
-        if message["type"] == "http.response.start" and not is_read:
+        if message["type"] == "http.response.start" and not is_read and ends():
             message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
         await send(message)
 

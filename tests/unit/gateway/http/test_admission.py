@@ -42,7 +42,9 @@ def test_one_address_has_its_own_bound(same: tuple[str, str, str]) -> None:
 
 def test_a_trusted_proxy_speaks_for_many_but_not_for_more_than_there_may_be() -> None:
     one = Admission([ip_network("10.0.0.0/8"), ip_network("fd00::/8")])
-    assert all(entered(one, *["10.1.2.3"] * 3, *["fd00::1"] * 3))
+    for place in entered(one, *["10.1.2.3"] * 3, *["fd00::1"] * 3):
+        assert place
+        place.is_known = True
     assert one.enter("192.0.2.1") is None
 
 
@@ -52,12 +54,16 @@ def test_where_the_house_is_full_the_oldest_stranger_makes_room() -> None:
     for number, place in enumerate(places):
         assert place is not None
         place.end = lambda number=number: ended.append(number)  # type: ignore[misc]
-    first, known = places[1], places[2]
-    assert first and known
-    known.is_known = True
+    proxy, first, known, *_ = places
+    assert proxy and first and known
+    proxy.is_known = known.is_known = True
     assert all(entered(one, "198.51.100.1", "198.51.100.2"))
-    assert ended == [1, 3], "not the proxy, nor the one who has a key"
+    assert ended == [1, 3], "not those by which a right key came last"
     first.leave()  # when his connection is lost, a moment later
+    proxy.begin()  # a request: whose?
+    assert all(entered(one, *(f"198.51.100.{number}" for number in range(3, 7))))
+    assert ended == [1, 3, 4, 5], "others have been strangers for longer"
+    assert one.enter("198.51.100.7") and ended[4:] == [0], "what a proxy sends now is a stranger's too"
     assert all(entered(one, *(f"203.0.113.{number}" for number in range(1, 50)))), "nobody new is turned away"
 
 
