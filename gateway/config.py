@@ -24,7 +24,6 @@ from gateway.errors import ConfigError
 from gateway.fields import network
 
 DEFAULT_PATH = Path("/etc/wirelane/gateway.toml")
-CREDENTIAL = "wirelane-gateway.key"  # the systemd credential that takes the place of key_file
 
 Check = Callable[[Any], str]  # of a value: what is wrong with it, "" = nothing
 
@@ -137,7 +136,7 @@ class Config:
         "/var/lib/wirelane-gateway/secret.key",
         _path,
         "File (mode 0600) with the key that encrypts private keys and passwords in the database; made at the first"
-        f" start. A systemd credential {CREDENTIAL} takes its place. Back it up: the database is worth little without.",
+        " start. It may be a systemd credential (see the unit). Back it up: the database is worth little without.",
     )
     listen: str = _key("127.0.0.1:8080", _listen, 'Address and port of the HTTP API, such as "0.0.0.0:443".')
     tls_certificate: str = _key("", _path, "PEM file with certificate and chain; empty: plain HTTP, for a proxy.")

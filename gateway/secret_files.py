@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from gateway.config import CREDENTIAL, Config
+from gateway.config import Config
 from gateway.errors import ConfigError
 
 CREDENTIALS = Path("/run/credentials")  # systemd guards what is in here by more than modes
@@ -34,15 +34,23 @@ def read_key(config: Config, *, may_make: bool = False) -> bytes:
     Raises ConfigError, which names the cure.
     """
     path = Path(config.key_file)
-    if folder := os.environ.get("CREDENTIALS_DIRECTORY"):
-        credential = Path(folder, CREDENTIAL)
-        path = credential if credential.exists() else path
-    if may_make and not path.exists():
+    if may_make and not is_there("key_file", path):
         _make_key(path)
     text = _read_secret("key_file", path, 0 if CREDENTIALS in path.parents else 0o077).strip()
     if len(text) != 2 * KEY_BYTES or not set(text) <= set("0123456789abcdefABCDEF"):
         raise ConfigError([f"key_file: {path} must hold {2 * KEY_BYTES} hex digits: put it back from your backup"])
     return bytes.fromhex(text)
+
+
+def is_there(name: str, path: Path) -> bool:
+    """`name`: of the key that gives the path. Raises ConfigError: a folder on the way to it is closed to this user."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _unreadable(name, path, error) from None
+    return True
 
 
 def _read_secret(name: str, path: Path, forbidden: int) -> str:
@@ -53,14 +61,21 @@ def _read_secret(name: str, path: Path, forbidden: int) -> str:
             text = file.read(4096)
     except FileNotFoundError:
         raise ConfigError([f"{name}: {path} is missing: put it back from your backup"]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not plain text"
-        raise ConfigError([f"{name}: {path} cannot be read: {reason}"]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([f"{name}: {path} cannot be read: it is not plain text"]) from None
+    except OSError as error:
+        raise _unreadable(name, path, error) from None
     if mode & forbidden:
         raise ConfigError(
             [f"{name}: {path} can be read by others (mode {mode:04o}): chmod {mode & ~forbidden:o} {path}"]
         )
     return text
+
+
+def _unreadable(name: str, path: Path, error: OSError) -> ConfigError:
+    closed = isinstance(error, PermissionError)
+    cure = ": let the gateway's user read it, and pass through the folders above it" if closed else ""
+    return ConfigError([f"{name}: {path} cannot be read: {error.strerror}{cure}"])
 
 
 def _make_key(path: Path) -> None:

@@ -34,7 +34,7 @@ from gateway.http.ports import bound_socket, may_listen, port_cure
 from gateway.keys import Keys
 from gateway.notify import keep_watchdog, tell
 from gateway.one_time_links import OneTimeLinks
-from gateway.secret_files import database_url, read_key
+from gateway.secret_files import database_url, is_there, read_key
 from gateway.servers import Servers
 from gateway.store import Store, is_empty, migrate, open_store, parsed_url
 from gateway.store import settings as setting_rows
@@ -93,7 +93,7 @@ async def copy_database(config: Config, source: str) -> dict[str, int]:
 @asynccontextmanager
 async def opened_store(config: Config) -> AsyncIterator[Store]:
     """A database that is there, with its own key. Raises ConfigError, DatabaseUnavailable."""
-    if config.sqlite_file and not config.sqlite_file.exists():
+    if config.sqlite_file and not is_there("database", config.sqlite_file):
         raise ConfigError([f"database: {config.sqlite_file} does not exist: `wirelane-gateway migrate` makes it"])
     async with await open_store(database_url(config), read_key(config)) as store:
         yield store
@@ -148,7 +148,7 @@ def check_files(config: Config) -> None:
         problems.extend(error.problems)
     try:
         parsed_url(database_url(config))
-        if Path(config.key_file).exists():
+        if is_there("key_file", Path(config.key_file)):
             read_key(config)
     except ConfigError as error:
         problems.extend(error.problems)

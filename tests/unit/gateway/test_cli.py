@@ -364,6 +364,25 @@ def test_root_makes_no_file_of_its_own_in_the_gateways_folder() -> None:
         assert {path.stat().st_uid for path in folder.iterdir()} == {65534}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run as somebody else")
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [("check", "key_file: "), ("serve", "key_file: "), ("migrate", ""), ("node list", "database: ")],
+)
+def test_a_closed_folder_is_a_clear_error(command: str, named: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="wirelane-") as place:
+        folder, config = Path(place) / "closed" / "state", Path(place) / "gateway.toml"
+        folder.mkdir(parents=True)
+        folder.parent.parent.chmod(0o755)
+        os.chown(folder, 65534, 65534)  # who takes the place of root
+        folder.parent.chmod(0o700)
+        config.write_text(f'database = "sqlite:///{folder}/gateway.db"\nkey_file = "{folder}/secret.key"\n')
+        words = [sys.executable, "-m", "gateway", "--config", str(config), *command.split()]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert named in done.stderr and str(folder) in done.stderr and "Traceback" not in done.stderr
+
+
 def test_an_sqlite_file_that_is_no_database_is_one_clear_line(ready: str, capfd: Captured, tmp_path: Path) -> None:
     (tmp_path / "gateway.db").write_bytes(b"nonsense" * 1000)
     status, out, err = outcome(capfd, ready, "node", "list")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import CREDENTIAL, Config
+from gateway.config import Config
 from gateway.errors import ConfigError
 from gateway.secret_files import database_url, read_key
 
@@ -68,13 +68,22 @@ def test_a_folder_that_is_missing_is_named_with_the_cure(tmp_path: Path) -> None
         read_key(with_key_file(tmp_path / "absent"), may_make=True)
 
 
-def test_a_systemd_credential_takes_the_place_of_the_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("may_make", [False, True])
+def test_a_key_file_behind_a_closed_folder_is_named_with_the_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may_make: bool
+) -> None:
+    def closed(path: object, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.stat", closed)  # root passes through any folder
+    monkeypatch.setattr("builtins.open", closed)
+    with pytest.raises(ConfigError, match=r"key_file: .*secret\.key cannot be read: Permission denied: let"):
+        read_key(with_key_file(tmp_path), may_make=may_make)
+
+
+def test_a_systemd_credential_may_be_the_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = with_key_file(tmp_path)
     key = read_key(config, may_make=True)
-    folder = tmp_path / "credentials"
-    folder.mkdir()
-    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+    (tmp_path / "secret.key").chmod(0o440)  # systemd lets the unit's user read it by an ACL, whose mask looks like this
+    monkeypatch.setattr("gateway.secret_files.CREDENTIALS", tmp_path)
     assert read_key(config) == key
-    (folder / CREDENTIAL).write_text("ab" * 32)
-    (folder / CREDENTIAL).chmod(0o400)
-    assert read_key(config) == b"\xab" * 32
