@@ -7,6 +7,7 @@ do nothing else. Labels say nothing of customers. h11 reads the protocol. Called
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -33,7 +34,8 @@ def bound(listen: str) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, int(port)), family=family, backlog=CONNECTIONS)
     except OSError as error:
-        raise ConfigError([f"metrics: {listen}: {error.strerror}"]) from None
+        reason = os.strerror(error.errno or 0)  # Python's own text tells the address once more
+        raise ConfigError([f"metrics: {listen}: {reason}"]) from None
 
 
 class MetricsServer:
