@@ -8,12 +8,14 @@ Called by enrol.py and by the gRPC door.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -103,6 +105,29 @@ def public_key_of(key: ec.EllipticCurvePrivateKey | Secret) -> bytes:
     """SubjectPublicKeyInfo, DER: what is asked to be certified."""
     opened = load_pem_private_key(key.reveal().encode(), None) if isinstance(key, Secret) else key
     return opened.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def public_key_in(certificate: bytes) -> bytes:
+    """The same, of a certificate (PEM). Raises IdentityError."""
+    try:
+        key = x509.load_pem_x509_certificate(certificate).public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        raise IdentityError("the certificate that came for this node cannot be read") from None
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def pin_of(authority: x509.Certificate) -> str:
+    """What it is known by: SHA-256 of its public key, in hex."""
+    key = authority.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(key).hexdigest()
+
+
+def is_issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def identity_of(certificate: bytes, key: Secret, authorities: bytes) -> Identity:

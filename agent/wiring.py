@@ -25,12 +25,14 @@ from agent.changeover import Changeover
 from agent.config import Config
 from agent.desired import Desired
 from agent.errors import AgentError, BrokenStore
+from agent.identity import Identity
 from agent.kernel.linux import ANY, LinuxKernel, Mode, Ownership, backend_doors, choose_mode, watch
 from agent.kernel.trials import choose_backend
 from agent.live import LiveReads
 from agent.metrics import MetricsServer, bound
 from agent.notify import tell_systemd, watchdog_seconds
 from agent.reconcile import Reconciler
+from agent.renewal import Renewal
 from agent.rpc.access import bind
 from agent.rpc.fleet import Fleet
 from agent.rpc.server import AgentServicer, RpcServer
@@ -102,7 +104,8 @@ async def _serve(config: Config, store: Store, desired: Desired | None, usage: U
             about=Status(store.epoch, wireguard=mode, marks=backend),
         )
         live = LiveReads(linux(config, mode, backend, owned), usage)
-        rpc = RpcServer(AgentServicer(reconciler, store, live, reader_thread, VERSION))
+        renewal = Renewal(config.identity)
+        rpc = RpcServer(AgentServicer(reconciler, store, live, reader_thread, renewal, VERSION))
         bind(rpc.grpc, config.socket_path, config.socket_group)
         log.info(
             "start version=%s wireguard=%s marks=%s epoch=%s %s",
@@ -112,13 +115,18 @@ async def _serve(config: Config, store: Store, desired: Desired | None, usage: U
             store.epoch,
             _summary(desired),
         )
-        await _run(config, reconciler, rpc, bound(config.metrics) if config.metrics else None)
+        fleet = _fleet(config, rpc, reconciler, renewal)
+        await _run(config, reconciler, rpc, fleet, bound(config.metrics) if config.metrics else None)
 
 
-def _fleet(config: Config, rpc: RpcServer, reconciler: Reconciler) -> tuple[Fleet, ...]:
+def _fleet(config: Config, rpc: RpcServer, reconciler: Reconciler, renewal: Renewal) -> tuple[Fleet, ...]:
+    def in_force(identity: Identity) -> None:
+        renewal.in_force(identity)
+        reconciler.certified(int(identity.expires.timestamp()))
+
     if not config.listen_fleet:
         return ()
-    return (Fleet(config.listen_fleet, config.identity, rpc.sibling, reconciler.certified),)
+    return (Fleet(config.listen_fleet, config.identity, rpc.sibling, in_force),)
 
 
 def _summary(desired: Desired | None) -> str:
@@ -127,11 +135,12 @@ def _summary(desired: Desired | None) -> str:
     return f"revision={desired.revision} servers={len(desired.servers)} accounts={len(desired.accounts)}"
 
 
-async def _run(config: Config, reconciler: Reconciler, rpc: RpcServer, metrics: socket | None) -> None:
+async def _run(
+    config: Config, reconciler: Reconciler, rpc: RpcServer, fleet: tuple[Fleet, ...], metrics: socket | None
+) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    fleet = _fleet(config, rpc, reconciler)
     await rpc.start()
     async with asyncio.TaskGroup() as tasks:
         running: list[asyncio.Task[Any]] = [

@@ -71,6 +71,15 @@ class Authority:
         return draft.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What this gateway shows the agents, and whose certificates it takes. PEM, also several in a row."""
+
+    certificate: bytes
+    key: Secret
+    authorities: bytes
+
+
 def new_authority(now: datetime) -> Authority:
     key = ec.generate_private_key(ec.SECP256R1())
     below = x509.NameConstraints([x509.DNSName("wirelane")], None)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
-from gateway.authority import gateway_certificate
+from gateway.agents import Agents
+from gateway.authority import Credentials, gateway_certificate
 from gateway.errors import DatabaseUnavailable, SealBroken
-from gateway.model import Credentials
 from gateway.store import Store, authorities
 from gateway.store.authorities import Trust
 
@@ -23,6 +24,7 @@ LOOK_SECONDS = 3.0  # a new authority is trusted, a first one used, so much late
 RENEWED_AFTER = timedelta(days=1)
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class OwnCredentials:
@@ -58,3 +60,14 @@ class OwnCredentials:
         key, certificate = gateway_certificate(trust.signs, self._now(), trust.series)
         self._trust, self._made = trust, self._now()
         self.current = Credentials(certificate, key, b"".join(trust.certificates))
+
+
+async def with_agents(store: Store, work: Callable[[Agents], Awaitable[T]]) -> T:
+    """For a command, which asks agents itself."""
+    credentials = OwnCredentials(store)
+    await credentials.look()
+    agents = Agents(lambda: credentials.current)
+    try:
+        return await work(agents)
+    finally:
+        await agents.close()

@@ -54,15 +54,6 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
-    """What this gateway shows the agents, and whose certificates it takes. PEM, also several in a row."""
-
-    certificate: bytes
-    key: Secret
-    authorities: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Origin:
     """Whose state an agent holds. `mark`: random, of the revision that goes with it. Empty = nobody said."""
 
@@ -305,6 +296,14 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """Pins of authorities: who signed a node's certificate ("" = none that it trusts), and whose gateways it trusts."""
+
+    authority: str
+    authorities: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class AgentStatus:
     epoch: str
     revision: int
@@ -331,6 +330,7 @@ class AgentStatus:
     counted_download: int = 0  # bytes of all accounts, deleted ones too, since it started
     counted_upload: int = 0
     certificate_expires: int = 0  # Unix seconds; 0 = it has none
+    standing: Standing | None = None  # None = it listens to no other host
 
     @property
     def held(self) -> Held:

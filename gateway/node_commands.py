@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from gateway.agents import Agents
 from gateway.agents.codec import objects_of
 from gateway.condition import Condition, Report
-from gateway.credentials import OwnCredentials
+from gateway.credentials import with_agents
 from gateway.enrolment import Enrolment
 from gateway.errors import AgentUnreachable, ConfigError
 from gateway.model import HeldObject, Node
@@ -27,7 +27,6 @@ from gateway.store import nodes as rows
 from gateway.target import UNIX
 
 Options = argparse.Namespace
-T = TypeVar("T")
 
 MOST_MINUTES = 7 * 24 * 60
 DIFFERENT = 2  # exit status of --show-difference
@@ -146,9 +145,7 @@ async def node_undrain(store: Store, options: Options) -> None:
 
 async def node_list(store: Store, options: Options) -> None:
     nodes = await store.read(rows.listed)
-    reports = await _with_agents(
-        store, lambda agents: asyncio.gather(*(_report(store, agents, node) for node in nodes))
-    )
+    reports = await with_agents(store, lambda agents: asyncio.gather(*(_report(store, agents, node) for node in nodes)))
     now = time.time()
     printed_table(TITLES, [_columns(Condition(*each, now)) for each in zip(nodes, reports, strict=True)])
 
@@ -184,10 +181,10 @@ async def node_remove(store: Store, options: Options) -> None:
 async def node_resync(store: Store, options: Options) -> int:
     node = await store.read(lambda tx: rows.found(tx, options.name))
     if options.show_difference:
-        held = await _with_agents(store, lambda agents: agents.held(node))
+        held = await with_agents(store, lambda agents: agents.held(node))
         snapshot = await store.read(lambda tx: changes.snapshot(tx, node.name))
         return _show(held, tuple(objects_of(snapshot)))
-    status = await _with_agents(store, lambda agents: agents.status(node))
+    status = await with_agents(store, lambda agents: agents.status(node))
     await store.change(lambda tx: rows.resync(tx, node.name, status.held))
     explain(f"node {node.name} gets everything anew within seconds, without a drop on sessions that are right")
     return 0
@@ -227,13 +224,3 @@ def _changes(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
         for name in there
         if here[name] != there[name]
     ]
-
-
-async def _with_agents(store: Store, work: Callable[[Agents], Awaitable[T]]) -> T:
-    credentials = OwnCredentials(store)
-    await credentials.look()
-    agents = Agents(lambda: credentials.current)
-    try:
-        return await work(agents)
-    finally:
-        await agents.close()

@@ -34,6 +34,7 @@ from gateway.http.ports import bound_socket, may_listen, port_cure
 from gateway.keys import Keys
 from gateway.notify import keep_watchdog, tell
 from gateway.one_time_links import OneTimeLinks
+from gateway.renewal import Renewal
 from gateway.secret_files import database_url, is_there, read_key
 from gateway.servers import Servers
 from gateway.store import Store, is_empty, migrate, open_store, parsed_url
@@ -202,6 +203,7 @@ async def serve(config: Config) -> None:
                     group.create_task(sync.run(), name="sync"),
                     group.create_task(collect.run(), name="collect"),
                     group.create_task(credentials.run(), name="credentials"),
+                    group.create_task(Renewal(store, agents, sync.statuses).run(), name="renewal"),
                     group.create_task(keep_watchdog(), name="watchdog"),
                 ]
                 if certificate is not None:

@@ -16,6 +16,7 @@ MOST_SERVERS = 4_000
 MOST_ASKED_FOR = 10_000  # ids in one question
 LONGEST_TEXT = 256  # characters
 LONGEST_REACH = 1024  # 32 networks
+LONGEST_CERTIFICATES = 32_768  # bytes
 CHUNK_SECONDS = 30.0  # for the next part of a snapshot
 SNAPSHOT_SECONDS = 150.0  # for all of it: 40,000 accounts by a line of 256 kbit/s
 TURN_SECONDS = 30.0  # to wait while another one is on its way: each takes up to 90 MB here

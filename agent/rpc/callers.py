@@ -16,9 +16,9 @@ from typing import Any
 import grpc
 import grpc.aio
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from agent.identity import is_issued
 from agent.rpc.series import Series
 
 TLS = b"TLSv1.3"
@@ -75,7 +75,7 @@ def _read(certificate: bytes, authorities: bytes) -> Shown:
         until=own.not_valid_after_utc,
         is_gateway=purposes == [ExtendedKeyUsageOID.CLIENT_AUTH],
         series=_series(own),
-        known=any(_issued(own, one) for one in x509.load_pem_x509_certificates(authorities)),
+        known=any(is_issued(own, one) for one in x509.load_pem_x509_certificates(authorities)),
     )
 
 
@@ -87,14 +87,6 @@ def _series(certificate: x509.Certificate) -> int:
         return int(name.split(".")[1])
     except (x509.ExtensionNotFound, ValueError, IndexError):
         return 0
-
-
-def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
 
 
 class OnlyGateways(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]

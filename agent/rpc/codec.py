@@ -11,6 +11,7 @@ from agent.live import Look
 from agent.model import Account, Reach, Secret, Server
 from agent.objects import Counters, PeerState
 from agent.origin import Origin, Version
+from agent.renewal import Standing
 from agent.rpc import bounds
 from agent.status import Failure, Outcome, Settled, Status
 from agent.usage import DayTotal
@@ -148,7 +149,7 @@ def settled_out(settled: Settled) -> pb.ApplyReply:
     )
 
 
-def status_out(status: Status, version: str) -> pb.StatusReply:
+def status_out(status: Status, standing: Standing | None, version: str) -> pb.StatusReply:
     return pb.StatusReply(
         epoch=status.epoch,
         revision=status.revision,
@@ -176,6 +177,7 @@ def status_out(status: Status, version: str) -> pb.StatusReply:
         counted_download_bytes=status.counted_download,
         counted_upload_bytes=status.counted_upload,
         certificate_expires=status.certificate_expires,
+        standing=pb.Standing(authority=standing.authority, authorities=standing.authorities) if standing else None,
     )
 
 

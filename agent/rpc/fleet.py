@@ -45,16 +45,14 @@ OPTIONS = (
 
 
 class Fleet:
-    """`listen`: IP:PORT. `directory`: of the identity. `sibling`: see RpcServer. `certified`: is told until when (Unix
-    seconds) each certificate holds that comes into force."""
+    """`listen`: IP:PORT. `directory`: of the identity. `sibling`: see RpcServer. `in_force`: is told each identity that
+    comes into force."""
 
-    def __init__(
-        self, listen: str, directory: Path, sibling: Sibling, certified: Callable[[int], None] = lambda _: None
-    ) -> None:
+    def __init__(self, listen: str, directory: Path, sibling: Sibling, in_force: Callable[[Identity], None]) -> None:
         self._listen = listen
         self._file = directory / FILE
         self._sibling = sibling
-        self._certified = certified
+        self._in_force = in_force
         self._seen: object = None  # the stamp of the file that is in force
         self._authorities = b""
         self._series = Series(directory)
@@ -95,7 +93,7 @@ class Fleet:
         self._shown = grpc.ssl_server_certificate_configuration([pair], identity.authorities)
         self._authorities = identity.authorities
         self._series.read()
-        self._certified(int(identity.expires.timestamp()))
+        self._in_force(identity)
         log.info("fleet identity=%s until=%s", identity.name, identity.expires.date())
 
     async def _opened(self, first: grpc.ServerCertificateConfiguration) -> grpc.aio.Server:

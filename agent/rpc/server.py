@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -17,10 +18,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from agent.desired import Desired, Snapshot
-from agent.errors import AgentError, InvalidValue, KernelError, NotFound, StaleRevision, StoreError
+from agent.errors import AgentError, IdentityError, InvalidValue, KernelError, NotFound, StaleRevision, StoreError
 from agent.live import LiveAccount, LiveReads
 from agent.model import Account, Server
 from agent.reconcile import Reconciler
+from agent.renewal import Renewal
 from agent.rpc import bounds, codec
 from agent.usage import DayTotal
 from protos.agent.v1 import agent_pb2 as pb
@@ -39,6 +41,7 @@ SAMPLE_SECONDS = 10.0
 STATUS_CODES: tuple[tuple[type[AgentError], grpc.StatusCode, str], ...] = (
     (StaleRevision, grpc.StatusCode.FAILED_PRECONDITION, "stale: "),
     (InvalidValue, grpc.StatusCode.INVALID_ARGUMENT, ""),
+    (IdentityError, grpc.StatusCode.INVALID_ARGUMENT, ""),
     (NotFound, grpc.StatusCode.NOT_FOUND, ""),
     (KernelError, grpc.StatusCode.UNAVAILABLE, ""),
     (StoreError, grpc.StatusCode.UNAVAILABLE, ""),
@@ -53,17 +56,24 @@ class TotalsStore(Protocol):
 
 class AgentServicer(agent_pb2_grpc.AgentServicer):
     def __init__(
-        self, reconciler: Reconciler, store: TotalsStore, live: LiveReads, reader_thread: Executor, version: str
+        self,
+        reconciler: Reconciler,
+        store: TotalsStore,
+        live: LiveReads,
+        reader_thread: Executor,
+        renewal: Renewal,
+        version: str,
     ) -> None:
         self._reconciler = reconciler
         self._store = store
         self._snapshots = asyncio.Lock()
         self._live = live
         self._thread = reader_thread
+        self._renewal = renewal
         self._version = version
 
     async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusReply:
-        return codec.status_out(self._reconciler.status(), self._version)
+        return codec.status_out(self._reconciler.status(), self._renewal.standing, self._version)
 
     async def Patch(self, request: pb.PatchRequest, context: Any) -> pb.ApplyReply:
         async def call() -> pb.ApplyReply:
@@ -122,6 +132,22 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         for chunk in codec.held_out(desired, CHUNK):
             yield chunk
             await asyncio.sleep(0)  # as in Snapshot
+
+    async def NewKey(self, request: pb.NewKeyRequest, context: Any) -> pb.NewKeyReply:
+        async def call() -> pb.NewKeyReply:
+            return pb.NewKeyReply(public_key=self._renewal.new_key())
+
+        return await _translated(context, call)
+
+    async def SetCertificate(self, request: pb.SetCertificateRequest, context: Any) -> pb.SetCertificateReply:
+        async def call() -> pb.SetCertificateReply:
+            for field in ("certificate", "authorities"):
+                bounds.count(field, getattr(request, field), bounds.LONGEST_CERTIFICATES)
+            now = datetime.now(UTC)
+            await asyncio.to_thread(self._renewal.take, request.certificate, request.authorities, now)
+            return pb.SetCertificateReply()
+
+        return await _translated(context, call)
 
     async def _read(self, call: Callable[[], T]) -> T:
         async with asyncio.timeout(READ_SECONDS):

@@ -18,11 +18,11 @@ import grpc.aio
 from gateway.agents import codec
 from gateway.agents.lines import Line, Lines
 from gateway.agents.probe import Reasons
+from gateway.authority import Credentials
 from gateway.errors import AgentUnreachable
 from gateway.model import (
     AgentStatus,
     Applied,
-    Credentials,
     DayTotal,
     HeldObject,
     LiveAccount,
@@ -166,6 +166,20 @@ class Agents:
         with _translated(node), line.long_call():
             call = (await line.bulk()).Held(pb.HeldRequest(), timeout=SNAPSHOT_SECONDS)
             return [one async for chunk in line.received(call) for one in codec.held_objects(chunk)]
+
+    async def new_key(self, node: Node) -> bytes:
+        """The public half (SubjectPublicKeyInfo, DER) of a key that it made. Raises AgentRefused, AgentUnreachable."""
+        line = self._lines.to(node)
+        with _translated(node):
+            reply = await (await line.fast()).NewKey(pb.NewKeyRequest(), timeout=LIVE_SECONDS)
+            return reply.public_key
+
+    async def set_certificate(self, node: Node, certificate: bytes, authorities: bytes) -> None:
+        """Both PEM. Raises AgentRefused, AgentUnreachable."""
+        line = self._lines.to(node)
+        with _translated(node):
+            request = pb.SetCertificateRequest(certificate=certificate, authorities=authorities)
+            await (await line.fast()).SetCertificate(request, timeout=LIVE_SECONDS)
 
     def keep(self, nodes: Collection[Node]) -> None:
         """These are all nodes that there are: lets go of the lines to others, and to where one was before."""

@@ -25,6 +25,7 @@ from gateway.model import (
     PeerState,
     Server,
     Snapshot,
+    Standing,
 )
 from protos.agent.v1 import agent_pb2 as pb
 
@@ -156,7 +157,12 @@ def agent_status(reply: pb.StatusReply, at: float) -> AgentStatus:
         counted_download=reply.counted_download_bytes,
         counted_upload=reply.counted_upload_bytes,
         certificate_expires=reply.certificate_expires,
+        standing=_standing(reply.standing) if reply.HasField("standing") else None,
     )
+
+
+def _standing(found: pb.Standing) -> Standing:
+    return Standing(found.authority, frozenset(found.authorities))
 
 
 def applied(reply: pb.ApplyReply) -> Applied:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 import grpc.aio
 
+from gateway.authority import Credentials
 from gateway.errors import AgentUnreachable
-from gateway.model import Credentials, Node
+from gateway.model import Node
 from protos.agent.v1.agent_pb2_grpc import AgentStub
 
 if TYPE_CHECKING:  # a type only; it does not exist at run time

@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from gateway.agents.lines import Way
-from gateway.model import Credentials
+from gateway.authority import Credentials
 from gateway.target import address
 
 PROBE_SECONDS = 2.0  # all of one probe

@@ -37,6 +37,10 @@ class Trust:
         """PEM, of all of them."""
         return (self.signs.certificate, *(other.certificate for other in self.others))
 
+    @property
+    def pins(self) -> frozenset[str]:
+        return frozenset(one.pin for one in (self.signs, *self.others))
+
     def of(self, pin: str) -> Authority | None:
         return next((one for one in (self.signs, *self.others) if one.pin == pin), None)
 

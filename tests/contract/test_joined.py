@@ -14,9 +14,9 @@ import pytest
 from agent import joining
 from agent.identity import SERIES_FILE, load
 from gateway.agents import Agents
+from gateway.authority import Credentials
 from gateway.credentials import OwnCredentials
 from gateway.errors import AgentUnreachable
-from gateway.model import Credentials
 from gateway.store import Store, open_store, settings
 from tests.contract.served import Served, served
 from tests.fakes import direct

@@ -17,8 +17,9 @@ import pytest
 
 from agent.identity import Identity
 from gateway.agents import Agents
+from gateway.authority import Credentials
 from gateway.errors import AgentUnreachable
-from gateway.model import Credentials, Node, Origin, Snapshot
+from gateway.model import Node, Origin, Snapshot
 from protos.agent.v1 import agent_pb2 as pb
 from protos.agent.v1.agent_pb2_grpc import AgentStub
 from tests.contract.test_agents import a_server, an_account

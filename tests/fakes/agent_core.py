@@ -13,8 +13,10 @@ from datetime import time as time_of_day
 from pathlib import Path
 from typing import Any
 
+from agent.identity import Identity
 from agent.live import LiveReads
 from agent.reconcile import Reconciler
+from agent.renewal import Renewal
 from agent.rpc.access import bind
 from agent.rpc.fleet import Fleet
 from agent.rpc.server import AgentServicer, RpcServer
@@ -28,7 +30,9 @@ from tests.fakes.kernel import FakeKernel
 class AgentCore:
     """Made by `running_core`. `slow`: seconds that the kernel takes for each peer. `fleet`: see there."""
 
-    def __init__(self, socket: Path, reconciler: Reconciler, kernel: FakeKernel, servicer: AgentServicer) -> None:
+    def __init__(
+        self, socket: Path, reconciler: Reconciler, kernel: FakeKernel, servicer: AgentServicer, renewal: Renewal
+    ) -> None:
         self.reconciler = reconciler
         self.kernel = kernel
         self.now = time.time()
@@ -36,6 +40,7 @@ class AgentCore:
         self.fleet: tuple[str, Path] | None = None
         self._socket = socket
         self._servicer = servicer
+        self._renewal = renewal
         self._server: RpcServer | None = None
         self._fleet: tuple[Fleet, asyncio.Task[None]] | None = None
         kernel.watch = self._take_time
@@ -46,7 +51,7 @@ class AgentCore:
         await self._server.start()
         await self._server.ready()
         if self.fleet:
-            door = Fleet(*self.fleet, self._server.sibling, self.reconciler.certified)
+            door = Fleet(*self.fleet, self._server.sibling, self._in_force)
             self._fleet = door, asyncio.create_task(door.run())
             await listening(self.fleet[0])
 
@@ -67,6 +72,10 @@ class AgentCore:
         await self.reconciler.sample()
         self.kernel.pass_traffic(address, download, upload)
         await self.reconciler.sample()
+
+    def _in_force(self, identity: Identity) -> None:
+        self._renewal.in_force(identity)
+        self.reconciler.certified(int(identity.expires.timestamp()))
 
     def _take_time(self, part: str, verb: str, key: Any) -> None:
         if part == "peers":
@@ -89,7 +98,7 @@ async def listening(address: str) -> None:
 
 @asynccontextmanager
 async def running_core(socket: Path, state: Path, fleet: tuple[str, Path] | None = None) -> AsyncIterator[AgentCore]:
-    """`fleet`: IP:PORT where it listens for other hosts besides, and the folder of its identity."""
+    """`fleet`: IP:PORT where it listens for other hosts besides, and the folder `identity` beside `state`."""
     kernel, store = FakeKernel(), open_store(state)
     core: AgentCore | None = None
 
@@ -107,8 +116,9 @@ async def running_core(socket: Path, state: Path, fleet: tuple[str, Path] | None
             clock=clock,
             about=Status(store.epoch, wireguard="userspace", marks="iptables"),
         )
-        servicer = AgentServicer(reconciler, store, LiveReads(kernel, usage), reader_thread, "test")
-        core = AgentCore(socket, reconciler, kernel, servicer)
+        renewal = Renewal(state.parent / "identity")
+        servicer = AgentServicer(reconciler, store, LiveReads(kernel, usage), reader_thread, renewal, "test")
+        core = AgentCore(socket, reconciler, kernel, servicer, renewal)
         core.fleet = fleet
         loop = asyncio.create_task(reconciler.run())
         await core.start()

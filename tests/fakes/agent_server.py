@@ -251,6 +251,12 @@ class _Servicer(AgentServicer):
                 server.private_key = ""
             yield chunk
 
+    async def NewKey(self, request: pb.NewKeyRequest, context: Any) -> pb.NewKeyReply:
+        raise _Refusal(grpc.StatusCode.INVALID_ARGUMENT, "this node is not enrolled")
+
+    async def SetCertificate(self, request: pb.SetCertificateRequest, context: Any) -> pb.SetCertificateReply:
+        raise _Refusal(grpc.StatusCode.INVALID_ARGUMENT, "this node is not enrolled")
+
 
 class _Refusals(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Turns a _Refusal into the status that the wire promises."""

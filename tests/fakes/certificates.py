@@ -11,8 +11,8 @@ from pathlib import Path
 from agent import identity as identities
 from agent import model as agent_model
 from gateway import authority as authorities
-from gateway.authority import Authority
-from gateway.model import Credentials, Secret
+from gateway.authority import Authority, Credentials
+from gateway.model import Secret
 
 NAME = "00112233aabbccdd.node.wirelane"
 LONG_AGO = timedelta(days=-200)  # what was issued then has ended

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from gateway.agents import Agents
+from gateway.authority import Credentials
 from gateway.errors import AgentUnreachable
-from gateway.model import Credentials, Node, Origin, Secret, Snapshot
+from gateway.model import Node, Origin, Secret, Snapshot
 from gateway.store import nodes as rows
 from gateway.store import open_store
 from gateway.sync import Sync

@@ -53,6 +53,80 @@ LOOK_CLASSES: Look.ValueType  # 3
 Global___Look: _TypeAlias = Look  # noqa: Y015
 
 @_typing.final
+class NewKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewKeyRequest: _TypeAlias = NewKeyRequest  # noqa: Y015
+
+@_typing.final
+class NewKeyReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    public_key: _builtins.bytes
+    """ECDSA P-256: SubjectPublicKeyInfo, DER"""
+    def __init__(
+        self,
+        *,
+        public_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["public_key", b"public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewKeyReply: _TypeAlias = NewKeyReply  # noqa: Y015
+
+@_typing.final
+class SetCertificateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    AUTHORITIES_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.bytes
+    """PEM"""
+    authorities: _builtins.bytes
+    """PEM, one after the other: whom this node trusts from now on; one of them it did before"""
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.bytes = ...,
+        authorities: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities", b"authorities", "certificate", b"certificate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetCertificateRequest: _TypeAlias = SetCertificateRequest  # noqa: Y015
+
+@_typing.final
+class SetCertificateReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetCertificateReply: _TypeAlias = SetCertificateReply  # noqa: Y015
+
+@_typing.final
 class Server(_message.Message):
     """A WireGuard interface. Keyed by name, which never changes."""
 
@@ -234,6 +308,7 @@ class StatusReply(_message.Message):
     COUNTED_DOWNLOAD_BYTES_FIELD_NUMBER: _builtins.int
     COUNTED_UPLOAD_BYTES_FIELD_NUMBER: _builtins.int
     CERTIFICATE_EXPIRES_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     """identity of the agent's state file; a new file has a new one"""
     revision: _builtins.int
@@ -283,6 +358,10 @@ class StatusReply(_message.Message):
     def networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostNetwork]:
         """the host's own, which no server can have"""
 
+    @_builtins.property
+    def standing(self) -> Global___Standing:
+        """absent: it listens to no other host"""
+
     def __init__(
         self,
         *,
@@ -312,19 +391,48 @@ class StatusReply(_message.Message):
         counted_download_bytes: _builtins.int = ...,
         counted_upload_bytes: _builtins.int = ...,
         certificate_expires: _builtins.int = ...,
+        standing: Global___Standing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "standing", b"standing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "certificate_expires", b"certificate_expires", "counted_download_bytes", b"counted_download_bytes", "counted_upload_bytes", b"counted_upload_bytes", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "networks", b"networks", "origin", b"origin", "problem", b"problem", "refused_connections", b"refused_connections", "revision", b"revision", "servers", b"servers", "time_ms", b"time_ms", "time_zone", b"time_zone", "tunnel_mtu", b"tunnel_mtu", "uplink", b"uplink", "version", b"version", "warnings", b"warnings", "wireguard", b"wireguard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "certificate_expires", b"certificate_expires", "counted_download_bytes", b"counted_download_bytes", "counted_upload_bytes", b"counted_upload_bytes", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "networks", b"networks", "origin", b"origin", "problem", b"problem", "refused_connections", b"refused_connections", "revision", b"revision", "servers", b"servers", "standing", b"standing", "time_ms", b"time_ms", "time_zone", b"time_zone", "tunnel_mtu", b"tunnel_mtu", "uplink", b"uplink", "version", b"version", "warnings", b"warnings", "wireguard", b"wireguard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
 
 @_typing.final
-class HostNetwork(_message.Message):
-    """A network of the host itself: of an address that it has, or of a route."""
+class Standing(_message.Message):
+    """A network of the host itself: of an address that it has, or of a route.
+    An authority is named by its pin: SHA-256 of its public key (SubjectPublicKeyInfo, DER), in hex.
+    """
 
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    AUTHORITIES_FIELD_NUMBER: _builtins.int
+    authority: _builtins.str
+    """who signed this node's certificate; "" = none of those that it trusts"""
+    @_builtins.property
+    def authorities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """whose gateways it trusts"""
+
+    def __init__(
+        self,
+        *,
+        authority: _builtins.str = ...,
+        authorities: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities", b"authorities", "authority", b"authority"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Standing: _TypeAlias = Standing  # noqa: Y015
+
+@_typing.final
+class HostNetwork(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NETWORK_FIELD_NUMBER: _builtins.int

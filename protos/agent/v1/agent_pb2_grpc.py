@@ -69,6 +69,16 @@ class AgentStub:
                 request_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.HeldRequest.SerializeToString,
                 response_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.SnapshotChunk.FromString,
                 _registered_method=True)
+        self.NewKey = channel.unary_unary(
+                '/wirelane.agent.v1.Agent/NewKey',
+                request_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.NewKeyRequest.SerializeToString,
+                response_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.NewKeyReply.FromString,
+                _registered_method=True)
+        self.SetCertificate = channel.unary_unary(
+                '/wirelane.agent.v1.Agent/SetCertificate',
+                request_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.SetCertificateRequest.SerializeToString,
+                response_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.SetCertificateReply.FromString,
+                _registered_method=True)
 
 
 class AgentServicer:
@@ -124,6 +134,21 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def NewKey(self, request, context):
+        """A new key of this node, to be certified; it leaves only its public half. INVALID_ARGUMENT: it was never enrolled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetCertificate(self, request, context):
+        """The certificate for such a key, in the place of the one in force; new connections see it within a second.
+        INVALID_ARGUMENT: it is not one to go on with; nothing was changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -161,6 +186,16 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.Held,
                     request_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.HeldRequest.FromString,
                     response_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.SnapshotChunk.SerializeToString,
+            ),
+            'NewKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.NewKey,
+                    request_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.NewKeyRequest.FromString,
+                    response_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.NewKeyReply.SerializeToString,
+            ),
+            'SetCertificate': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetCertificate,
+                    request_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.SetCertificateRequest.FromString,
+                    response_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.SetCertificateReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -352,6 +387,60 @@ class Agent:
             '/wirelane.agent.v1.Agent/Held',
             protos_dot_agent_dot_v1_dot_agent__pb2.HeldRequest.SerializeToString,
             protos_dot_agent_dot_v1_dot_agent__pb2.SnapshotChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NewKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wirelane.agent.v1.Agent/NewKey',
+            protos_dot_agent_dot_v1_dot_agent__pb2.NewKeyRequest.SerializeToString,
+            protos_dot_agent_dot_v1_dot_agent__pb2.NewKeyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetCertificate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wirelane.agent.v1.Agent/SetCertificate',
+            protos_dot_agent_dot_v1_dot_agent__pb2.SetCertificateRequest.SerializeToString,
+            protos_dot_agent_dot_v1_dot_agent__pb2.SetCertificateReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,12 @@ class AgentStub:
     """The peers of one server as WireGuard has them now; streamed."""
     Held: _grpc.UnaryStreamMultiCallable[_agent_pb2.HeldRequest, _agent_pb2.SnapshotChunk]
     """The desired state that this agent holds, as a snapshot would bring it, without private keys."""
+    NewKey: _grpc.UnaryUnaryMultiCallable[_agent_pb2.NewKeyRequest, _agent_pb2.NewKeyReply]
+    """A new key of this node, to be certified; it leaves only its public half. INVALID_ARGUMENT: it was never enrolled."""
+    SetCertificate: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SetCertificateRequest, _agent_pb2.SetCertificateReply]
+    """The certificate for such a key, in the place of the one in force; new connections see it within a second.
+    INVALID_ARGUMENT: it is not one to go on with; nothing was changed.
+    """
 
 @_typing.type_check_only
 class AgentAsyncStub(AgentStub):
@@ -79,6 +85,12 @@ class AgentAsyncStub(AgentStub):
     """The peers of one server as WireGuard has them now; streamed."""
     Held: _aio.UnaryStreamMultiCallable[_agent_pb2.HeldRequest, _agent_pb2.SnapshotChunk]  # type: ignore[assignment]
     """The desired state that this agent holds, as a snapshot would bring it, without private keys."""
+    NewKey: _aio.UnaryUnaryMultiCallable[_agent_pb2.NewKeyRequest, _agent_pb2.NewKeyReply]  # type: ignore[assignment]
+    """A new key of this node, to be certified; it leaves only its public half. INVALID_ARGUMENT: it was never enrolled."""
+    SetCertificate: _aio.UnaryUnaryMultiCallable[_agent_pb2.SetCertificateRequest, _agent_pb2.SetCertificateReply]  # type: ignore[assignment]
+    """The certificate for such a key, in the place of the one in force; new connections see it within a second.
+    INVALID_ARGUMENT: it is not one to go on with; nothing was changed.
+    """
 
 class AgentServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -138,5 +150,23 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.SnapshotChunk], _abc.AsyncIterator[_agent_pb2.SnapshotChunk]]:
         """The desired state that this agent holds, as a snapshot would bring it, without private keys."""
+
+    @_abc_1.abstractmethod
+    def NewKey(
+        self,
+        request: _agent_pb2.NewKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.NewKeyReply, _abc.Awaitable[_agent_pb2.NewKeyReply]]:
+        """A new key of this node, to be certified; it leaves only its public half. INVALID_ARGUMENT: it was never enrolled."""
+
+    @_abc_1.abstractmethod
+    def SetCertificate(
+        self,
+        request: _agent_pb2.SetCertificateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.SetCertificateReply, _abc.Awaitable[_agent_pb2.SetCertificateReply]]:
+        """The certificate for such a key, in the place of the one in force; new connections see it within a second.
+        INVALID_ARGUMENT: it is not one to go on with; nothing was changed.
+        """
 
 def add_AgentServicer_to_server(servicer: AgentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
