@@ -8,10 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from cryptography import x509
 
 from agent.config import Config
 from agent.desired import Desired
-from agent.errors import AgentError, KernelError, StoreError
+from agent.errors import AgentError, IdentityError, KernelError, StoreError
+from agent.identity import load, pin_of
 from agent.kernel.linux import LinuxKernel, backend_doors, choose_mode, uplink
 from agent.kernel.trials import BACKENDS, choose_backend, probe, refusal
 from agent.kernel.trials.probe import Finding
@@ -21,6 +25,8 @@ from agent.store import Store, only_agent, open_store
 from agent.usage import Usage
 from agent.wiring import linux
 from agent.writer import Writer
+
+PIN_DIGITS = 16  # as `wirelane-gateway authority list` shows them
 
 
 def read_plan(config: Config) -> Plan:
@@ -85,10 +91,29 @@ def diagnose(config: Config) -> tuple[list[Finding], list[str], bool]:
     lines, suits = _backends(config, findings)
     beside, harmless = _beside(config)
     lines += beside
+    lines += known_as(config, datetime.now(UTC))
     missing = [f.name for f in findings if f.needed and not f.works and f.backend is None]
     if missing:
         lines.append(f"this host cannot run the agent yet; missing: {', '.join(missing)}")
     return findings, choices + lines, able and suits and harmless and not missing
+
+
+def known_as(config: Config, now: datetime) -> list[str]:
+    """Who this node is to gateways on other hosts: what its owner compares when one of the two refuses the other."""
+    if not config.listen_fleet:
+        return []
+    try:
+        identity = load(config.identity)
+        if identity is None:
+            return ["problem: listen_fleet is set, and this node is not enrolled: `wirelane-agent enrol`"]
+        identity.check(now)
+    except IdentityError as error:
+        return [f"problem: {error}"]
+    pins = ", ".join(pin_of(one)[:PIN_DIGITS] for one in x509.load_pem_x509_certificates(identity.authorities))
+    return [
+        f"to other hosts: node {identity.node}, {identity.name}, until {identity.expires:%Y-%m-%d}; trusts gateways of "
+        f"the authority {pins}; by this host's clock it is {now:%Y-%m-%d %H:%M} UTC"
+    ]
 
 
 def _beside(config: Config) -> tuple[list[str], bool]:
