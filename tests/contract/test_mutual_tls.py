@@ -413,6 +413,24 @@ def test_lines_are_let_go_of_when_a_node_is_removed_or_edited_or_enrolled_anew(t
     run(story())
 
 
+def test_who_is_back_is_told_without_anybody_asking_again(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with far_agent(tmp_path, an_identity(OURS)) as far, agents(credentials(OURS)) as door:
+            told: asyncio.Queue[str] = asyncio.Queue()
+            door.when_back(told.put_nowait)
+            await far.core.stop()
+            for _ in range(3):
+                with pytest.raises(AgentUnreachable, match="nothing listens at"):
+                    await door.status(far.node)
+            assert told.empty()
+            await far.core.start()
+            assert await asyncio.wait_for(told.get(), 5) == "fra"
+            assert (await door.status(far.node)).epoch
+            assert told.empty()
+
+    run(story())
+
+
 def test_a_call_that_runs_comes_to_its_end_when_the_line_is_made_anew(tmp_path: Path) -> None:
     async def story() -> None:
         own = [credentials(OURS)]
