@@ -24,7 +24,19 @@ from tests.lab.errors import LabError
 
 # In the order of a whole run: what a box is asked first comes first, what takes longest comes last.
 QUESTIONS = (
-    *("restore", "restart", "change", "creates", "sample", "forwarding", "listing", "shaping", "many", "memory"),
+    *(
+        "restore",
+        "restart",
+        "change",
+        "creates",
+        "sample",
+        "forwarding",
+        "listing",
+        "shaping",
+        "many",
+        "fleet",
+        "memory",
+    ),
 )
 BACKENDS = {"iptables": ("iptables",), "nftables": ("nftables",), "both": ("iptables", "nftables")}
 LOCKS = Path("/run/lock")

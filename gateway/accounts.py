@@ -88,7 +88,8 @@ class Accounts:
     async def traffic(self, name: str, year: int, month: int) -> tuple[Account, Sequence[DayUsage]]:
         """Every day of the month, up to this moment; up to the last sample that we have while the agent is away."""
         account = await self.get(name)
-        await self._collect.refresh(account.node, account.id, REFRESH_SECONDS)
+        if account.node not in self._sync.absent():
+            await self._collect.refresh(account.node, account.id, REFRESH_SECONDS)
         known = await self._store.read(lambda tx: usage_rows.month(tx, account.id, year, month))
         return account, full_month(year, month, known)
 

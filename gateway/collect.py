@@ -3,7 +3,8 @@
 Totals are absolute and only grow within an agent's epoch, and folding is idempotent
 (gateway/store/usage.py). So nothing here needs care:
 a lost answer, a repeated call, an outage of a week or a second gateway neither loses nor doubles a byte. The cursor
-only saves work. Old days are removed here too, once a day.
+only saves work, and so do the claims (gateway/store/claims.py): of several gateways one asks a node in each round;
+where that one dies, another one does in the next. Old days are removed here too, once a day.
 
 Never shows usage (accounts.py does), never samples anything (agents do). `run` is started by wiring; `refresh` is
 called by accounts.py before it shows a month.
@@ -16,12 +17,13 @@ import logging
 import random
 from collections.abc import Callable
 from datetime import date, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from gateway.errors import AgentUnreachable
+from gateway.store import claims, settings
 from gateway.store import nodes as node_rows
-from gateway.store import settings
 from gateway.store import usage as usage_rows
 from gateway.store.transaction import Transaction
 from gateway.usage import Calendar
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NODES_AT_ONCE = 8  # a fold of ten thousand totals is one transaction; more at once only queue in the database
+COLLECT, RETENTION = "collect", "retention"  # of claims
+CLAIMED = 0.9  # of the time between two rounds
+NODES_AT_ONCE = 4  # that are asked; what they say is folded one after the other, or callers wait for all of it
 
 
 def oldest_kept(today: date, months: int) -> date:
@@ -70,6 +74,7 @@ class Collect:
         self._months = usage_months
         self._zone = ZoneInfo(time_zone)
         self._now = now
+        self._folding = asyncio.Lock()
         self._pruned: date | None = None  # the day of the last pruning
         self._collected: dict[str, float] = {}  # when each node's totals were last fetched, by the loop's clock
         self._troubled: set[str] = set()  # what has been logged already: names of nodes, "" = the database
@@ -87,9 +92,9 @@ class Collect:
             await asyncio.sleep(self._seconds * random.uniform(0.95, 1.05))
 
     async def collect(self) -> None:
-        """One round over all nodes; then the old days go. What fails is logged once and done in a later round."""
+        """One round over the nodes that are due; old days go before. What fails is logged once and done later."""
         try:
-            nodes = await self._store.read(node_rows.listed)
+            nodes = await self._due_nodes()
             await self._prune()
             self._troubled.discard("")
         except Exception:
@@ -105,12 +110,21 @@ class Collect:
             for node in nodes:
                 group.create_task(collect_one(node))
 
+    async def _due_nodes(self) -> list[Node]:
+        nodes = {node.id: node for node in await self._store.read(node_rows.listed)}
+        seconds = self._seconds * CLAIMED  # a round is never late because the last one was a moment early
+        due = await self._store.change(lambda tx: claims.due(tx, COLLECT, seconds, nodes.keys()))
+        elsewhere = [node.name for node_id, node in nodes.items() if node_id not in due]
+        self._collected |= dict.fromkeys(elsewhere, asyncio.get_running_loop().time())  # by another gateway, just now
+        return [nodes[node_id] for node_id in sorted(due)]
+
     async def _collect_node(self, node: Node) -> None:
         try:
             epoch, after = await self._store.read(lambda tx: usage_rows.cursor_of(tx, node.name))
             found, cursor, totals = await self._agents.totals(node, epoch, after)
             if (found, cursor) != (epoch, after) or totals:
-                await self._store.change(lambda tx: usage_rows.fold(tx, node.name, found, cursor, totals))
+                async with self._folding:
+                    await self._store.change(lambda tx: usage_rows.fold(tx, node.name, found, cursor, totals))
             self._collected[node.name] = asyncio.get_running_loop().time()
             self._troubled.discard(node.name)
         except AgentUnreachable as error:
@@ -120,16 +134,25 @@ class Collect:
 
     async def _prune(self) -> None:
         today = self._now(self._zone).date()
-        if self._months and self._pruned != today:
-            calendar = await self._store.change(lambda tx: _turned(tx, today))
-            if calendar.leapt_to is not None:
-                log.error(
-                    "event=clock-leapt today=%s believed=%s: old usage is kept; set the clock right, or wait a week",
-                    today,
-                    calendar.believed,
-                )
-            await self._store.change(lambda tx: usage_rows.prune(tx, oldest_kept(calendar.believed, self._months)))
-            self._pruned = today
+        if not self._months or self._pruned == today:
+            return
+        calendar = await self._store.change(partial(self._pruned_rows, today))
+        if calendar is None:
+            return  # another gateway is at it
+        if calendar.leapt_to is not None:
+            log.error(
+                "event=clock-leapt today=%s believed=%s: old usage is kept; set the clock right, or wait a week",
+                today,
+                calendar.believed,
+            )
+        self._pruned = today
+
+    async def _pruned_rows(self, today: date, tx: Transaction) -> Calendar | None:
+        if not await claims.due(tx, RETENTION, 0.0, [claims.INSTALLATION]):
+            return None
+        calendar = await _turned(tx, today)
+        await usage_rows.prune(tx, oldest_kept(calendar.believed, self._months))
+        return calendar
 
     async def refresh(self, node: str, account_id: int, deadline: float) -> bool:
         """Brings one account's usage up to this moment, if its agent answers within `deadline` seconds.

@@ -13,21 +13,19 @@ from logging import DEBUG, ERROR, INFO, WARNING
 
 from gateway.errors import AgentUnreachable
 from gateway.model import AgentStatus, Applied, Compared, Failure, Held, Node, Patch, Snapshot
+from gateway.origin import Row
 from gateway.outcome import outcome, size, standing
 
 # Seconds.
 FIRST_PAUSE = 0.1  # after a pass that failed; then doubled ...
 LONGEST_PAUSE = 2.0  # ... up to this
-WAITED_PAUSE = 0.25  # the shortest pause in trouble, however many changes come
+WAITED_PAUSE = 0.25  # the shortest pause in trouble, however many changes come; and while another gateway sends
 LONGEST_BREATH = 0.02  # after a call that carried several changes; a tenth of what it took, if that is shorter
 LONGEST_HOLD = 0.02  # that an answer is kept for the next call to leave first
 KERNEL_PAUSE = 0.05  # between looks at an agent whose kernel is slow, while somebody waits
 
 STALE_TRIES = 3  # in one pass; more means that two gateways are at odds, and a pause is due
-
-# Troubles that have no text of their own.
-AWAY = "away"  # it does not even tell its status
-UNSENT = "unsent"  # it did not take what we sent; perhaps it is away, its status will tell
+AWAY, UNSENT = "away", "unsent"  # troubles without a text: it does not tell its status; it did not take what we sent
 
 # When the agent's word is written down: after so many seconds without another call, or so many revisions at the latest.
 ACKNOWLEDGE_PAUSE = 0.2
@@ -35,7 +33,7 @@ ACKNOWLEDGE_WITHIN = 1_000
 
 LARGEST_PATCH = 10_000  # changes; about 2.5 MB at most. A message may have 4 MB; a snapshot has no limit
 
-# -- calls, of which one is in flight at a time ----------------------------------------------------------------------
+# -- calls, of which one is in flight at a time; and commands ---------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +43,14 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """The database with what the agent holds. `shown`: the revision that its kernel shows, whosever that is."""
+    """The database with what the agent holds. `shown`: the revision that its kernel shows, whosever that is.
+
+    `is_fresh`: its status was read just before. What is remembered may be old: another gateway sends, too.
+    """
 
     held: Held
     shown: int
+    is_fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,6 @@ class Acknowledge:
 
 
 Call = Ask | Compare | Send | Acknowledge
-
-# -- commands ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,7 @@ class Waiter:
     number: int
     revision: int
     about: Collection[int | str] = ()  # ids of accounts and names of servers
+    heard: int = 0  # how often the agent had spoken when it came
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ class State:
     """What is known of one node's agent, who waits for it, and what is done about it."""
 
     poll: float  # seconds between looks at an agent that has everything
+    row: Row | None = None  # older than what is compared
     waiters: tuple[Waiter, ...] = ()
     wanted: int = 0  # the highest revision that we know was committed
     shown: int = 0  # the revision that the kernel of the node is known to show
@@ -131,6 +133,8 @@ class State:
     status_due: float = 0.0
     snapshot_due: bool = False  # a patch was refused as wrong: what it builds on may be
     trouble: Trouble = FINE
+    heard: int = 0  # how often the agent spoke
+    silent: bool = False  # not a word while somebody waited, to the end: nobody waits until it speaks again
     call: Call | None = None  # in flight; None = it rests ...
     rests_until: tuple[float, float] = (0.0, 0.0)  # ... woken or not; if nobody wakes it
     woken: bool = False
@@ -158,18 +162,28 @@ def came(state: State, who: Waiter) -> Step:
     """Somebody waits for a revision; for an edit that was none, or one that is carried already, waits nobody."""
     if state.status is not None and who.revision <= state.shown:
         return state, (Release(who.number, outcome(_failures(state), who.about)),)
-    wanted = max(state.wanted, who.revision)
-    return replace(state, waiters=(*state.waiters, who), wanted=wanted, woken=True), ()
+    state = replace(state, wanted=max(state.wanted, who.revision), woken=True)
+    if state.silent:
+        return state, (Release(who.number, "pending"),)
+    return replace(state, waiters=(*state.waiters, replace(who, heard=state.heard))), ()
 
 
-def left(state: State, number: int) -> Step:
-    """Released, out of patience or cancelled."""
-    return replace(state, waiters=tuple(who for who in state.waiters if who.number != number)), ()
+def left(state: State, number: int, in_vain: bool = False) -> Step:
+    """Released or cancelled; `in_vain`: out of patience."""
+    unheard = in_vain and any(who.number == number and who.heard == state.heard for who in state.waiters)
+    waiters = tuple(who for who in state.waiters if who.number != number)
+    return replace(state, waiters=waiters, silent=state.silent or unheard), ()
 
 
 def woken(state: State) -> Step:
     """Something was committed that nobody waits for."""
     return replace(state, woken=True), ()
+
+
+def read(state: State, row: Row) -> Step:
+    """The node's row was. What another process committed shows in it."""
+    is_new = state.held is not None and state.held.revision < row.node.revision
+    return replace(state, row=row, woken=state.woken or is_new), ()
 
 
 def _released(state: State) -> Step:
@@ -218,16 +232,25 @@ def _looked(state: State, at: float) -> State:
 def told(state: State, at: float, status: AgentStatus, spread: float) -> Step:
     """The answer to Ask."""
     held, due = status.held, at + state.poll * spread
-    call = Compare(held, status.applied_revision)
-    return replace(state, status=status, away=("", ""), held=held, status_due=due, call=call), ()
+    call = Compare(held, status.applied_revision, is_fresh=True)
+    state = replace(state, status=status, away=("", ""), held=held, status_due=due, call=call)
+    state = replace(state, heard=state.heard + 1, silent=False)
+    if state.row is None or state.waiters or state.woken or not state.row.is_held(held):
+        return state, ()
+    state = replace(state, wanted=held.revision, shown=status.applied_revision, contested="")
+    return _passed(state, at, state.poll)  # a quiet node costs the database nothing
 
 
 def saw(state: State, at: float, call: Compare, compared: Compared) -> Step:
     """The answer to Compare."""
     node, held, freed = compared.node, call.held, tuple[Command, ...]()
+    is_ours, patch = compared.patch is not None, compared.patch
+    if patch is not None and (size(patch) > LARGEST_PATCH or state.snapshot_due):
+        patch = None
+    if patch is None and not call.is_fresh:  # perhaps another gateway has sent what is missing, and let go of it here
+        return replace(state, held=None, call=Ask()), ()
     wanted = max(node.revision, *(who.revision for who in state.waiters), 0)
     state = replace(state, wanted=wanted, contested=compared.contested)
-    is_ours = held.epoch == node.epoch and 0 <= held.revision <= node.revision and not compared.contested
     if not is_ours:
         state, freed = _released(state)  # whom an answer of before is due
     # Whatever an agent shows that is not ours, it is nothing of ours.
@@ -240,9 +263,6 @@ def saw(state: State, at: float, call: Compare, compared: Compared) -> Step:
         if held.origin.identity:  # if nobody told it yet whose state it holds: an empty patch does
             state, said = _settled(state, node, held, at)
             return state, (*freed, *said)
-    patch = compared.patch
-    if patch is not None and (size(patch) > LARGEST_PATCH or state.snapshot_due):
-        patch = None
     state = replace(state, call=Send(at, node, patch, held if compared.is_said else None))
     # Beside it, those whom the last call answered: to tell thirty of them takes as long as the agent needs for one.
     state, answered = _released(state)
@@ -254,7 +274,8 @@ def answered(state: State, at: float, call: Send, sent: Patch | Snapshot, applie
 
     The agent may hold more than we sent (from another gateway); the outcome is only about what we sent.
     """
-    said = [_sent(sent), *(_refusal(failure) for failure in applied.failures)]
+    refusals = ((failure.subject or "node", failure.reason) for failure in applied.failures)
+    said = [_sent(sent), *(Say(WARNING, f"event=failed subject={who} reason={why!r}") for who, why in refusals)]
     shown = state.shown if applied.outcome == "pending" else sent.revision
     status = state.status and replace(
         state.status,
@@ -267,6 +288,7 @@ def answered(state: State, at: float, call: Send, sent: Patch | Snapshot, applie
     # How many accounts it holds is in its status; here it is enough that it is not nothing.
     held = Held(applied.epoch, applied.revision, applied.origin, accounts=1)
     state = replace(state, shown=shown, status=status, held=held, snapshot_due=False, sent_at=at)
+    state = replace(state, heard=state.heard + 1, silent=False)
     if isinstance(sent, Snapshot) or size(sent) > 1:
         state = replace(state, breath=min((at - call.at) / 10, LONGEST_BREATH))
     freed: tuple[Command, ...]
@@ -277,6 +299,12 @@ def answered(state: State, at: float, call: Send, sent: Patch | Snapshot, applie
         state, freed = _released(state)
     state, after = _settled(state, call.node, held, at)
     return state, (*said, *freed, *after)
+
+
+def forestalled(state: State, at: float) -> Step:
+    """The answer to Send, instead: another gateway sends it a snapshot, or has just done so. It is looked at again."""
+    soon = at + WAITED_PAUSE
+    return replace(state, call=None, held=None, rests_until=(soon, soon)), ()
 
 
 def noted(state: State, at: float) -> Step:
@@ -318,10 +346,6 @@ def _sent(sent: Patch | Snapshot) -> Say:
         return Say(DEBUG, f"sent=patch base={sent.base} changes={size(sent)}")
     counts = f"servers={len(sent.servers)} accounts={len(sent.accounts)}"
     return Say(INFO, f"sent=snapshot revision={sent.revision} {counts}")
-
-
-def _refusal(failure: Failure) -> Say:
-    return Say(WARNING, f"event=failed subject={failure.subject or 'node'} reason={failure.reason!r}")
 
 
 # -- trouble -----------------------------------------------------------------------------------------------------------

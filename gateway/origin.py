@@ -9,9 +9,24 @@ Called by gateway/store/changes.py with what the database knows; sync.py acts on
 
 from __future__ import annotations
 
-from gateway.model import Held, Node
+from dataclasses import dataclass
+
+from gateway.model import Held, Node, Origin
 
 CURE = "nothing is sent to it until `wirelane-gateway node resync {}` with --show-difference or --from-database"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A node's row, as it is read with all others every few seconds, and whose state its agent should hold."""
+
+    node: Node
+    origin: Origin
+
+    def is_held(self, held: Held) -> bool:
+        """There is nothing to send, and nothing to write down."""
+        is_all = held.revision == self.node.revision == self.node.acknowledged
+        return is_all and (held.epoch, held.origin) == (self.node.epoch, self.origin)
 
 
 def contested(node: Node, identity: str, held: Held, mark: int | None) -> str:

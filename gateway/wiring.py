@@ -37,7 +37,7 @@ from gateway.one_time_links import OneTimeLinks
 from gateway.renewal import Renewal
 from gateway.secret_files import database_url, is_there, read_key
 from gateway.servers import Servers
-from gateway.store import Store, is_empty, migrate, open_store, parsed_url
+from gateway.store import Store, is_empty, migrate, only_gateway, open_store, parsed_url
 from gateway.store import settings as setting_rows
 from gateway.sync import Sync
 from gateway.system import System
@@ -178,14 +178,14 @@ async def serve(config: Config) -> None:
     """Runs until SIGTERM or SIGINT. Raises ConfigError, DatabaseUnavailable when it cannot start."""
     check_files(config)
     certificate = _certificate(config)
-    _calm_garbage_collection()
+    calm_garbage_collection()
     address, port = listen_address(config.listen)
     try:
         listening = bound_socket(address, port)
     except OSError as error:
         cure = f": {port_cure(port)}" if isinstance(error, PermissionError) else ""
         raise ConfigError([f"listen: {config.listen}: {error.strerror}{cure}"]) from None
-    with listening:
+    with listening, only_gateway(database_url(config)):
         for sentence in advice(config):
             log.warning("event=advice text=%r", sentence)
         if await is_empty(database_url(config)):
@@ -221,7 +221,7 @@ def _on_hangup(certificate: Certificate | None) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, certificate.look_now)
 
 
-def _calm_garbage_collection() -> None:
+def calm_garbage_collection() -> None:
     """Python's garbage collection looks at everything that lives after each 700 new objects, and a list of ten thousand
     accounts is 200,000 of them: a third of its time. What the program consists of is never looked at again."""
     gc.collect()

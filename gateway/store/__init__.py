@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from gateway.store.engine import parsed_url
+from gateway.store.only import only_gateway
 from gateway.store.schema import is_empty, migrate
 from gateway.store.store import Store, open_store
 from gateway.store.transaction import Transaction
 
-__all__ = ["Store", "Transaction", "is_empty", "migrate", "open_store", "parsed_url"]
+__all__ = ["Store", "Transaction", "is_empty", "migrate", "only_gateway", "open_store", "parsed_url"]

@@ -137,6 +137,12 @@ async def changed_since(tx: Transaction, node_id: int, revision: int) -> list[Ac
     return [_parsed(tx, row, secrets=False) for row in rows]
 
 
+async def parts_of(tx: Transaction, node_id: int) -> AsyncIterator[list[Account]]:
+    """All of a node, as `changed_since` has them, never more than PAGE at a time."""
+    async for part in tx.parts(_select.where(accounts.c.node_id == node_id), PAGE):
+        yield [_parsed(tx, row, secrets=False) for row in part]
+
+
 async def by_ids(tx: Transaction, ids: Collection[int]) -> dict[int, Account]:
     """Those that exist."""
     found: dict[int, Account] = {}

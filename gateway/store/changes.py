@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from sqlalchemy import bindparam, delete, func, select, update
 
 from gateway import origin
-from gateway.model import Compared, Held, Node, Origin, Patch, Server, Snapshot
+from gateway.model import Account, Compared, Held, Node, Origin, Patch, Server, Snapshot
 from gateway.store import accounts as account_rows
 from gateway.store import nodes as node_rows
 from gateway.store import servers as server_rows
@@ -26,6 +26,13 @@ _tombstones = (
     .order_by(tombstones.c.revision)
 )
 _horizon_of = select(nodes.c.horizon).where(nodes.c.id == bindparam("node"))
+
+
+async def rows(tx: Transaction) -> list[origin.Row]:
+    """Of every node; two statements, however many they are."""
+    identity = await settings.identity(tx)
+    marked = await node_rows.listed_with_marks(tx)
+    return [origin.Row(node, Origin(identity, mark, node.name)) for node, mark in marked]
 
 
 async def compared(tx: Transaction, name: str, held: Held) -> Compared:
@@ -67,11 +74,13 @@ async def snapshot(tx: Transaction, name: str) -> Snapshot:
     marks = await node_rows.marks(tx, node.id, node.revision)
     servers = _readable(await server_rows.changed_since(tx, node.id, -1))
     there = {server.name for server in servers}
-    accounts = await account_rows.changed_since(tx, node.id, -1)
+    accounts: list[Account] = []
+    async for some in account_rows.parts_of(tx, node.id):  # others get their turn in between
+        accounts += [account for account in some if account.server in there]
     return Snapshot(
         revision=node.revision,
         servers=servers,
-        accounts=tuple(account for account in accounts if account.server in there),
+        accounts=tuple(accounts),
         time_zone=await settings.time_zone(tx),
         origin=Origin(await settings.identity(tx), marks.get(node.revision, 0), node.name),
     )

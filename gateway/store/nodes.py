@@ -22,7 +22,7 @@ from gateway.errors import Conflict, InvalidValue, NotFound
 from gateway.model import Held, Node
 from gateway.origin import word
 from gateway.store import ranges
-from gateway.store.tables import cursors, epochs, join_tokens, nodes, revisions, servers, tombstones
+from gateway.store.tables import claims, cursors, epochs, join_tokens, nodes, revisions, servers, tombstones
 from gateway.store.transaction import INSTALLATION, Transaction
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a DNS label: names of nodes become names of hosts
@@ -43,6 +43,13 @@ _columns = (
     nodes.c.drained,
 )
 _by_name = select(*_columns).where(nodes.c.name == bindparam("node"))
+_with_marks = (
+    select(*_columns, revisions.c.mark)
+    .select_from(
+        nodes.outerjoin(revisions, (revisions.c.node_id == nodes.c.id) & (revisions.c.revision == nodes.c.revision))
+    )
+    .order_by(nodes.c.id)
+)
 _lock = select(nodes.c.id).where(nodes.c.id == bindparam("node")).with_for_update()
 _next = (
     update(nodes)
@@ -64,6 +71,11 @@ def _node(row: Row[Any]) -> Node:
 
 async def listed(tx: Transaction) -> list[Node]:
     return [_node(row) for row in await tx.all(select(*_columns).order_by(nodes.c.id))]
+
+
+async def listed_with_marks(tx: Transaction) -> list[tuple[Node, int]]:
+    """As `listed`, each with the mark of its revision."""
+    return [(Node(*row[:-1]), row[-1] or 0) for row in await tx.all(_with_marks)]
 
 
 async def found(tx: Transaction, name: str) -> Node:
@@ -175,7 +187,7 @@ async def remove(tx: Transaction, name: str) -> None:
     if row is not None and row[0]:
         raise Conflict(f"Node {name} cannot be removed: it has {row[0]} servers, delete them first")
     await ranges.clear(tx, ranges.marks_of(node.id))
-    for table in (tombstones, revisions, epochs, cursors, join_tokens):
+    for table in (tombstones, revisions, epochs, cursors, claims, join_tokens):
         await tx.run(delete(table).where(table.c.node_id == node.id))
     await tx.run(delete(nodes).where(nodes.c.id == node.id))
 

@@ -1,8 +1,8 @@
-"""The store: one database, its key, and one transaction for each method.
+"""The store: one database and its key.
 
-Owns: when a transaction begins, is tried again, and what its failure means. Use cases that read and write in one
-transaction (accounts, servers) pass their work to `change`; sync, collect and the command line use the methods below.
-Never caches: another gateway may have changed everything since.
+Owns: when a transaction begins, is tried again, and what its failure means. Who needs the database passes its work to
+`read` or `change`, one transaction each, and calls the rows of this folder in it. Never caches: another gateway may
+have changed everything since.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from gateway.errors import ConfigError, DatabaseUnavailable
-from gateway.model import AccessKey, Compared, Held, Node, Snapshot
-from gateway.store import changes, copying, keys, nodes, schema, settings
+from gateway.model import AccessKey
+from gateway.store import copying, keys, schema, settings
 from gateway.store.engine import Engine, parsed_url
 from gateway.store.keys import KeptKey
 from gateway.store.seal import Seal
@@ -151,23 +151,6 @@ class Store:
             return error
         return None
 
-    # -- nodes ----------------------------------------------------------------------------------------------------
-
-    async def nodes(self) -> list[Node]:
-        return await self.read(nodes.listed)
-
-    async def node(self, name: str) -> Node:
-        return await self.read(lambda tx: nodes.found(tx, name))
-
-    async def add_node(self, name: str, target: str, endpoint: str = "") -> Node:
-        return await self.change(lambda tx: nodes.add(tx, name, target, endpoint))
-
-    async def remove_node(self, name: str) -> None:
-        await self.change(lambda tx: nodes.remove(tx, name))
-
-    async def resync_node(self, name: str, held: Held) -> None:
-        await self.change(lambda tx: nodes.resync(tx, name, held))
-
     # -- access keys ----------------------------------------------------------------------------------------------
 
     def key_digest(self, key: AccessKey, access_hash: str) -> bytes:
@@ -176,25 +159,6 @@ class Store:
 
     def opens(self, kept: KeptKey, access_hash: str) -> bool:
         return hmac.compare_digest(kept.digest, self.key_digest(kept.key, access_hash))
-
-    # -- sync -----------------------------------------------------------------------------------------------------
-
-    async def compared(self, node: str, held: Held) -> Compared:
-        """The node, and what an agent lacks that holds this, or why nothing may be sent."""
-        return await self.read(lambda tx: changes.compared(tx, node, held))
-
-    async def snapshot(self, node: str) -> Snapshot:
-        return await self.read(lambda tx: changes.snapshot(tx, node))
-
-    async def note_tunnel_mtu(self, node: str, mtu: int) -> None:
-        """What its agent says; customers' texts need it while the agent is away, too."""
-        await self.change(lambda tx: nodes.note_tunnel_mtu(tx, node, mtu))
-
-    async def acknowledge(self, node: str, epoch: str, revision: int) -> None:
-        await self.change(lambda tx: changes.acknowledge(tx, node, epoch, revision))
-
-    async def set_time_zone(self, name: str) -> None:
-        await self.change(lambda tx: settings.set_time_zone(tx, name))
 
 
 async def open_store(url: str, key: bytes) -> Store:

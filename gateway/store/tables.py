@@ -201,6 +201,17 @@ cursors = Table(
     Column("cursor", BigInteger, nullable=False),
 )
 
+# Until when (milliseconds of the database's clock) work on a node is somebody's. See claims.py.
+claims = Table(
+    "claims",
+    metadata,
+    Column("work", Text, nullable=False),
+    Column("node_id", Integer, nullable=False),  # 0 = the whole installation
+    Column("until", BigInteger, nullable=False),
+    Column("holder", Text, nullable=False),
+    PrimaryKeyConstraint("work", "node_id"),
+)
+
 # No foreign key to accounts: a fold must not wait for, or stop, a delete. See usage.py.
 usage = Table(
     "usage",

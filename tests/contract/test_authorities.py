@@ -114,7 +114,7 @@ async def test_a_node_has_no_name_in_a_certificate_before_it_is_enrolled(store: 
     node = await direct.add_node(store, NODE, "198.51.100.11:7443")
     assert (node.tls_name, node.is_local) == ("", False)
     await store.change(lambda tx: node_rows.name_certificate(tx, node.id, "a.node.wirelane"))
-    assert (await store.node(NODE)).tls_name == "a.node.wirelane"
+    assert (await direct.node(store, NODE)).tls_name == "a.node.wirelane"
 
 
 async def test_an_authority_takes_the_place_of_another_in_three_steps(store: Store) -> None:
@@ -153,7 +153,7 @@ async def test_another_gateway_answers_who_asks_again(database_url: str, store: 
     await direct.add_node(store, NODE, "198.51.100.11:7443")
     token, key = JoinToken.parse((await Enrolment(store).new_token(NODE, 3600)).reveal()), new_key()
     await Enrolment(store).enrol(request(token, key))
-    name = (await store.node(NODE)).tls_name
+    name = (await direct.node(store, NODE)).tls_name
     async with await open_store(database_url, KEY) as other:
         ask = asked(token, key)
         reply = await Enrolment(other).enrol(parsed(ask.body))
@@ -162,7 +162,7 @@ async def test_another_gateway_answers_who_asks_again(database_url: str, store: 
         "msg": {"reply": reply.text, "proof": base64.urlsafe_b64encode(reply.proof).decode()},
     }
     found = enrolled(ask, json.dumps(answer).encode(), datetime.now(UTC))
-    assert found.identity.name == name == (await store.node(NODE)).tls_name
+    assert found.identity.name == name == (await direct.node(store, NODE)).tls_name
 
 
 def request(token: JoinToken, key: Secret) -> Request:

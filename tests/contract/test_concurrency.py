@@ -39,7 +39,7 @@ def urls(request: pytest.FixtureRequest) -> list[str]:
 @pytest.fixture
 async def gateways(urls: list[str], anyio_backend: str) -> AsyncIterator[list[Store]]:
     stores = [await open_store(url, KEY) for url in urls]
-    await stores[0].add_node(NODE, "unix:/run/agent.sock")
+    await direct.add_node(stores[0], NODE, "unix:/run/agent.sock")
     yield stores
     for store in stores:
         await store.close()
@@ -88,7 +88,7 @@ async def test_a_hundred_creates_that_name_only_the_server_are_a_hundred_account
     assert {account.name for account in made} == {f"peer_{n}" for n in range(1, MANY + 1)}
     assert {account.mark for account in made} == set(range(100, 100 + MANY))
     assert await direct.accounts(use) == sorted(made, key=lambda account: account.name)
-    assert len((await gateways[0].snapshot(NODE)).accounts) == MANY
+    assert len((await direct.snapshot(gateways[0], NODE)).accounts) == MANY
     await check_ranges(gateways[0])
 
 
@@ -166,7 +166,7 @@ async def test_no_change_is_ever_skipped_by_who_asks_what_changed(
     await asyncio.gather(*(live(i) for i in range(16)))
     done = True
     await asyncio.gather(*followers)
-    whole = await gateways[0].snapshot(NODE)
+    whole = await direct.snapshot(gateways[0], NODE)
     assert len(whole.accounts) == 12
     for mirror in mirrors:
         await mirror.catch_up()

@@ -226,6 +226,23 @@ def test_a_port_that_is_taken_is_one_clear_line(gateway: Gateway) -> None:
     assert not (gateway.folder / "gateway.db").exists()
 
 
+def test_sqlite_is_for_one_gateway_and_the_command_line_works_beside_it(gateway: Gateway) -> None:
+    with gateway.process():
+        first = gateway.config
+        gateway.config = gateway.folder / "second.toml"
+        gateway.config.write_text(first.read_text().replace(f"127.0.0.1:{gateway.port}", f"127.0.0.2:{gateway.port}"))
+        done = gateway.run("serve")
+        assert done.returncode == 2
+        assert done.stderr == (
+            f"wirelane-gateway: database: another gateway serves {gateway.folder}/gateway.db; "
+            "SQLite is for one, use PostgreSQL for several\n"
+        )
+        assert gateway.run("node", "list").returncode == 0
+        gateway.config = first
+    with gateway.process():  # kill -9 of the first one leaves nothing behind
+        assert gateway.call("/healthz", raw=True) == "ok"
+
+
 def test_tls_is_served_from_certificate_files(gateway: Gateway) -> None:
     gateway.switch_tls_on()
     with gateway.process():

@@ -439,7 +439,7 @@ async def test_a_database_has_an_identity_that_no_other_has(store: Store, databa
     ours = (await direct.snapshot(store, NODE)).origin
     assert len(ours.identity) == 32 and ours.node == NODE and ours.mark
     again = await open_store(database_url, KEY)
-    assert (await again.snapshot(NODE)).origin == ours
+    assert (await direct.snapshot(again, NODE)).origin == ours
     await again.close()
     url = f"sqlite:///{tmp_path}/other.db"
     await migrate(url)
@@ -608,9 +608,9 @@ class Mirror:
         self.accounts: dict[int, Account] = {}
 
     async def catch_up(self, *, acknowledge: bool = True) -> None:
-        patch = (await self._store.compared(NODE, held("e", self.revision))).patch
+        patch = (await direct.compared(self._store, NODE, held("e", self.revision))).patch
         if patch is None:
-            whole = await self._store.snapshot(NODE)
+            whole = await direct.snapshot(self._store, NODE)
             self.servers = {server.name: server for server in whole.servers}
             self.accounts = {account.id: account for account in whole.accounts}
             self.revision = whole.revision
@@ -627,7 +627,7 @@ class Mirror:
         addresses = [account.address for account in self.accounts.values()]
         assert len(addresses) == len(set(addresses)), "a patch is one moment, never a mixture of two"
         if acknowledge:
-            await self._store.acknowledge(NODE, "e", self.revision)
+            await direct.acknowledge(self._store, NODE, "e", self.revision)
 
 
 async def random_change(chance: random.Random, use: Accounts, manage: Servers) -> None:

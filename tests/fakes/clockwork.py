@@ -21,7 +21,7 @@ from gateway.errors import AgentUnreachable
 from gateway.model import Applied, Compared, Held, Node, Origin, Patch, Snapshot
 from tests.fakes.agents import FakeAgent
 
-NODE, IDENTITY, POLL, SETTLE, WIRE = "n", "ours", 2.0, 2.0, 0.01
+NODE, IDENTITY, POLL, SETTLE, WIRE, CLAIM = "n", "ours", 2.0, 2.0, 0.01, 5.0
 T = TypeVar("T")
 
 
@@ -76,6 +76,10 @@ class Database:
         self.node = replace(self.node, epoch=epoch, acknowledged=min(held, self.node.revision))
 
     @property
+    def row(self) -> origin.Row:
+        return origin.Row(self.node, self._origin)
+
+    @property
     def _origin(self) -> Origin:
         return Origin(IDENTITY, self.history[-1], NODE)
 
@@ -93,12 +97,19 @@ class Gateway:
         self._alarm = -1.0
         self._failures = 0
         self._failed_at: float | None = None
+        self._launched: list[type[Call]] = []
+        self._spoke_at = self._in_vain_at = -1.0  # the agent last; and who last waited to the end without a word
         self.feed(lambda state: decision.began(state, world.at))
+        world.later(0.0, self._read)
 
     def feed(self, event: Callable[[State], Step]) -> None:
         self.state, commands = event(self.state)
         for command in commands:
             match command:
+                case Release(number, "pending"):
+                    assert self._in_vain_at > self._spoke_at, "pending at once, and nobody had waited in vain"
+                    self.waiting.pop(number)
+                    self.outcomes.append("pending")
                 case Release():
                     mark = self.waiting.pop(command.number)
                     assert mark in self._world.seen, "success, and the agent never showed it"
@@ -118,6 +129,14 @@ class Gateway:
         if self in self._world.gateways:
             self.feed(lambda state: decision.ticked(state, self._world.at))
 
+    def _read(self) -> None:
+        """The rows of all nodes, every few seconds."""
+        if self not in self._world.gateways:
+            return
+        row = self._world.database.row
+        self._world.later(WIRE, lambda: self.feed(lambda state: decision.read(state, row)))
+        self._world.later(POLL, self._read)
+
     def wait(self, revision: int, mark: int) -> None:
         """A caller, with the patience that callers have."""
         number = next(self._world.numbers)
@@ -128,7 +147,9 @@ class Gateway:
     def _leave(self, number: int) -> None:
         if self.waiting.pop(number, None) is not None:
             self.outcomes.append("pending")
-            self.feed(lambda state: decision.left(state, number))
+            if self._world.at - SETTLE >= self._spoke_at:
+                self._in_vain_at = self._world.at
+            self.feed(lambda state: decision.left(state, number, in_vain=True))
 
     def _launch(self, call: Call) -> None:
         world, self._in_flight = self._world, call
@@ -138,6 +159,8 @@ class Gateway:
             self._compared = call.held
         if isinstance(call, Send):
             assert world.is_known(self._compared), "sent to an agent that is not ours"
+            assert call.patch or self._launched[-2:] == [Ask, Compare], "all of it is sent, and nobody asked the agent"
+        self._launched = [*self._launched[-1:], type(call)]
         world.later(WIRE, lambda: self._reach(call))
 
     def _check_pause(self, pause: float) -> None:
@@ -150,12 +173,14 @@ class Gateway:
         """The call does what it does; its answer is on its way back."""
         if self not in self._world.gateways:
             return  # it died with its calls
-        event = self._world.made(call)
+        event = self._world.made(call, self)
         self._world.later(WIRE, lambda: self._answer(event))
 
     def _answer(self, event: Callable[[State], Step]) -> None:
         if self not in self._world.gateways:
             return
+        if isinstance(self._in_flight, Ask | Send) and not isinstance(event, Failure | Forestalled):
+            self._spoke_at = self._world.at
         self._in_flight = None
         if isinstance(event, Failure) and not event.is_stale:
             self._failures, self._failed_at = self._failures + 1, self._world.at
@@ -176,6 +201,7 @@ class World:
         self.shows: tuple[str, int] = ("", 0)  # the epoch and revision that the kernel shows
         self.seen: set[int] = set()  # every mark that it ever showed, with those before it
         self._before: dict[int, int] = {}  # mark -> the one before it
+        self.claim: tuple[Gateway | None, float] = (None, 0.0)  # of a snapshot: whose, until when
         self.gateways: list[Gateway] = []
         self.add_gateway()
 
@@ -236,7 +262,7 @@ class World:
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
-    def made(self, call: Call) -> Callable[[State], Step]:
+    def made(self, call: Call, by: Gateway) -> Callable[[State], Step]:
         """What a call does now, and the event that its answer is."""
         spread = self._dice.uniform(0.8, 1.2)
         try:
@@ -249,6 +275,8 @@ class World:
                 case Compare():
                     compared = self.database.compared(call.held)
                     return lambda state: decision.saw(state, self.at, call, compared)
+                case Send() if call.patch is None and not self._claimed(call.node, by):
+                    return Forestalled(self)
                 case Send():
                     sent, applied = self._sent(call)
                     return lambda state: decision.answered(state, self.at, call, sent, applied)
@@ -257,6 +285,14 @@ class World:
                     return lambda state: decision.noted(state, self.at)
         except Exception as error:
             return Failure(self, error, _kind(error), spread, isinstance(call, Send))
+
+    def _claimed(self, known: Node, by: Gateway) -> bool:
+        node, (whose, until) = self.database.node, self.claim
+        is_old = (node.epoch, node.acknowledged) != (known.epoch, known.acknowledged)
+        if is_old or (whose is not by and self.at < until):
+            return False
+        self.claim = by, self.at + CLAIM
+        return True
 
     def _sent(self, call: Send) -> tuple[Patch | Snapshot, Applied]:
         sent: Patch | Snapshot
@@ -299,6 +335,14 @@ class World:
 
     def _new(self) -> int:
         return next(self.numbers) + 1_000_000
+
+
+class Forestalled:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def __call__(self, state: State) -> Step:
+        return decision.forestalled(state, self._world.at)
 
 
 class Failure:

@@ -48,6 +48,7 @@ class Cluster:
             self._prefix = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
         self.port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        self._command: list[str] = []
         self._count = 0
 
     def start(self, *, tls: bool = False) -> None:
@@ -59,18 +60,24 @@ class Cluster:
             self_signed(self.certificate, data / "server.key", self._prefix)
             options += ["-c", "ssl=on"]
         command = [self._binaries / "postgres", "-D", data, "-k", self._folder, "-h", "127.0.0.1", "-p", str(self.port)]
-        with (self._folder / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "INT", *self._prefix[1:], *map(str, command), *options],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd="/",
-            )
+        self._command = ["setpriv", "--pdeathsig", "INT", *self._prefix[1:], *map(str, command), *options]
+        self.serve()
+
+    def serve(self) -> None:
+        """Also after `kill`."""
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT, cwd="/")
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("PostgreSQL did not start:\n" + (self._folder / "log").read_text())
             time.sleep(0.05)
+
+    def kill(self) -> None:
+        """As `kill -9` does: every connection breaks, and nothing is written any more."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(STOP_SECONDS)
 
     @property
     def certificate(self) -> Path:

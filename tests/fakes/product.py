@@ -82,7 +82,7 @@ async def running_product(
     store, agents = await open_store(url, KEY), FakeAgents()
     await direct.add_node(store, NODE, "unix:/run/agent.sock", "vpn.example.com")
     sync = Sync(store, agents, settle_seconds, poll_seconds)
-    collect, creation = Collect(store, agents), Creation(store, account_limit)
+    collect, creation = Collect(store, agents, 0.0), Creation(store, account_limit)
     product = Product(
         store=store,
         agents=agents,

@@ -22,6 +22,12 @@ def database(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-async def product(database: str, anyio_backend: str) -> AsyncIterator[Product]:
-    async with running_product(database) as product:
+def settle_seconds() -> float:
+    """How long callers wait for a node; a test that wants them impatient parametrizes it."""
+    return 5.0
+
+
+@pytest.fixture
+async def product(database: str, settle_seconds: float, anyio_backend: str) -> AsyncIterator[Product]:
+    async with running_product(database, settle_seconds=settle_seconds) as product:
         yield product

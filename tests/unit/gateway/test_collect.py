@@ -82,11 +82,25 @@ async def test_a_new_epoch_counts_on_from_what_was(product: Product, agent: Fake
 
 
 async def test_two_collectors_at_the_same_time_count_once(product: Product, agent: FakeAgent, account: Account) -> None:
-    others = [Collect(product.store, product.agents) for _ in range(3)]
+    others = [Collect(product.store, product.agents, 0.0) for _ in range(3)]
     for _ in range(5):
         agent.use(account.id, DAY, 10, 1)
         await asyncio.gather(*(other.collect() for other in others))
     assert await used(product, account) == (50, 5)
+
+
+async def test_of_two_gateways_one_asks_a_node_in_each_round(
+    product: Product, agent: FakeAgent, account: Account
+) -> None:
+    first, second = (Collect(product.store, product.agents, 0.4) for _ in range(2))
+    agent.use(account.id, DAY, 10, 1)
+    await first.collect()
+    await second.collect()
+    assert agent.calls.count("totals") == 1
+    await asyncio.sleep(0.4)  # the first one died
+    agent.use(account.id, DAY, 10, 1)
+    await second.collect()
+    assert await used(product, account) == (20, 2)
 
 
 async def test_a_refresh_brings_one_account_up_to_now_and_moves_no_cursor(
@@ -189,7 +203,7 @@ async def test_a_database_that_is_gone_is_logged_once_and_tried_again(
 
 async def test_old_months_go_once_a_day(product: Product, agent: FakeAgent, account: Account) -> None:
     today = datetime(2024, 4, 1, 0, 30, tzinfo=ZoneInfo("Europe/Warsaw"))
-    collect = Collect(product.store, product.agents, 60, 2, "Europe/Warsaw", lambda zone: today.astimezone(zone))
+    collect = Collect(product.store, product.agents, 0.0, 2, "Europe/Warsaw", lambda zone: today.astimezone(zone))
     for day in (date(2024, 2, 29), date(2024, 3, 1), date(2024, 4, 1)):
         agent.use(account.id, day, 1, 1)
     await product.collect.collect()
@@ -233,7 +247,7 @@ async def test_a_clock_that_jumps_deletes_nothing_and_prunes_again_when_it_is_ri
     product: Product, account: Account, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = [datetime(2026, 11, 26, 12, tzinfo=UTC)]
-    collect = Collect(product.store, product.agents, usage_months=2, now=lambda zone: clock[0].astimezone(zone))
+    collect = Collect(product.store, product.agents, 0.0, usage_months=2, now=lambda zone: clock[0].astimezone(zone))
     for day in (date(2026, 9, 30), date(2026, 10, 1), date(2026, 11, 26)):
         product.agents[NODE].use(account.id, day, 5, 5)
     await collect.collect()

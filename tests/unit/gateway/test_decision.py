@@ -11,6 +11,7 @@ import pytest
 from gateway import decision
 from gateway.decision import Acknowledge, Ask, Command, Compare, Release, Remind, Say, Send, State, Step, Waiter
 from gateway.model import AgentStatus, Applied, Compared, Failure, Held, Node, Origin, Patch, Snapshot
+from gateway.origin import Row
 
 OURS = Origin("ours", 7, "n")
 HOLDS = Held("e", 5, OURS, 1)
@@ -39,7 +40,7 @@ def waiting(*revisions: int, **changes: object) -> State:
 def saw(state: State, compared: Compared, at: float = 10.0) -> Step:
     held = state.held
     assert held is not None
-    return decision.saw(state, at, Compare(held, state.shown), compared)
+    return decision.saw(state, at, Compare(held, state.shown, is_fresh=True), compared)
 
 
 def answered(
@@ -76,6 +77,23 @@ def test_what_is_shown_already_is_told_at_once_and_anything_else_waits_and_wakes
     state, commands = decision.came(resting(), Waiter(1, 6))
     assert (commands, state.waiters, state.wanted, state.woken) == ((), (Waiter(1, 6),), 6, True)
     assert decision.came(state, Waiter(2, 4))[0].wanted == 6
+
+
+def test_once_somebody_waited_in_vain_and_the_agent_said_nothing_the_next_hear_pending_at_once() -> None:
+    state, _ = decision.left(decision.came(resting(), Waiter(1, 6))[0], 1, in_vain=True)
+    assert state.silent
+    state, commands = decision.came(state, Waiter(2, 7))
+    assert (told(commands), state.waiters, state.wanted, state.woken) == ([(2, "pending")], (), 7, True)
+    for spoken, _ in (decision.told(state, 11.0, STATUS, 1.0), answered(state, patch(7))):
+        assert decision.came(spoken, Waiter(3, 8))[1] == ()
+
+
+def test_who_leaves_early_or_heard_the_agent_meanwhile_makes_nobody_silent() -> None:
+    came, _ = decision.came(resting(), Waiter(1, 6))
+    assert not decision.left(came, 1)[0].silent
+    heard, _ = answered(came, patch(5), outcome="pending")
+    assert not decision.left(heard, 1, in_vain=True)[0].silent
+    assert not decision.left(resting(), 1, in_vain=True)[0].silent  # it was released just then
 
 
 def test_an_agent_that_is_away_answers_for_nothing() -> None:
@@ -136,7 +154,7 @@ def test_those_whom_it_had_answered_are_let_go_when_the_agent_turns_out_not_to_b
 
 def test_what_an_agent_shows_that_is_not_ours_is_nothing_of_ours() -> None:
     for held in (Held("e", 8, OURS, 1), Held("e", -1), Held("other", 5, OURS, 1)):
-        state, commands = decision.saw(waiting(6), 10.0, Compare(held, 8), Compared(node(7), None))
+        state, commands = decision.saw(waiting(6), 10.0, Compare(held, 8, is_fresh=True), Compared(node(7), None))
         assert (state.shown, told(commands)) == (0, []), held
     state, commands = decision.saw(waiting(6), 10.0, Compare(Held("e", 0, OURS, 1), 0), Compared(node(7), patch(7)))
     assert state.call is not None and state.wanted == 7
@@ -173,7 +191,42 @@ def test_a_status_is_read_when_it_is_due_and_after_anything_odd() -> None:
     assert (state.call, state.held) == (Ask(), None)  # in case it does not answer
     assert decision.ticked(resting(held=None), 11.0)[0].call == Ask()
     state, _ = decision.told(state, 11.0, STATUS, 0.9)
-    assert (state.call, state.held, state.status, state.status_due) == (Compare(HOLDS, 5), HOLDS, STATUS, 12.8)
+    assert (state.call, state.held, state.status) == (Compare(HOLDS, 5, is_fresh=True), HOLDS, STATUS)
+    assert state.status_due == 12.8
+
+
+def asked(**changes: object) -> Step:
+    """A status arrives that is what the node's row says."""
+    state = resting(held=None, call=Ask(), row=Row(node(), OURS))
+    return decision.told(replace(state, **changes), 11.0, STATUS, 0.9)  # type: ignore[arg-type]
+
+
+def test_an_agent_that_holds_just_what_its_row_says_costs_the_database_nothing() -> None:
+    state, commands = asked(trouble=decision.Trouble("away", True, 0.4))
+    assert (state.call, state.held, state.next_pass, said(commands)) == (None, HOLDS, 12.8, [(INFO, "event=back")])
+    assert (state.wanted, state.shown, state.behind) == (5, 5, False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"row": None},
+        {"row": Row(node(6, 5), OURS)},
+        {"row": Row(node(5, 4), OURS)},  # not written down yet
+        {"row": Row(node(5, 5, "another"), OURS)},
+        {"row": Row(node(), replace(OURS, mark=8))},
+        {"waiters": (Waiter(1, 6),)},
+        {"woken": True},
+    ],
+)
+def test_any_other_agent_is_compared(changes: dict[str, object]) -> None:
+    assert asked(**changes)[0].call == Compare(HOLDS, 5, is_fresh=True)
+
+
+def test_what_another_process_commits_shows_in_the_row_and_wakes() -> None:
+    assert decision.read(resting(), Row(node(6), OURS))[0].woken
+    assert not decision.read(resting(), Row(node(5), OURS))[0].woken
+    assert not decision.read(resting(held=None), Row(node(6), OURS))[0].woken  # in trouble it has its own pace
 
 
 def test_a_task_that_begins_anew_waits_for_no_answer_of_before() -> None:
@@ -198,6 +251,27 @@ def test_a_patch_goes_unless_it_is_too_large_or_was_refused() -> None:
         assert (state.call.at, state.call.node, state.call.replaces) == (10.3, node(6), None)
         sent[changes] = state.call.patch is not None
     assert sent == {10_000: True, 10_001: False, 1: False}
+
+
+@pytest.mark.parametrize(
+    "compared",
+    [
+        Compared(node(7), None),  # another gateway sent what it lacks, and its tombstones are gone
+        Compared(node(20_000), patch(20_000, 10_001)),
+        Compared(node(7), None, contested="of another database"),
+        Compared(node(7), None, is_said=True),
+    ],
+)
+def test_nothing_but_a_patch_is_decided_from_memory(compared: Compared) -> None:
+    state, commands = decision.saw(waiting(6), 10.0, Compare(HOLDS, 5), compared)
+    assert (state.call, state.held, commands) == (Ask(), None, ())
+
+
+def test_while_another_gateway_sends_a_snapshot_it_waits_and_then_asks() -> None:
+    call = Send(10.0, node(6), None, None)
+    state, commands = decision.forestalled(waiting(6, call=call, woken=True), 10.0)
+    assert (state.call, state.held, state.next_pass, commands) == (None, None, 10.25, ())
+    assert decision.ticked(state, 10.25)[0].call == Ask()
 
 
 def test_by_an_operators_word_a_snapshot_takes_the_place_of_what_the_agent_holds() -> None:

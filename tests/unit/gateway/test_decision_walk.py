@@ -1,7 +1,8 @@
 """The decision of the sync, walked by Hypothesis through everything that can go wrong, on a simulated clock.
 
 What holds at every step is asserted in tests/fakes/clockwork.py: no caller hears of success unless the agent showed its
-revision; nothing is sent to an agent that is not ours; one call is in flight; no waiter is left behind; pauses grow.
+revision; nothing is sent to an agent that is not ours; all of it only to one that was asked just before; one call is in
+flight; no waiter is left behind, and none is sent away while the agent speaks; pauses grow.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from gateway.agents import AgentRefused, StaleAgent
 from gateway.errors import AgentUnreachable
 from gateway.model import Origin
-from tests.fakes.clockwork import NODE, Gateway, World
+from tests.fakes.clockwork import CLAIM, NODE, SETTLE, Gateway, World
 from tests.unit.gateway.test_profile import SERVER
 
-BOUND = 8.0  # seconds in which a change reaches an agent that answers again: the longest pause, a poll and some calls
+# Seconds in which a change reaches an agent that answers again: the longest pause, a poll and some calls; and the claim
+# of a gateway that died.
+BOUND = 8.0 + CLAIM
 ERRORS = [AgentUnreachable("no"), AgentRefused("no"), StaleAgent("no"), RuntimeError("no")]
 which = st.integers(0, 1)
 
@@ -53,6 +56,13 @@ class Walk(RuleBasedStateMachine):
     @rule(is_away=st.booleans())
     def the_agent_goes_or_comes(self, is_away: bool) -> None:
         self.world.agent.away = is_away
+
+    @rule(at=which, many=st.integers(1, 3))
+    def callers_come_one_after_the_other_while_the_agent_is_away(self, at: int, many: int) -> None:
+        self.world.agent.away = True
+        for _ in range(many):
+            self.callers_commit(1, at)
+            self.world.advance(SETTLE + 0.1)
 
     @rule()
     def an_answer_is_lost(self) -> None:
@@ -119,6 +129,7 @@ class Walk(RuleBasedStateMachine):
         assert (node.epoch, node.acknowledged) == (world.agent.epoch, node.revision)
         for gateway in world.gateways:
             assert not gateway.state.waiters and not gateway.waiting and not gateway.state.behind
+            assert not gateway.state.silent
             assert gateway.state.status is not None and gateway.state.status.problem == ""
 
     def teardown(self) -> None:

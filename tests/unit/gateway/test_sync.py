@@ -14,8 +14,9 @@ import pytest
 from gateway.agents import StaleAgent
 from gateway.errors import NotFound
 from gateway.model import AccountEdit, Applied, Failure, Held, NewAccount, Origin, Patch, ServerValues
-from gateway.store import Store, open_store
+from gateway.store import Store, Transaction, changes, claims, open_store
 from gateway.sync import Sync
+from tests.fakes import direct
 from tests.fakes.agents import FakeAgent, FakeAgents
 from tests.fakes.product import KEY, NODE, Product, running_product
 
@@ -44,7 +45,7 @@ async def until_acknowledged(store: Store, agent: FakeAgent) -> None:
     """Until the database says that the agent holds everything."""
     async with asyncio.timeout(5):
         while True:
-            node = await store.node(NODE)
+            node = await direct.node(store, NODE)
             if (node.epoch, node.acknowledged) == (agent.epoch, agent.revision) and node.revision == agent.revision:
                 return
             await asyncio.sleep(0.01)
@@ -63,7 +64,7 @@ async def test_a_new_agent_gets_a_snapshot_and_then_patches(product: Product) ->
 async def test_a_thousand_waiters_cost_a_few_patches(product: Product) -> None:
     agent = await with_server(product)
     await create(product)
-    revision = (await product.store.node(NODE)).revision
+    revision = (await direct.node(product.store, NODE)).revision
     before, agent.slow = len(agent.patches), 0.05
     async with asyncio.TaskGroup() as group:
         creates = [group.create_task(create(product, number)) for number in range(1, 41)]
@@ -111,15 +112,15 @@ async def test_who_was_answered_is_told_whatever_becomes_of_the_next_call(
     await create(product)
     agent.slow = 0.1
 
-    async def compared(node: str, held: Held) -> object:
+    async def compared(tx: Transaction, node: str, held: Held) -> object:
         if trouble == "it is slow":
             await asyncio.sleep(60)
         raise NotFound("no such node") if trouble == "the node is removed" else RuntimeError("broken")
 
     first = asyncio.create_task(create(product, 1))
     await until(lambda: len(agent.accounts) == 2)
-    monkeypatch.setattr(product.store, "compared", compared)
-    second = asyncio.create_task(product.sync.settled(NODE, (await product.store.node(NODE)).revision + 1))
+    monkeypatch.setattr(changes, "compared", compared)
+    second = asyncio.create_task(product.sync.settled(NODE, (await direct.node(product.store, NODE)).revision + 1))
     async with asyncio.timeout(0.5):
         assert await first == ""
     second.cancel()
@@ -145,6 +146,22 @@ async def test_a_change_while_the_agent_is_away_is_pending_and_arrives_when_it_i
     said = [record.message for record in caplog.records if "event=" in record.message]
     assert [line for line in said if "event=away" in line] == [f"node={NODE} event=away reason='away'"]
     assert len([line for line in said if "event=back" in line]) == 1
+
+
+@pytest.mark.parametrize("settle_seconds", [1.0])
+async def test_a_node_that_is_known_to_be_away_takes_the_time_of_its_first_caller_only(product: Product) -> None:
+    agent = await with_server(product)
+    await create(product)
+    agent.away = True
+    assert await create(product, 1) == NODE
+    assert product.sync.absent() == {NODE}
+    started = time.monotonic()
+    assert [await create(product, number) for number in range(2, 12)] == [NODE] * 10
+    assert await product.accounts.traffic("a1", 2026, 11)
+    assert time.monotonic() - started < 5.0, "not a second for each of the ten"
+    agent.away = False
+    await until(lambda: len(agent.accounts) == 12 and not product.sync.absent())
+    assert await create(product, 12) == ""
 
 
 async def test_a_lost_answer_is_no_lost_change(product: Product) -> None:
@@ -180,7 +197,7 @@ async def test_resync_of_a_node_sends_everything_anew(product: Product) -> None:
     agent = await with_server(product)
     await create(product)
     agent.accounts.clear()  # what the agent says it holds is not what it holds
-    await product.store.resync_node(NODE, (await agent.status()).held)
+    await direct.resync_node(product.store, NODE, (await agent.status()).held)
     await until(lambda: len(agent.accounts) == 1)
 
 
@@ -198,7 +215,7 @@ async def test_an_agent_of_another_database_is_given_nothing_until_the_operator_
     assert (agent.accounts, len(agent.patches), len(agent.snapshots)) == (kept, sent, 1)
     assert caplog.text.count("event=contested") == 1  # looked at again and again, said once
     assert product.sync.pending() == [NODE]
-    await product.store.resync_node(NODE, (await agent.status()).held)
+    await direct.resync_node(product.store, NODE, (await agent.status()).held)
     assert await create_1 == ""
     assert len(agent.accounts) == 2
     assert agent.snapshots[-1].replaces == Held("theirs", 90, Origin("theirs", 5, NODE), 1, 1)
@@ -217,7 +234,7 @@ async def test_two_names_for_one_agent_leave_it_to_the_first(product: Product) -
     agent = await with_server(product)
     await create(product)
     product.agents.also("twin", NODE)
-    await product.store.add_node("twin", "unix:/run/link-to-agent.sock")
+    await direct.add_node(product.store, "twin", "unix:/run/link-to-agent.sock")
     await until(lambda: bool((status := product.sync.statuses().get("twin")) and status.problem))
     assert "its agent is node local already" in product.sync.statuses()["twin"].problem  # type: ignore[union-attr]
     assert await create(product, 1) == ""
@@ -228,7 +245,7 @@ async def test_two_names_for_one_agent_leave_it_to_the_first(product: Product) -
 async def test_a_snapshot_that_was_overtaken_is_refused_and_the_state_read_again(product: Product) -> None:
     agent = await with_server(product)
     await create(product)
-    late = await product.store.snapshot(NODE)
+    late = await direct.snapshot(product.store, NODE)
     await create(product, 1)
     with pytest.raises(StaleAgent):
         await agent.snapshot(late, 0)
@@ -256,7 +273,7 @@ async def test_a_change_that_another_process_commits_is_found(product: Product, 
     agent = await with_server(product)
     async with running_other_gateway(database) as other:
         assert other is not product.store
-        await other.set_time_zone("Europe/Warsaw")
+        await direct.set_time_zone(other, "Europe/Warsaw")
     await until(lambda: agent.time_zone == "Europe/Warsaw")
 
 
@@ -287,6 +304,30 @@ async def test_two_gateways_may_sync_one_agent(product: Product, database: str) 
     assert len(agent.accounts) == 30
     assert len(agent.snapshots) == 1
     await until_acknowledged(product.store, agent)
+
+
+async def test_two_gateways_that_start_together_do_not_both_send_everything(
+    product: Product, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claims are PostgreSQL's; here they are stood in for, and the contract suite has the real ones."""
+    claimed: dict[int, str] = {}
+
+    async def take(tx: Transaction, work: str, node_id: int, holder: str, seconds: float) -> bool:
+        return claimed.setdefault(node_id, holder) == holder
+
+    monkeypatch.setattr(claims, "take", take)
+    names = [f"n{number}" for number in range(12)]
+    for name in names:
+        await direct.add_node(product.store, name, f"unix:/run/{name}.sock")
+    async with running_other_gateway(database) as store:
+        second = Sync(store, product.agents, 5.0, poll_seconds=0.05)
+        task = asyncio.create_task(second.run())
+        await until(lambda: all(second.statuses().get(name) for name in names) and second.pending() == [])
+        await until(lambda: product.sync.pending() == [])
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    assert [len(product.agents[name].snapshots) for name in names] == [1] * len(names)
 
 
 async def test_a_waiter_that_comes_while_the_kernel_is_slow_is_released_in_time(product: Product) -> None:
@@ -324,7 +365,8 @@ async def test_of_the_accounts_of_one_patch_only_the_refused_one_is_pending_for_
     agent.slow = 0.1  # so that both edits travel in the patch after the first
     names = ["a2", "a1", "a2", "a2"]
     edits = [product.accounts.edit(name, AccountEdit(download=n + 1)) for n, name in enumerate(names)]
-    last, everyone = (await product.store.node(NODE)).revision + 4, [account.id for account in agent.accounts.values()]
+    last = (await direct.node(product.store, NODE)).revision + 4
+    everyone = [account.id for account in agent.accounts.values()]
     waits = [product.sync.settled(NODE, last, everyone)]
     settled, (everybody,) = await asyncio.gather(asyncio.gather(*edits), asyncio.gather(*waits))
     assert [each.pending for each in settled] == ["", NODE, "", ""]
@@ -371,16 +413,16 @@ async def test_a_pass_that_breaks_is_logged_once_and_tried_again(
 ) -> None:
     agent = await with_server(product)
     broken = 4
-    real = product.store.compared
+    real = changes.compared
 
-    async def compared(node: str, held: Held) -> object:
+    async def compared(tx: Transaction, node: str, held: Held) -> object:
         nonlocal broken
         if broken:
             broken -= 1
             raise RuntimeError("broken")
-        return await real(node, held)
+        return await real(tx, node, held)
 
-    monkeypatch.setattr(product.store, "compared", compared)
+    monkeypatch.setattr(changes, "compared", compared)
     assert await create(product) == ""
     assert len(agent.accounts) == 1
     failures = [record for record in caplog.records if record.exc_info]
@@ -389,10 +431,10 @@ async def test_a_pass_that_breaks_is_logged_once_and_tried_again(
 
 
 async def test_nodes_come_and_go_at_run_time(product: Product) -> None:
-    await product.store.add_node("second", "unix:/run/second.sock")
+    await direct.add_node(product.store, "second", "unix:/run/second.sock")
     await until(lambda: len(product.agents["second"].snapshots) == 1)
     assert set(product.sync.statuses()) == {NODE, "second"}
-    await product.store.remove_node("second")
+    await direct.remove_node(product.store, "second")
     await until(lambda: set(product.sync.statuses()) == {NODE})
     calls = len(product.agents["second"].calls)
     await asyncio.sleep(0.5)
@@ -406,7 +448,7 @@ async def test_a_node_that_was_added_a_moment_ago_is_waited_for(database: str) -
     sync = Sync(store, agents, 2.0, poll_seconds=60)
     task = asyncio.create_task(sync.run())
     await asyncio.sleep(0.1)
-    node = await store.add_node("late", "unix:/run/late.sock", "vpn.example.com")
+    node = await direct.add_node(store, "late", "unix:/run/late.sock", "vpn.example.com")
     assert await sync.settled("late", node.revision) == "applied"
     task.cancel()
     with suppress(asyncio.CancelledError):
@@ -430,7 +472,7 @@ async def test_waiters_that_give_up_leave_nothing_behind(database: str) -> None:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        await product.store.remove_node(NODE)
+        await direct.remove_node(product.store, NODE)
         await until(lambda: product.sync.statuses() == {})
 
 

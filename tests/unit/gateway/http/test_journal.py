@@ -196,6 +196,7 @@ async def test_who_opens_and_hangs_up_again_and_again_writes_one_line(
 # -- changes ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("settle_seconds", [0.5])
 async def test_each_change_is_one_line(api: Api, lines: pytest.LogCaptureFixture) -> None:
     lines.clear()
     await api.msg("POST", "/account", wg_name="Default_1", password="hidden")
@@ -208,7 +209,6 @@ async def test_each_change_is_one_line(api: Api, lines: pytest.LogCaptureFixture
     await api.msg("POST", "/wireguard")
     await api.msg("PUT", "/wireguard/Default_1/set_bandwidth")
     api.product.agents[NODE].away = True
-    api.product.sync._settle_seconds = 0.1
     await api.msg("DELETE", "/account/two")
     one = f"client={CLIENT} key=tests"
     right = "outcome='success' pending=-"

@@ -87,9 +87,9 @@ async def test_json_and_multipart_are_as_good_as_urlencoded(api: Api) -> None:
     assert (await api.http.post("/api/v1/account", files=parts)).json()["msg"]["b_upload"] == "8"
 
 
+@pytest.mark.parametrize("settle_seconds", [0.5])
 async def test_change_that_the_node_has_not_applied_names_it_in_a_header(api: Api) -> None:
     api.product.agents[NODE].away = True
-    api.product.sync._settle_seconds = 0.05
     answer = await api.http.post("/api/v1/account", data={"wg_name": "Default_1", "name": "one"})
     assert answer.json()["status"] == "success" and answer.headers["x-wirelane-pending"] == NODE
     for method, path in (("PUT", "/api/v1/account/one"), ("DELETE", "/api/v1/account/one")):
