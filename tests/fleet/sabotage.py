@@ -22,48 +22,91 @@ COPIED = ("agent", "gateway", "protos", "tests", "scripts", "pyproject.toml")
 
 
 @dataclass(frozen=True, slots=True)
-class Sabotage:
+class Edit:
     """`old` stands in `file` once; `new` takes its place."""
 
-    name: str
     file: str
     old: str
     new: str
 
 
+@dataclass(frozen=True, slots=True)
+class Sabotage:
+    name: str
+    edits: tuple[Edit, ...]
+
+
 SABOTAGES = (
     Sabotage(
-        "revision lock off: a revision is taken and committed by itself, before the change that has it",
-        "gateway/store/nodes.py",
-        '    row = await tx.one(_next, {"node": node_id})\n',
-        "    from sqlalchemy.ext.asyncio import create_async_engine\n"
-        "    async with create_async_engine(tx.connection.engine.url).begin() as alone:\n"
-        '        row = (await alone.execute(_next, {"node": node_id})).first()\n',
+        "revision lock off: revisions are taken and committed before the changes that have them",
+        (
+            Edit(
+                "gateway/store/nodes.py",
+                '    if not tx.is_sqlite:\n        await tx.one(_lock, {"node": node_id})\n',
+                "",
+            ),
+            Edit(
+                "gateway/store/nodes.py",
+                '    row = await tx.one(_next, {"node": node_id})\n',
+                "    from sqlalchemy.ext.asyncio import create_async_engine\n"
+                "    from sqlalchemy.pool import NullPool\n"
+                "    async with create_async_engine(tx.connection.engine.url, poolclass=NullPool).begin() as alone:\n"
+                '        row = (await alone.execute(_next, {"node": node_id})).first()\n'
+                '    await __import__("asyncio").sleep(0.02)\n',
+            ),
+        ),
     ),
     Sabotage(
         "counter zeroed on read",
-        "agent/kernel/iptables/marks.py",
-        "        image = tables.read(TABLE)\n        made = stamp_of(image.chains)\n",
-        "        image = tables.read(TABLE)\n        made = stamp_of(image.chains)\n"
-        '        __import__("subprocess").run(["iptables-legacy", "-w", "-t", "mangle", "-Z"], check=False)\n',
+        (
+            Edit(
+                "agent/kernel/iptables/marks.py",
+                "        image = tables.read(TABLE)\n        made = stamp_of(image.chains)\n",
+                "        image = tables.read(TABLE)\n        made = stamp_of(image.chains)\n"
+                '        __import__("subprocess").run(["iptables-legacy", "-w", "-t", "mangle", "-Z"], check=False)\n',
+            ),
+        ),
     ),
     Sabotage(
         "tombstone skipped",
-        "gateway/store/changes.py",
-        '        remove_accounts=tuple(int(row.key) for row in gone if row.kind == "account"),\n',
-        '        remove_accounts=tuple(int(row.key) for row in gone[1:] if row.kind == "account"),\n',
+        (
+            Edit(
+                "gateway/store/changes.py",
+                "int(row.key) for row in gone if",
+                "int(row.key) for row in gone[1:] if",
+            ),
+        ),
     ),
     Sabotage(
-        "late snapshot accepted, and sent",
-        "agent/origin.py",
-        "        if self.origin.identity and new.revision < self.revision:\n",
-        "        if False:\n",
+        "late snapshot accepted (and some are sent, late)",
+        (
+            Edit(
+                "agent/origin.py",
+                "        if self.origin.identity and new.revision < self.revision:\n",
+                "        if False:\n",
+            ),
+            Edit(
+                "gateway/store/changes.py",
+                "    return Compared(node, await _since(tx, node, held, identity, marks))\n",
+                '    if __import__("random").random() < 0.3:\n        return Compared(node, None)\n'
+                "    return Compared(node, await _since(tx, node, held, identity, marks))\n",
+            ),
+            Edit(
+                "gateway/agents/client.py",
+                "            return codec.applied(await stub.Snapshot(",
+                "            await asyncio.sleep(0.5)\n            return codec.applied(await stub.Snapshot(",
+            ),
+        ),
     ),
     Sabotage(
         "a fold counted twice",
-        "gateway/store/usage.py",
-        '            "download": case((new.download > usage.c.download, new.download), else_=usage.c.download),\n',
-        '            "download": usage.c.download + new.download,\n',
+        (
+            Edit(
+                "gateway/store/usage.py",
+                "case((new.download > usage.c.download, new.download), else_=usage.c.download)",
+                "usage.c.download + new.download",
+            ),
+        ),
     ),
 )
 
@@ -75,11 +118,12 @@ def copy_with(sabotage: Sabotage, to: Path) -> None:
             shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(source, to / name)
-    file = to / sabotage.file
-    text = file.read_text()
-    if text.count(sabotage.old) != 1:
-        raise SystemExit(f"{sabotage.name}: {sabotage.file} has changed; mend the table")
-    file.write_text(text.replace(sabotage.old, sabotage.new))
+    for edit in sabotage.edits:
+        file = to / edit.file
+        text = file.read_text()
+        if text.count(edit.old) != 1:
+            raise SystemExit(f"{sabotage.name}: {edit.file} has changed; mend the table")
+        file.write_text(text.replace(edit.old, edit.new))
 
 
 def is_noticed(sabotage: Sabotage) -> bool:

@@ -49,7 +49,7 @@ def settled(market: Market) -> None:
     try:
         wait_until(in_step, "all nodes in step", SETTLE_SECONDS)
     except LabError as late:
-        said = [lab.rest_of(gateway.name).call("GET", "system/status").msg for gateway in lab.gateways]
+        said = {g.name: lab.rest_of(g.name).call("GET", "system/status").msg["status"] for g in lab.gateways}
         market.history.violated(3, "", f"{late}: {said}")
 
 
