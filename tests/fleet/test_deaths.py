@@ -9,7 +9,9 @@ import pytest
 
 from tests.fleet import crowd
 from tests.fleet.run import cleared
+from tests.lab.errors import LabError
 from tests.lab.lab import Lab
+from tests.lab.processes import wait_until
 
 CREATES = 1000
 KERNEL_SECONDS = 10.0
@@ -49,3 +51,42 @@ def test_every_acknowledged_create_is_in_the_kernel_and_none_is_twice(
     listed = {account["name"]: account for account in lab.rest_of("g2").get("account")}
     assert {name: listed.get(name) for name in made} == made
     assert crowd.held_twice(listed) == []
+
+
+def test_a_cut_node_s_changes_wait_and_others_do_not(lab: Lab, node_of: dict[str, str]) -> None:
+    servers = {node: server for server, node in node_of.items()}
+    lab.rest.post("account", name="far", wg_name=servers["n2"])
+    before = median_edit(lab, "far")
+    lab.cut("n1")
+    first = lab.rest.call("POST", "account", {"name": "w0", "wg_name": servers["n1"]})
+    assert (first.error, first.pending) == ("", "n1")
+    wait_until(lambda: is_away(lab, "n1"), "the gateway knows that n1 is away", 10.0)
+    began = time.monotonic()
+    waiting = [lab.rest.call("POST", "account", {"name": f"w{i}", "wg_name": servers["n1"]}) for i in range(1, 6)]
+    at_once = (time.monotonic() - began) / len(waiting)
+    assert [(answer.error, answer.pending) for answer in waiting] == [("", "n1")] * 5
+    assert at_once < 0.3, "who is known to be away is not waited for"
+    during = median_edit(lab, "far")
+    made = {answer.msg["name"]: answer.msg for answer in (first, *waiting)}
+    lab.heal("n1")
+    seconds = crowd.are_in_the_kernel(lab, made, node_of, 5.0)
+    print(f"p50 {before * 1e3:.1f} -> {during * 1e3:.1f} ms; pending in {at_once:.3f} s; in the kernel {seconds:.1f} s")
+    assert during < 1.3 * before + 0.005, "5 ms: what else this machine does"
+
+
+def median_edit(lab: Lab, account: str) -> float:
+    """Seconds that an edit takes."""
+    taken = []
+    for rate in range(40):
+        began = time.monotonic()
+        assert not lab.rest.call("PUT", f"account/{account}", {"b_download": 10 + rate}).pending
+        taken.append(time.monotonic() - began)
+    return sorted(taken)[len(taken) // 2]
+
+
+def is_away(lab: Lab, node: str) -> bool:
+    try:
+        found = lab.rest.get("system/status")["nodes"]
+    except LabError:
+        return False
+    return any(one["name"] == node and one["status"] != "OK" for one in found)

@@ -19,7 +19,7 @@ from tests.lab.topology import HOST_PATTERN, Host, Topology, internet_commands, 
 
 NAMESPACES = Path("/run/netns")
 READY = "lab-host"  # a file in the private /run
-COMMAND_SECONDS = 30.0
+COMMAND_SECONDS = 60.0
 
 # Arguments: a folder to build the new /run in, a file for resolv.conf, the host's name, then PATH=VALUE sysctls.
 #

@@ -125,10 +125,11 @@ class Lab:
             hosts.hold(client, self.state)
         say(f"agents: {', '.join(node.name for node in self.plan.nodes)}")
         for node in self.plan.nodes:
-            services.prepare_agent(node, self.state, identity, agent)
+            services.prepare_agent(node, self.state, identity, agent, in_fleet=self._is_fleet)
             if self._clocks:
                 services.prepare_clock(node, self.state)
-            self._records.save(f"agent-{node.name}", services.start_agent(node, self.state))
+            if not self._is_fleet:
+                self._launch_agent(node)
         self._build_database(say)
         self._build_gateways(identity, gateway, say)
         wait_until(lambda: services.internet_answers(self.plan.internet, self.state), "the internet host", 10.0)
@@ -153,10 +154,13 @@ class Lab:
         gateways.call(first, identity, "migrate")
         self._start_relay()
         self._records.save(first.part, gateways.start(first, identity))
-        with ThreadPoolExecutor(1) as beside:  # each of these is a program of a second; the gateway starts meanwhile
+        with ThreadPoolExecutor(4) as beside:  # each of these is a program of a second; the gateway starts meanwhile
             access_hash = beside.submit(gateways.add_access_key, first, identity, KEY_NAME, "127.0.0.1/32")
-            for node in self.plan.nodes:  # in order: a server that names no node goes to the first
-                self._add_node(node, identity)
+            tokens = [self._add_node(node, identity) for node in self.plan.nodes]  # in order: they are listed so
+            if self._is_fleet:
+                self.start_gateway(first.name)
+                say("enrolment: " + ", ".join(services.fleet_address(node) for node in self.plan.nodes))
+                list(beside.map(self._join, self.plan.nodes, tokens))
         self._record = replace(self._record, user=identity.user, access_hash=access_hash.result())
         self.rest = Rest(self.url, self._record.access_hash)
         for node in self.plan.nodes:
@@ -176,9 +180,24 @@ class Lab:
     def _database_port(self) -> int:
         return self._record.port + self._record.gateways
 
-    def _add_node(self, node: Host, identity: Identity) -> None:
-        target, endpoint = services.agent_target(node, self.state), str(node.address.ip)
-        gateways.call(self.gateways[0], identity, "node", "add", node.name, target, "--endpoint", endpoint)
+    @property
+    def _is_fleet(self) -> bool:
+        return bool(self.plan.gateways)
+
+    def _add_node(self, node: Host, identity: Identity) -> str:
+        """The join token, in a fleet."""
+        first, endpoint = self.gateways[0], ("--endpoint", str(node.address.ip))
+        where: tuple[str, ...] = (services.agent_target(node, self.state),)
+        if self._is_fleet:
+            where = ("--address", services.fleet_address(node), "--gateway", first.url_for_hosts)
+        return gateways.call(first, identity, "node", "add", node.name, *where, *endpoint)
+
+    def _join(self, node: Host, token: str) -> None:
+        services.enrol(node, self.state, token)
+        self._launch_agent(node)
+
+    def _launch_agent(self, node: Host) -> None:
+        self._records.save(f"agent-{node.name}", services.start_agent(node, self.state))
 
     def _await_nodes(self, gateway: Gateway) -> None:
         """The gateway has met every agent; a first call need not wait for that."""
@@ -240,6 +259,7 @@ class Lab:
                     "uplink": UPLINK,
                     "public_ip": str(node.address.ip),
                     "agent_pid": self.agent_pid(node.name),
+                    **({"address": services.fleet_address(node)} if self._is_fleet else {}),
                 }
                 for node in self.plan.nodes
             ],
@@ -327,7 +347,7 @@ class Lab:
         """Returns when it answers. Running already is no error."""
         host = self._node(node)
         if self.agent_pid(node) is None:
-            self._records.save(f"agent-{host.name}", services.start_agent(host, self.state))
+            self._launch_agent(host)
         self._await_agent(host)
 
     def _await_agent(self, node: Host) -> None:
@@ -408,7 +428,7 @@ class Lab:
         services.set_clock(self._node(node), self.state, seconds)
 
     def _in_fleet(self, name: str) -> Host:
-        if not self.plan.gateways:
+        if not self._is_fleet:
             raise LabError(
                 "node and gateway are one box here; a fleet: --nodes 2, --gateways 2 or --database postgresql"
             )

@@ -24,6 +24,7 @@ from tests.lab.topology import INTERNET_ADDRESS, Host
 
 ROOT = Path(__file__).resolve().parents[2]
 WEB_PORT = 80
+FLEET_PORT = 7443
 IPERF_PORTS = (5201, 5202, 5203, 5204)  # an iperf3 server serves one test at a time
 START_SECONDS = 30.0
 # gRPC's own pause after a refused connection grows from 1 s; we look many times a second.
@@ -112,8 +113,13 @@ def agent_target(node: Host, state: Path) -> str:
     return f"unix:{agent_folder(node, state)}/agent.sock"
 
 
-def prepare_agent(node: Host, state: Path, identity: Identity, settings: Settings) -> None:
-    """Its folder is the one place that both the agent and the gateway see: the socket lies there."""
+def fleet_address(node: Host) -> str:
+    """Where gateways on other hosts call its agent."""
+    return f"{node.address.ip}:{FLEET_PORT}"
+
+
+def prepare_agent(node: Host, state: Path, identity: Identity, settings: Settings, *, in_fleet: bool) -> None:
+    """Its folder is the one place that both the agent and the gateway of one box see: the socket lies there."""
     folder = agent_folder(node, state)
     folder.mkdir(mode=0o710)
     os.chown(folder, 0, identity.gid)
@@ -122,12 +128,20 @@ def prepare_agent(node: Host, state: Path, identity: Identity, settings: Setting
         "listen": agent_target(node, state),
         "socket_group": identity.group,
     }
+    if in_fleet:
+        defaults = {**defaults, "identity": str(folder / "identity"), "listen_fleet": f"0.0.0.0:{FLEET_PORT}"}
     write_toml(folder / "agent.toml", {**defaults, **settings})
 
 
 def agent_command(node: Host, state: Path, *arguments: str) -> list[str]:
     config = str(agent_folder(node, state) / "agent.toml")
     return [*enter(node, state), *python("-m", "agent", "--config", config, *arguments)]
+
+
+def enrol(node: Host, state: Path, token: str) -> None:
+    """As its operator does it. The token goes through standard input."""
+    variables = [f"{name}={value}" for name, value in environment().items()]
+    run(["env", *variables, *agent_command(node, state, "enrol", "--token-file", "-")], stdin=token)
 
 
 def start_agent(node: Host, state: Path) -> Process:

@@ -85,6 +85,29 @@ def test_one_access_key_opens_every_gateway_and_the_database_s_url_is_true(lab: 
     lab.rest.delete(f"wireguard/{server}")
 
 
+def test_agents_are_enrolled_and_called_at_their_address(lab: Lab, described: dict[str, Any]) -> None:
+    listed = {line.split()[0]: line.split()[1] for line in lab.gateway_cli("node", "list").splitlines()[1:]}
+    assert listed == {node["name"]: node["address"] for node in described["nodes"]}
+    for node in described["nodes"]:
+        host, _, port = node["address"].partition(":")
+        hello = ["openssl", "s_client", "-connect", node["address"], "-alpn", "h2", "-showcerts"]
+        shown = lab.exec("g2", *hello, check=False).stdout
+        assert host == node["public_ip"] and port == "7443"
+        assert "TLSv1.3" in shown and "Acceptable client certificate CA names" in shown
+
+
+def test_a_cut_node_gets_its_changes_when_it_heals(lab: Lab) -> None:
+    server = lab.rest.post("wireguard", node="n1")["name"]
+    lab.cut("n1")
+    answer = lab.rest_of("g2").call("POST", "account", {"wg_name": server, "name": "late"})
+    assert (answer.error, answer.pending) == ("", "n1")
+    assert lab.exec("n1", "wg", "show", "all", "peers").stdout == ""
+    lab.heal("n1")
+    wait_until(lambda: answer.msg["public_key"] in lab.exec("n1", "wg", "show", "all", "peers").stdout, "late", 5.0)
+    lab.rest.delete("account/late")
+    lab.rest.delete(f"wireguard/{server}")
+
+
 def test_one_gateway_dies_and_the_other_serves(lab: Lab, described: dict[str, Any]) -> None:
     assert "g1, g2" in cli("kill", "--name", NAME, "gateway").stderr
     assert cli("kill", "--name", NAME, "gateway", "g1").returncode == 0
