@@ -88,7 +88,8 @@ SABOTAGES = (
             Edit(
                 "gateway/store/changes.py",
                 "    return Compared(node, await _since(tx, node, held, identity, marks))\n",
-                '    if __import__("random").random() < 0.3:\n        return Compared(node, None)\n'
+                '    if node.revision > 10 and __import__("random").random() < 0.3:\n'
+                "        return Compared(node, None)\n"
                 "    return Compared(node, await _since(tx, node, held, identity, marks))\n",
             ),
             Edit(
