@@ -20,6 +20,7 @@ DEFAULT_PATH = Path("/etc/wirelane/agent.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 WIREGUARD_MODES = ("auto", "kernel", "userspace")
 MARKS_BACKENDS = ("auto", "iptables", "nftables")
+CUT_OFF_CHOICES = ("serve", "stop")
 
 
 DNS = (Opening("udp", 53), Opening("tcp", 53))
@@ -113,6 +114,14 @@ class Config:
             "Where Prometheus reads /metrics, such as 127.0.0.1:9586; whoever reaches it may. Empty: nowhere."
         ),
     )
+    cut_off: str = field(
+        default="serve",
+        metadata=_says(
+            "What this node does when no gateway has called for cut_off_seconds: serve (it goes on), or stop (nobody "
+            "is served until one has said that what it holds stands; also after a start)."
+        ),
+    )
+    cut_off_seconds: int = field(default=3600, metadata=_says("See cut_off; seconds, 5-31536000."))
     log_level: str = field(default="info", metadata=_says("debug, info, warning or error."))
 
     def __post_init__(self) -> None:
@@ -142,6 +151,10 @@ class Config:
             problems.append(f"connections_per_account: {self.connections_per_account} must be within 0-1000000")
         if self.metrics and not _is_address(self.metrics):
             problems.append(f"metrics: {self.metrics!r} must be an address of this host and a port, or empty")
+        if self.cut_off not in CUT_OFF_CHOICES:
+            problems.append(f"cut_off: {self.cut_off!r} must be one of {', '.join(CUT_OFF_CHOICES)}")
+        if not 5 <= self.cut_off_seconds <= 31_536_000:
+            problems.append(f"cut_off_seconds: {self.cut_off_seconds} must be within 5-31536000")
         if self.log_level not in LOG_LEVELS:
             problems.append(f"log_level: {self.log_level!r} must be one of {', '.join(LOG_LEVELS)}")
         if problems:

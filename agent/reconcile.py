@@ -46,6 +46,7 @@ T = TypeVar("T")
 log = logging.getLogger("agent.reconcile")
 
 FIRST_RETRY_SECONDS = 1.0
+CUT_OFF = "cut off from all gateways for too long (cut_off in agent.toml): nobody is served until one calls"
 LATE_SECONDS = 1.0  # a disk that takes longer is not waited for with those who are switched off
 LOGGED_OBJECTS = 20  # more changes than this in one pass are only counted
 
@@ -88,6 +89,7 @@ class Reconciler:
         self._touched_servers = False
         self._leaving: frozenset[int] = frozenset()  # whom the change that is being written switches off
         self._cut: frozenset[int] = frozenset()  # switched off by a change that is not written yet
+        self._asks = False  # nobody is served before a gateway has said that what is held stands
         self._missed: dict[str, str] = {}  # what could not be written, and why
         self._full_due = True
         self._retry_seconds = 0.0
@@ -108,13 +110,15 @@ class Reconciler:
     def status(self) -> Status:
         desired = self._desired
         is_of_this = self._applied_generation >= self._snapshot_generation  # else of a state that may be gone
+        problems = (self._status.problem, *self._missed.values(), CUT_OFF if self._asks else "")
         return replace(
             self._status,
             revision=desired.revision if desired else 0,
             applied_revision=self._status.applied_revision if is_of_this else 0,
             needs_snapshot=desired is None,
             failures=tuple(self._failures.values()),
-            problem="; ".join(dict.fromkeys(filter(None, (self._status.problem, *self._missed.values())))),
+            problem="; ".join(dict.fromkeys(filter(None, problems))),
+            asks=self._asks,
             accounts=len(desired.accounts) if desired else 0,
             servers=len(desired.servers) if desired else 0,
             time_zone=desired.time_zone if desired else "",
@@ -141,8 +145,10 @@ class Reconciler:
             if self._desired is None:
                 raise StaleRevision("this agent holds no desired state yet")
             desired = await self._saved(self._read_patch, self._desired, patch)
-            if desired is not self._desired:
-                self._take(desired, set(patch.account_ids), bool(patch.server_names))
+            answers = self._asks and patch.revision >= desired.revision  # an older word is not about what is here
+            if answers or desired is not self._desired:
+                self._asks = self._asks and not answers
+                self._take(desired, set(patch.account_ids), answers or bool(patch.server_names))
             return self._generation
 
     def _read_patch(self, before: Desired, patch: Patch) -> Desired:
@@ -162,6 +168,7 @@ class Reconciler:
         async with self._accepting:
             desired, changed = await self._saved(self._read_snapshot, snapshot)
             changed |= self._cut
+            self._asks = False
             self._take(desired, changed, True)
             self._snapshot_generation = self._generation
             return self._generation, desired
@@ -211,6 +218,11 @@ class Reconciler:
             log.info("%s written again", what)
         self._missed = {key: value for key, value in (self._missed | {what: problem}).items() if value}
 
+    def ask_first(self) -> None:
+        """Nobody is served until a patch or a snapshot says that what is held stands; see contact.py."""
+        self._asks = self._touched_servers = True
+        self._wake.set()
+
     def request_resync(self) -> None:
         """A full pass as soon as possible."""
         self._full_due = True
@@ -248,7 +260,7 @@ class Reconciler:
                 self._full_due = True
             self._wake.clear()
             if self._desired is not None:
-                await self._pass(self._desired.without(self._cut))
+                await self._pass(self._desired.without(self._desired.accounts if self._asks else self._cut))
 
     async def first_pass(self, seconds: float) -> None:
         """Waits until a first pass has ended, well or not, or the time is over, or there is nothing to do."""

@@ -65,6 +65,7 @@ class Status:
     counted_download: int = 0  # bytes of all accounts, deleted ones too, since the start
     counted_upload: int = 0
     certificate_expires: int = 0  # of what gateways on other hosts are shown, Unix seconds; 0 = nothing
+    asks: bool = False  # it serves nobody until a gateway says that what it holds stands
 
 
 def of_accounts(

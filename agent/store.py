@@ -167,6 +167,16 @@ class Store:
         said |= {"revision": str(desired.revision), "time_zone": desired.time_zone}
         db.executemany(PUT_META, said.items())
 
+    # -- contact: what agent/contact.py needs --
+
+    def load_contact(self) -> float | None:
+        at = self._meta().get("contact")
+        return float(at) if at else None
+
+    def save_contact(self, at: float) -> None:
+        with self._transaction() as db:
+            db.execute(PUT_META, ("contact", repr(at)))
+
     # -- usage: what agent/usage.py needs --
 
     def load_baselines(self) -> dict[IPv4Address, Baseline]:

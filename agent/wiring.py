@@ -23,6 +23,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from agent import garbage
 from agent.changeover import Changeover
 from agent.config import Config
+from agent.contact import Contact
 from agent.desired import Desired
 from agent.errors import AgentError, BrokenStore
 from agent.identity import Identity
@@ -103,9 +104,12 @@ async def _serve(config: Config, store: Store, desired: Desired | None, usage: U
             clock=time.time,
             about=Status(store.epoch, wireguard=mode, marks=backend),
         )
+        contact = Contact(store, config.cut_off_seconds, stops=config.cut_off == "stop")
+        if contact.must_ask:
+            reconciler.ask_first()
         live = LiveReads(linux(config, mode, backend, owned), usage)
         renewal = Renewal(config.identity)
-        rpc = RpcServer(AgentServicer(reconciler, store, live, reader_thread, renewal, VERSION))
+        rpc = RpcServer(AgentServicer(reconciler, store, live, reader_thread, renewal, VERSION, contact.heard))
         bind(rpc.grpc, config.socket_path, config.socket_group)
         log.info(
             "start version=%s wireguard=%s marks=%s epoch=%s %s",
@@ -116,7 +120,7 @@ async def _serve(config: Config, store: Store, desired: Desired | None, usage: U
             _summary(desired),
         )
         fleet = _fleet(config, rpc, reconciler, renewal)
-        await _run(config, reconciler, rpc, fleet, bound(config.metrics) if config.metrics else None)
+        await _run(config, reconciler, rpc, fleet, contact, bound(config.metrics) if config.metrics else None)
 
 
 def _fleet(config: Config, rpc: RpcServer, reconciler: Reconciler, renewal: Renewal) -> tuple[Fleet, ...]:
@@ -136,7 +140,12 @@ def _summary(desired: Desired | None) -> str:
 
 
 async def _run(
-    config: Config, reconciler: Reconciler, rpc: RpcServer, fleet: tuple[Fleet, ...], metrics: socket | None
+    config: Config,
+    reconciler: Reconciler,
+    rpc: RpcServer,
+    fleet: tuple[Fleet, ...],
+    contact: Contact,
+    metrics: socket | None,
 ) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -147,6 +156,7 @@ async def _run(
             tasks.create_task(reconciler.run(), name="reconcile"),
             tasks.create_task(_watch_links(reconciler), name="watch"),
             tasks.create_task(_schedule(config, reconciler), name="schedule"),
+            tasks.create_task(contact.run(reconciler.ask_first), name="contact"),
             tasks.create_task(_feed_watchdog(), name="watchdog"),
             *(tasks.create_task(door.run(), name="fleet") for door in fleet),
         ]

@@ -1,5 +1,6 @@
 """Command line of the gateway: serve, migrate, key add|list|revoke, account import|export, check,
-authority list|new|use|drop, gateway revoke, node add|token|edit|drain|undrain|list|remove|resync.
+authority list|new|use|drop, gateway revoke, node add|token|edit|drain|undrain|list|remove|resync,
+server list|move.
 
 Exit status: 0 well; 1 something is wrong (and said on standard error); 2 the command line or configuration is.
 Changes made here reach a running gateway by themselves: it looks into the database every few seconds.
@@ -18,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from gateway import authority_commands, bulk_commands, node_commands, usage_commands
+from gateway import authority_commands, bulk_commands, node_commands, server_commands, usage_commands
 from gateway.config import DEFAULT_PATH, Config, advice, as_toml, load_config
 from gateway.errors import ConfigError, GatewayError, OutputLost
 from gateway.keys import Keys
@@ -140,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     add(keys, "revoke", _on_store(key_revoke), "Revoke an access key.").add_argument("name", metavar="NAME")
     authority_commands.add_parsers(commands, add, _on_store)
     node_commands.add_parsers(commands, add, _on_store)
+    server_commands.add_parsers(commands, add, _on_store)
     usage_commands.add_usage(commands).set_defaults(call=_on_store(usage_commands.show_usage))
     accounts = commands.add_parser("account", help="Accounts by the thousand.")
     bulk_commands.add_commands(accounts.add_subparsers(required=True, metavar="ACTION"))

@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from gateway.accepted import Accepted
 from gateway.agents import AgentLacks
 from gateway.allocate import is_assignable
 from gateway.creation import OUT_OF_RANGE, Creation, in_use_error
 from gateway.errors import AgentUnreachable, InvalidValue, NodeUnavailable, NotFound
-from gateway.model import Accepted, Account, AccountEdit, DayUsage, LiveAccount, Look, NewAccount, Server
+from gateway.model import Account, AccountEdit, DayUsage, LiveAccount, Look, NewAccount, Server
 from gateway.store import Store, Transaction, ranges
 from gateway.store import accounts as rows
 from gateway.store import nodes as node_rows
@@ -114,6 +115,8 @@ class Accounts:
 
     async def _settle(self, value: T, kept: KeptAccount) -> Accepted[T]:
         node = kept.account.node
+        if kept.is_moving:
+            return Accepted(value, node, node)  # it comes to the node with its server
         outcome = await self._sync.settled(node, kept.revision, (kept.account.id, kept.account.server))
         return Accepted(value, node, "" if outcome == "applied" else node)
 

@@ -104,7 +104,7 @@ class Collect:
 
         async def collect_one(node: Node) -> None:
             async with room:
-                await self._collect_node(node)
+                await self.collect_node(node)
 
         async with asyncio.TaskGroup() as group:
             for node in nodes:
@@ -118,7 +118,8 @@ class Collect:
         self._collected |= dict.fromkeys(elsewhere, asyncio.get_running_loop().time())  # by another gateway, just now
         return [nodes[node_id] for node_id in sorted(due)]
 
-    async def _collect_node(self, node: Node) -> None:
+    async def collect_node(self, node: Node) -> None:
+        """What is new there. What fails is logged once and done in a later round."""
         try:
             epoch, after = await self._store.read(lambda tx: usage_rows.cursor_of(tx, node.name))
             found, cursor, totals = await self._agents.totals(node, epoch, after)

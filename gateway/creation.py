@@ -319,7 +319,7 @@ async def _write(
 
 
 def _kept(account: Account, place: KeptServer, revisions: Mapping[int, int]) -> KeptAccount:
-    return KeptAccount(account, place.server.id, place.node_id, revisions[place.node_id])
+    return KeptAccount(account, place.server.id, place.node_id, revisions[place.node_id], place.is_moving)
 
 
 async def _again(tx: Transaction, new: NewAccount, kept: KeptAccount, place: KeptServer) -> Outcome:

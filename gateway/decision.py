@@ -260,7 +260,8 @@ def saw(state: State, at: float, call: Compare, compared: Compared) -> Step:
         return _resting(state, at, state.poll), (*freed, *said)
     if is_ours and held.revision == node.revision:
         state, freed = _released(state)
-        if held.origin.identity:  # if nobody told it yet whose state it holds: an empty patch does
+        # Nobody told it yet whose state it holds, or it asks whether that stands: an empty patch does.
+        if held.origin.identity and not held.asks:
             state, said = _settled(state, node, held, at)
             return state, (*freed, *said)
     state = replace(state, call=Send(at, node, patch, held if compared.is_said else None))

@@ -5,12 +5,11 @@ Rates are Mbit/s, 0 = unlimited. Text from outside is parsed into these by gatew
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Generic, TypeVar
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -74,6 +73,7 @@ class Held:
     origin: Origin = NOBODY
     accounts: int = 0
     servers: int = 0
+    asks: bool = False  # it serves nobody until it is told that this stands
 
     @property
     def is_empty(self) -> bool:
@@ -189,28 +189,6 @@ class ServerValues:
     download: int | None = None
     upload: int | None = None
     ikev2: bool | None = None
-
-
-T = TypeVar("T")
-U = TypeVar("U")
-
-
-@dataclass(frozen=True, slots=True)
-class Placed(Generic[T]):
-    """What is told of one server or account. `node`: where that lives."""
-
-    value: T
-    node: str
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted(Placed[T]):
-    """An accepted change: what it made. `pending`: the node that has not applied it yet; "" = it has."""
-
-    pending: str = ""
-
-    def told(self, tell: Callable[[T], U]) -> Accepted[U]:
-        return Accepted(tell(self.value), self.node, self.pending)
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,12 +309,13 @@ class AgentStatus:
     counted_upload: int = 0
     certificate_expires: int = 0  # Unix seconds; 0 = it has none
     standing: Standing | None = None  # None = it listens to no other host
+    asks: bool = False  # it was cut off, and serves nobody until it is told that what it holds stands
 
     @property
     def held(self) -> Held:
         if self.needs_snapshot:
             return Held("", -1)
-        return Held(self.epoch, self.revision, self.origin, self.accounts, self.servers)
+        return Held(self.epoch, self.revision, self.origin, self.accounts, self.servers, self.asks)
 
 
 @dataclass(frozen=True, slots=True)

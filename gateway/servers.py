@@ -18,12 +18,13 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gateway.accepted import Accepted
 from gateway.allocate import NetworkSet, NumberedServer, assignable, free_server, is_assignable, new_id
 from gateway.creation import GONE
 from gateway.endpoint import RIGHT, is_right
 from gateway.errors import AgentUnreachable, Conflict, InvalidValue, NotFound
 from gateway.keypair import WRONG_KEYS, KeyPair, checked_pair
-from gateway.model import Accepted, Account, Node, PeerState, Server, ServerValues
+from gateway.model import Account, Node, PeerState, Server, ServerValues
 from gateway.placement import node_for
 from gateway.store import Store, Transaction, ranges
 from gateway.store import accounts as account_rows
@@ -116,7 +117,7 @@ class Servers:
     async def online(self) -> Sequence[tuple[Account, PeerState]]:
         """The peers that had a handshake lately. A node that is away is left out, and logged once."""
         nodes = {node.name: node for node in await self._store.read(node_rows.listed)}
-        servers = await self.list()
+        servers = [kept.server for kept in await self._store.read(rows.listed) if not kept.is_moving]
         answers = await asyncio.gather(*(self._online(nodes[server.node], server) for server in servers))
         peers = {peer.account_id: peer for answer in answers for peer in answer}
         accounts = await self._store.read(lambda tx: account_rows.by_ids(tx, peers))
@@ -164,6 +165,8 @@ class Servers:
 
     async def _settle(self, value: T, kept: KeptServer, accounts: Collection[int] = ()) -> Accepted[T]:
         node = kept.server.node
+        if kept.is_moving:
+            return Accepted(value, node, node)  # the node gets it at the end of the move
         outcome = await self._sync.settled(node, kept.revision, {kept.server.name, *accounts})
         return Accepted(value, node, "" if outcome == "applied" else node)
 
@@ -191,7 +194,7 @@ class Servers:
         await node_rows.lock(tx, node.id)
         others = [kept.server for kept in await rows.listed(tx)]
         foreign = self._networks_of(node.name)
-        number = _numbered(values, node, others, foreign)
+        number = _numbered(values, others, foreign)
         first = Server(
             id=new_id(),
             node=node.name,
@@ -218,7 +221,7 @@ class Servers:
         kept = _found(await rows.find_locked(tx, name))
         old = kept.server
         if values.node is not None and values.node != old.node:
-            raise InvalidValue(f"Wrong node (the server is on node {old.node}; an edit does not move it)")
+            raise InvalidValue(f"Wrong node (the server is on node {old.node}: `wirelane-gateway server move`)")
         new = _with_keys(_with_values(old, values), values)
         if new == old:
             return kept
@@ -304,12 +307,14 @@ def _with_values(server: Server, values: ServerValues) -> Server:
     return replace(server, **named)
 
 
-def _numbered(values: ServerValues, node: Node, others: Sequence[Server], foreign: Networks) -> NumberedServer:
-    """The generated values with the lowest number for which all those that are needed are free."""
-    on_node = [other for other in others if other.node == node.name]
+def _numbered(values: ServerValues, others: Sequence[Server], foreign: Networks) -> NumberedServer:
+    """The generated values with the lowest number for which all those that are needed are free.
+
+    Interface and port on every node: a server can then move to any of them.
+    """
     names = {other.name for other in others}
-    interfaces = {other.interface for other in on_node}
-    ports = {other.listen_port for other in on_node}
+    interfaces = {other.interface for other in others}
+    ports = {other.listen_port for other in others}
     in_use = NetworkSet([*(other.address.network for other in others), *(network for network, _ in foreign)])
 
     def is_free(number: NumberedServer) -> bool:

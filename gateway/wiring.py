@@ -34,6 +34,7 @@ from gateway.http.ports import bound_socket, may_listen, port_cure
 from gateway.keys import Keys
 from gateway.notify import keep_watchdog, tell
 from gateway.one_time_links import OneTimeLinks
+from gateway.placement import Placement
 from gateway.renewal import Renewal
 from gateway.secret_files import database_url, is_there, read_key
 from gateway.servers import Servers
@@ -194,6 +195,7 @@ async def serve(config: Config) -> None:
             await store.change(lambda tx: setting_rows.set_time_zone(tx, config.time_zone))
             sync = Sync(store, agents, config.settle_seconds)
             collect = Collect(store, agents, config.collect_seconds, config.usage_months, config.time_zone)
+            placement = Placement(store, sync, collect)
             listener = _listener(config, certificate, store, agents, sync, collect)
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, _stop, listener)
@@ -204,6 +206,7 @@ async def serve(config: Config) -> None:
                     group.create_task(collect.run(), name="collect"),
                     group.create_task(credentials.run(), name="credentials"),
                     group.create_task(Renewal(store, agents, sync.statuses).run(), name="renewal"),
+                    group.create_task(placement.run(), name="placement"),
                     group.create_task(keep_watchdog(), name="watchdog"),
                 ]
                 if certificate is not None:

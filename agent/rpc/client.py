@@ -18,7 +18,7 @@ def read_status(target: str) -> dict[str, Any]:
     """The agent's status as plain values; times as text, "" = never. Raises AgentError if it does not answer."""
     with grpc.insecure_channel(target) as channel:
         try:
-            reply = agent_pb2_grpc.AgentStub(channel).Status(pb.StatusRequest(), timeout=DEADLINE_SECONDS)
+            reply = agent_pb2_grpc.AgentStub(channel).Status(pb.StatusRequest(onlooker=True), timeout=DEADLINE_SECONDS)
         except grpc.RpcError as error:
             raise AgentError(
                 f"no agent answers at {target} ({error.code().name}); is it running, and may you use its socket?"

@@ -178,6 +178,7 @@ def status_out(status: Status, standing: Standing | None, version: str) -> pb.St
         counted_upload_bytes=status.counted_upload,
         certificate_expires=status.certificate_expires,
         standing=pb.Standing(authority=standing.authority, authorities=standing.authorities) if standing else None,
+        asks=status.asks,
     )
 
 

@@ -63,7 +63,9 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         reader_thread: Executor,
         renewal: Renewal,
         version: str,
+        heard: Callable[[], None] = lambda: None,
     ) -> None:
+        """`heard`: is told of each look of a gateway."""
         self._reconciler = reconciler
         self._store = store
         self._snapshots = asyncio.Lock()
@@ -71,8 +73,11 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         self._thread = reader_thread
         self._renewal = renewal
         self._version = version
+        self._heard = heard
 
     async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusReply:
+        if not request.onlooker:
+            self._heard()
         return codec.status_out(self._reconciler.status(), self._renewal.standing, self._version)
 
     async def Patch(self, request: pb.PatchRequest, context: Any) -> pb.ApplyReply:

@@ -150,6 +150,7 @@ def agent_status(reply: pb.StatusReply, at: float) -> AgentStatus:
         time_zone=reply.time_zone,
         tunnel_mtu=reply.tunnel_mtu if reply.tunnel_mtu in MTUS else 0,
         refused_connections=reply.refused_connections,
+        asks=reply.asks,
         origin=_origin_in(reply.origin),
         accounts=reply.accounts,
         servers=reply.servers,

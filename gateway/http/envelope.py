@@ -19,6 +19,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from gateway.accepted import Accepted, Placed
 from gateway.errors import (
     ApiError,
     Conflict,
@@ -29,7 +30,6 @@ from gateway.errors import (
     NotFound,
 )
 from gateway.http.note import escaped
-from gateway.model import Accepted, Placed
 
 PENDING_HEADER = "X-Wirelane-Pending"
 NODE_HEADER = "X-Wirelane-Node"

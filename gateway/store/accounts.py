@@ -12,8 +12,8 @@ from sqlalchemy import Column, Row, Select, bindparam, collate, delete, func, se
 from gateway.allocate import MARKS, is_assignable, number_of
 from gateway.model import Account, Secret, Server
 from gateway.store import nodes as node_rows
-from gateway.store import ranges
-from gateway.store.tables import accounts, deleted_accounts, nodes, servers, tombstones
+from gateway.store import ranges, tombstones
+from gateway.store.tables import accounts, deleted_accounts, nodes, servers
 from gateway.store.transaction import Transaction
 
 # In the order in which `_parsed` takes them.
@@ -32,13 +32,15 @@ _columns = (
     accounts.c.upload,
     accounts.c.enabled,
 )
-_place_columns = (accounts.c.server_id, accounts.c.node_id, accounts.c.revision)
+_place_columns = (accounts.c.server_id, accounts.c.node_id, accounts.c.revision, servers.c.leaving)
 _joined = accounts.join(servers, servers.c.id == accounts.c.server_id).join(nodes, nodes.c.id == accounts.c.node_id)
 _select = select(*_columns, *_place_columns).select_from(_joined)
 _by_name = _select.where(accounts.c.name == bindparam("account"))
 _by_names = _select.where(accounts.c.name.in_(bindparam("names", expanding=True)))
 _by_id = _select.where(accounts.c.id == bindparam("account"))
-_changed = _select.where(accounts.c.node_id == bindparam("node"), accounts.c.revision > bindparam("after"))
+_changed = _select.where(
+    accounts.c.node_id == bindparam("node"), accounts.c.revision > bindparam("after"), servers.c.leaving.is_(None)
+)
 _count = select(func.count()).select_from(accounts)
 _delete = delete(accounts).where(accounts.c.id == bindparam("account"))
 _node_of = select(accounts.c.node_id).where(accounts.c.name == bindparam("account"))
@@ -77,12 +79,14 @@ _in_use_of = {field: _in_use(*unique) for field, unique in _UNIQUE.items()}
 
 @dataclass(frozen=True, slots=True)
 class KeptAccount:
-    """An account as it lies in the database. `revision`: of its last change that its node has to know."""
+    """An account as it lies in the database. `revision`: of its last change that its node has to know. `is_moving`: as
+    of its server."""
 
     account: Account
     server_id: int
     node_id: int
     revision: int
+    is_moving: bool = False
 
 
 def _place(column: str, account_id: int) -> str:
@@ -163,16 +167,21 @@ async def find_id(tx: Transaction, account_id: int) -> Account | None:
 
 async def find_locked(tx: Transaction, name: str) -> KeptAccount | None:
     """The account as it is once nobody else changes its node."""
-    if not tx.is_sqlite:
-        row = await tx.one(_node_of, {"account": name})
-        if row is None:
-            return None
-        await node_rows.lock(tx, row.node_id)
-    return await find(tx, name)
+    if tx.is_sqlite:
+        return await find(tx, name)
+    row = await tx.one(_node_of, {"account": name})
+    if row is None:
+        return None
+    await node_rows.lock(tx, row.node_id)
+    kept = await find(tx, name)
+    has_moved = kept is not None and kept.node_id != row.node_id
+    return await find_locked(tx, name) if has_moved else kept
 
 
 def _kept(tx: Transaction, row: Row[Any] | None) -> KeptAccount | None:
-    return KeptAccount(_parsed(tx, row), row.server_id, row.node_id, row.revision) if row is not None else None
+    if row is None:
+        return None
+    return KeptAccount(_parsed(tx, row), row.server_id, row.node_id, row.revision, row.leaving is not None)
 
 
 async def count(tx: Transaction) -> int:
@@ -271,8 +280,7 @@ async def remove(tx: Transaction, kept: KeptAccount, server: Server, now: int) -
     await tx.run(_delete, {"account": account.id})
     gone = {"id": account.id, "name": account.name, "server": account.server, "deleted": now}
     await tx.run(deleted_accounts.insert(), gone)  # its usage is kept as long as everybody's
-    tombstone = {"node_id": kept.node_id, "kind": "account", "key": str(account.id), "revision": kept.revision}
-    await tx.run(tombstones.insert(), tombstone)
+    await tombstones.bury(tx, kept.node_id, kept.revision, accounts=[account.id])
     await release(tx, kept, server, now)
 
 

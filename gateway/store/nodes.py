@@ -185,7 +185,10 @@ async def remove(tx: Transaction, name: str) -> None:
     node = await locked(tx, name)
     row = await tx.one(select(func.count()).select_from(servers).where(servers.c.node_id == node.id))
     if row is not None and row[0]:
-        raise Conflict(f"Node {name} cannot be removed: it has {row[0]} servers, delete them first")
+        raise Conflict(f"Node {name} cannot be removed: it has {row[0]} servers, delete or move them first")
+    row = await tx.one(select(servers.c.name).where(servers.c.leaving == node.id).limit(1))
+    if row is not None:
+        raise Conflict(f"Node {name} cannot be removed: server {row.name} is on its way from it, see `server move`")
     await ranges.clear(tx, ranges.marks_of(node.id))
     for table in (tombstones, revisions, epochs, cursors, claims, join_tokens):
         await tx.run(delete(table).where(table.c.node_id == node.id))

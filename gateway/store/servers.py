@@ -12,24 +12,28 @@ from sqlalchemy import Row, bindparam, delete, func, select, update
 from gateway.allocate import assignable, is_assignable, without
 from gateway.model import Secret, Server
 from gateway.store import nodes as node_rows
-from gateway.store import ranges
-from gateway.store.tables import accounts, nodes, servers, tombstones
+from gateway.store import ranges, tombstones
+from gateway.store.tables import accounts, nodes, servers
 from gateway.store.transaction import Transaction
 
 _select = select(servers, nodes.c.name.label("node_name")).join(nodes, nodes.c.id == servers.c.node_id)
 _by_name = _select.where(servers.c.name == bindparam("server"))
-_changed = _select.where(servers.c.node_id == bindparam("node"), servers.c.revision > bindparam("after"))
+_changed = _select.where(
+    servers.c.node_id == bindparam("node"), servers.c.revision > bindparam("after"), servers.c.leaving.is_(None)
+)
 _node_of = select(servers.c.node_id).where(servers.c.name == bindparam("server"))
 _by_names = _select.where(servers.c.name.in_(bindparam("names", expanding=True)))
 
 
 @dataclass(frozen=True, slots=True)
 class KeptServer:
-    """A server as it lies in the database. `revision`: of its last change that its node has to know."""
+    """A server as it lies in the database. `revision`: of its last change that its node has to know. `is_moving`: it is
+    on its way to its node, which does not get it before the former one has let go (moves.py)."""
 
     server: Server
     node_id: int
     revision: int
+    is_moving: bool = False
 
 
 def _place(server_id: int) -> str:
@@ -69,7 +73,7 @@ def parse(tx: Transaction, row: Row[Any]) -> KeptServer:
         ikev2=row.ikev2,
         unreadable=() if private_key is not None else ("private_key",),
     )
-    return KeptServer(server, row.node_id, row.revision)
+    return KeptServer(server, row.node_id, row.revision, row.leaving is not None)
 
 
 def _values(tx: Transaction, server: Server) -> dict[str, Any]:
@@ -111,22 +115,28 @@ async def find(tx: Transaction, name: str) -> KeptServer | None:
 
 async def find_locked(tx: Transaction, name: str) -> KeptServer | None:
     """The server as it is once nobody else changes its node."""
-    if not tx.is_sqlite:
-        row = await tx.one(_node_of, {"server": name})
-        if row is None:
-            return None
-        await node_rows.lock(tx, row.node_id)
-    return await find(tx, name)
+    if tx.is_sqlite:
+        return await find(tx, name)
+    row = await tx.one(_node_of, {"server": name})
+    if row is None:
+        return None
+    await node_rows.lock(tx, row.node_id)
+    kept = await find(tx, name)
+    has_moved = kept is not None and kept.node_id != row.node_id
+    return await find_locked(tx, name) if has_moved else kept
 
 
 async def find_all_locked(tx: Transaction, names: Collection[str]) -> dict[str, KeptServer]:
     """Those of the named servers that exist, by name, once nobody else changes their nodes."""
-    wanted = sorted(names)
+    wanted, node_ids = sorted(names), set[int]()
     if not tx.is_sqlite:
         rows = await tx.all(select(servers.c.node_id).distinct().where(servers.c.name.in_(wanted)))
-        for node_id in sorted(row.node_id for row in rows):
+        node_ids = {row.node_id for row in rows}
+        for node_id in sorted(node_ids):
             await node_rows.lock(tx, node_id)
     found = [parse(tx, row) for row in await tx.all(_by_names, {"names": wanted})]
+    if not tx.is_sqlite and not node_ids.issuperset(kept.node_id for kept in found):  # one has moved in between
+        return await find_all_locked(tx, names)
     return {kept.server.name: kept for kept in found}
 
 
@@ -137,11 +147,7 @@ async def insert(tx: Transaction, kept: KeptServer) -> bool:
     if await tx.one(statement) is None:
         return False
     # A server of this name that was deleted here a moment ago: the node now gets this one instead of the delete.
-    await tx.run(
-        delete(tombstones).where(
-            tombstones.c.node_id == kept.node_id, tombstones.c.kind == "server", tombstones.c.key == kept.server.name
-        )
-    )
+    await tombstones.revive(tx, kept.node_id, server=kept.server.name)
     await ranges.fill(tx, ranges.addresses_of(kept.server.id), assignable(kept.server.address))
     return True
 
@@ -168,9 +174,7 @@ async def remove(tx: Transaction, kept: KeptServer) -> None:
     await ranges.clear(tx, scope)
     await ranges.wake(tx, scope, await ranges.resting(tx, scope))
     await tx.run(delete(servers).where(servers.c.id == kept.server.id))
-    await tx.run(
-        tombstones.insert().values(node_id=kept.node_id, kind="server", key=kept.server.name, revision=kept.revision)
-    )
+    await tombstones.bury(tx, kept.node_id, kept.revision, server=kept.server.name)
 
 
 async def addresses(tx: Transaction, server_id: int) -> list[IPv4Address]:

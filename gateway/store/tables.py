@@ -112,6 +112,9 @@ servers = Table(
     Column("ikev2", Boolean, nullable=False),
     Column("revision", BigInteger, nullable=False),
     Column("reach", Text, nullable=False, server_default="internet"),
+    # The id of the node that it is on its way from, and the revision of that which lacks it: see moves.py.
+    Column("leaving", Integer),
+    Column("left_at", BigInteger, nullable=False, server_default=text("0")),
     UniqueConstraint("node_id", "interface"),
     UniqueConstraint("node_id", "listen_port"),
 )

@@ -13,6 +13,7 @@ from datetime import time as time_of_day
 from pathlib import Path
 from typing import Any
 
+from agent.contact import Contact
 from agent.identity import Identity
 from agent.live import LiveReads
 from agent.reconcile import Reconciler
@@ -97,9 +98,18 @@ async def listening(address: str) -> None:
 
 
 @asynccontextmanager
-async def running_core(socket: Path, state: Path, fleet: tuple[str, Path] | None = None) -> AsyncIterator[AgentCore]:
-    """`fleet`: IP:PORT where it listens for other hosts besides, and the folder `identity` beside `state`."""
-    kernel, store = FakeKernel(), open_store(state)
+async def running_core(
+    socket: Path,
+    state: Path,
+    fleet: tuple[str, Path] | None = None,
+    *,
+    kernel: FakeKernel | None = None,
+    cut_off_seconds: float = 0,
+) -> AsyncIterator[AgentCore]:
+    """`fleet`: IP:PORT where it listens for other hosts besides, and the folder `identity` beside `state`.
+    `kernel`: one that was there before. `cut_off_seconds`: it stops when no gateway has called for so long; 0 = it
+    serves on."""
+    kernel, store = kernel or FakeKernel(), open_store(state)
     core: AgentCore | None = None
 
     def clock() -> float:
@@ -117,17 +127,23 @@ async def running_core(socket: Path, state: Path, fleet: tuple[str, Path] | None
             about=Status(store.epoch, wireguard="userspace", marks="iptables"),
         )
         renewal = Renewal(state.parent / "identity")
-        servicer = AgentServicer(reconciler, store, LiveReads(kernel, usage), reader_thread, renewal, "test")
+        contact = Contact(store, cut_off_seconds or 3600, stops=bool(cut_off_seconds))
+        if contact.must_ask:
+            reconciler.ask_first()
+        live = LiveReads(kernel, usage)
+        servicer = AgentServicer(reconciler, store, live, reader_thread, renewal, "test", contact.heard)
         core = AgentCore(socket, reconciler, kernel, servicer, renewal)
         core.fleet = fleet
         loop = asyncio.create_task(reconciler.run())
+        watch = asyncio.create_task(contact.run(reconciler.ask_first))
         await core.start()
         try:
             yield core
         finally:
             await core.stop()
-            loop.cancel()
-            await asyncio.wait({loop})
+            for task in (loop, watch):
+                task.cancel()
+            await asyncio.wait({loop, watch})
             store.close()
 
 

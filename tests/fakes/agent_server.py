@@ -129,6 +129,7 @@ def _status(status: AgentStatus) -> pb.StatusReply:
         accounts=status.accounts,
         servers=status.servers,
         tunnel_mtu=status.tunnel_mtu,
+        asks=status.asks,
     )
 
 

@@ -49,6 +49,7 @@ class FakeAgent:
         self.refuse: dict[int, str] = {}  # account id -> why the kernel refuses it
         self.networks: tuple[tuple[IPv4Network, str], ...] = ()  # the node's own, with their interfaces
         self.tunnel_mtu = 1420
+        self.asks = False  # it was cut off, and serves nobody
         self.calls: list[str] = []  # names of the calls that came, failed ones included
         self.patches: list[Patch] = []
         self.snapshots: list[Snapshot] = []
@@ -100,6 +101,7 @@ class FakeAgent:
                 accounts=len(self.accounts),
                 servers=len(self.servers),
                 tunnel_mtu=self.tunnel_mtu,
+                asks=self.asks,
             )
         )
 
@@ -125,6 +127,8 @@ class FakeAgent:
             self.patches.append(patch)
         elif patch.revision == self.revision:
             self.origin = patch.origin
+        if patch.revision >= self.revision:
+            self.asks = False
         return self._answered(await self._settled(settle_ms, touched))
 
     async def snapshot(self, snapshot: Snapshot, settle_ms: int) -> Applied:
@@ -140,7 +144,7 @@ class FakeAgent:
         servers = {server.name: server for server in snapshot.servers}
         accounts = {account.id: account for account in snapshot.accounts}
         self._take(servers, accounts, snapshot.revision, snapshot.time_zone)
-        self.needs_snapshot, self.origin = False, snapshot.origin
+        self.needs_snapshot, self.origin, self.asks = False, snapshot.origin, False
         self.snapshots.append(snapshot)
         return self._answered(await self._settled(settle_ms, accounts))
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from gateway import fields, profile
+from gateway.accepted import Accepted, Placed
 from gateway.errors import Conflict, InvalidValue, NotFound
 from gateway.http.configuration import config_picture, config_text, refuse_unreadable
 from gateway.http.envelope import Encoded, encoded
 from gateway.http.v1 import objects
 from gateway.http.v1.calls import ROOT, TEXT, Asked, Call, Field, listing
-from gateway.model import Accepted, Account, LiveAccount, Look, Placed
+from gateway.model import Account, LiveAccount, Look
 
 T = TypeVar("T")
 

@@ -14,6 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.accepted import Accepted, Placed
 from gateway.errors import ApiError
 from gateway.fields import REFUSED_FIELDS, is_name, understood
 from gateway.http import envelope
@@ -22,7 +23,6 @@ from gateway.http.path import Answer
 from gateway.http.services import HttpSettings, Services
 from gateway.http.v1.calls import ROOT, Asked, Call
 from gateway.http.v1.forms import Pairs, merged, read_form
-from gateway.model import Accepted, Placed
 
 WITH_FIELDS = ("POST", "PUT")  # v1 clients send bodies with GET and DELETE too, which mean nothing
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from zoneinfo import ZoneInfo
 
 from gateway import fields
+from gateway.accepted import Accepted, Placed
 from gateway.errors import InvalidValue
 from gateway.http.configuration import refuse_unreadable
 from gateway.http.v1 import objects
 from gateway.http.v1.calls import ROOT, TEXT, Asked, Call, Field, by_name, listing, texts
-from gateway.model import Accepted, Placed, Server
+from gateway.model import Server
 
 MISSING = "Wireguard server not found"
 SERVERS = f"{ROOT}/wireguard"

@@ -267,12 +267,17 @@ Global___Origin: _TypeAlias = Origin  # noqa: Y015
 class StatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    ONLOOKER_FIELD_NUMBER: _builtins.int
+    onlooker: _builtins.bool
+    """who asks is no gateway: the node has not heard of one by that"""
     def __init__(
         self,
+        *,
+        onlooker: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["onlooker", b"onlooker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -302,6 +307,7 @@ class StatusReply(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     TUNNEL_MTU_FIELD_NUMBER: _builtins.int
+    ASKS_FIELD_NUMBER: _builtins.int
     REFUSED_CONNECTIONS_FIELD_NUMBER: _builtins.int
     NETWORKS_FIELD_NUMBER: _builtins.int
     TIME_MS_FIELD_NUMBER: _builtins.int
@@ -335,6 +341,10 @@ class StatusReply(_message.Message):
     time_zone: _builtins.str
     tunnel_mtu: _builtins.int
     """bytes, of links whose server names none: what the uplink carries whole; 0 = not known yet"""
+    asks: _builtins.bool
+    """It was cut off for longer than its operator allows, and serves nobody until a patch or snapshot of at least its
+    revision says that what it holds stands; an empty patch does.
+    """
     refused_connections: _builtins.int
     """packets that would have begun one beyond an account's bound, since it was set up"""
     time_ms: _builtins.int
@@ -385,6 +395,7 @@ class StatusReply(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         origin: Global___Origin | None = ...,
         tunnel_mtu: _builtins.int = ...,
+        asks: _builtins.bool = ...,
         refused_connections: _builtins.int = ...,
         networks: _abc.Iterable[Global___HostNetwork] | None = ...,
         time_ms: _builtins.int = ...,
@@ -395,7 +406,7 @@ class StatusReply(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "standing", b"standing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "certificate_expires", b"certificate_expires", "counted_download_bytes", b"counted_download_bytes", "counted_upload_bytes", b"counted_upload_bytes", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "networks", b"networks", "origin", b"origin", "problem", b"problem", "refused_connections", b"refused_connections", "revision", b"revision", "servers", b"servers", "standing", b"standing", "time_ms", b"time_ms", "time_zone", b"time_zone", "tunnel_mtu", b"tunnel_mtu", "uplink", b"uplink", "version", b"version", "warnings", b"warnings", "wireguard", b"wireguard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "asks", b"asks", "certificate_expires", b"certificate_expires", "counted_download_bytes", b"counted_download_bytes", "counted_upload_bytes", b"counted_upload_bytes", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "networks", b"networks", "origin", b"origin", "problem", b"problem", "refused_connections", b"refused_connections", "revision", b"revision", "servers", b"servers", "standing", b"standing", "time_ms", b"time_ms", "time_zone", b"time_zone", "tunnel_mtu", b"tunnel_mtu", "uplink", b"uplink", "version", b"version", "warnings", b"warnings", "wireguard", b"wireguard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -59,6 +59,17 @@ async def test_a_node_that_is_away_gets_a_server_only_by_name_or_where_no_other_
     assert await placed(product) == NODE, "both are away: the one with fewer servers"
 
 
+async def test_a_generated_interface_and_port_are_free_on_every_node(
+    product: Product,
+) -> None:
+    await second(product)
+    made = [
+        (await product.servers.create(ServerValues(node=node, name=f"s{number}"))).value
+        for number, node in enumerate((NODE, "second", NODE))
+    ]
+    assert [(server.interface, server.listen_port) for server in made] == [(f"wg{n}", 51820 + n) for n in (1, 2, 3)]
+
+
 async def test_names_usernames_addresses_and_networks_are_unique_over_all_nodes(product: Product) -> None:
     await second(product)
     here = (await product.servers.create(ServerValues(node=NODE))).value
