@@ -84,6 +84,12 @@ class Agent(AgentServicer):
     async def Held(self, request: pb.HeldRequest, context: Any) -> AsyncIterator[pb.SnapshotChunk]:
         yield pb.SnapshotChunk()
 
+    async def NewKey(self, request: pb.NewKeyRequest, context: Any) -> pb.NewKeyReply:
+        return pb.NewKeyReply()
+
+    async def SetCertificate(self, request: pb.SetCertificateRequest, context: Any) -> pb.SetCertificateReply:
+        return pb.SetCertificateReply()
+
 
 async def main(asked: dict[str, Any]) -> None:
     servers = [(name, grpc.aio.server()) for name in asked["nodes"]]  # one that nobody holds closes its socket
