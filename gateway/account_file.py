@@ -15,6 +15,7 @@ import errno
 import io
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -114,21 +115,19 @@ def _is_stream(path: str) -> bool:
 
 # -- cells that a spreadsheet would run -----------------------------------------------------------------------------
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_QUOTE = "'"
+# Where a cell begins: its own start, and behind what another reader than ours takes for the end of a cell or a line.
+_UNGUARDED = re.compile(r"(^|[;\t\r\n])(?='*[=+\-@\t\r])")
+_GUARDED = re.compile(r"(^|[;\t\r\n])'(?='*[=+\-@\t\r])")
 
 
 def guarded(cell: str) -> str:
-    """With a quote before it, where a spreadsheet would take it for a formula. `unguarded` takes exactly that away."""
-    return _QUOTE + cell if cell.startswith(_FORMULA) or _is_guarded(cell) else cell
+    """With a quote before whatever a spreadsheet would take for a formula, also one that reads the file with another
+    separator. `unguarded` takes exactly that away."""
+    return _UNGUARDED.sub(r"\1'", cell)
 
 
 def unguarded(cell: str) -> str:
-    return cell[1:] if _is_guarded(cell) else cell
-
-
-def _is_guarded(cell: str) -> bool:
-    return cell.startswith(_QUOTE) and cell[1:].startswith((*_FORMULA, _QUOTE))
+    return _GUARDED.sub(r"\1", cell)
 
 
 # -- reading ------------------------------------------------------------------------------------------------------

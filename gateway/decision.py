@@ -71,9 +71,6 @@ class Acknowledge:
     revision: int
 
 
-Call = Ask | Compare | Send | Acknowledge
-
-
 @dataclass(frozen=True, slots=True)
 class Release:
     number: int  # the waiter's
@@ -94,6 +91,7 @@ class Say:
     error: Exception | None = None
 
 
+Call = Ask | Compare | Send | Acknowledge
 Command = Release | Remind | Say
 
 # -- state -------------------------------------------------------------------------------------------------------------

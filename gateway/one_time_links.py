@@ -61,8 +61,9 @@ class OneTimeLinks:
     async def lease(self, key: str) -> Lease | None:
         """Of all callers, one gets the account, until he says what became of it. None = not relevant."""
         for _ in range(LEASED_TRIES):
-            lease = await self._store.change(lambda tx: self._lease(tx, key))
-            if lease is not None or not await self.valid(key):
+            if not await self.valid(key):  # a stranger's guess must not take the one writer
+                return None
+            if (lease := await self._store.change(lambda tx: self._lease(tx, key))) is not None:
                 return lease
             await asyncio.sleep(LEASED_PAUSE)
         return None

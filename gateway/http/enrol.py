@@ -42,7 +42,6 @@ def paths(services: Services, settings: HttpSettings) -> dict[str, Answers]:
             reason = error.reason if isinstance(error, EnrolmentRefused) else "wrong-key"
             refusal = Refusal(caller_of(request.scope, settings.trusted_proxies), reason)
             note.refusal, note.silent = reason, not refusals.is_first(refusal)
-            await refusals.wait(refusal.client)
             raise HttpError(403, error.text) from None
         note.is_change, note.subject, note.outcome = True, f"node={reply.node}", SUCCESS
         return envelope.success({"reply": reply.text, "proof": base64.urlsafe_b64encode(reply.proof).decode()})

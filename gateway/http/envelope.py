@@ -11,7 +11,6 @@ Two kinds of errors:
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -29,7 +28,7 @@ from gateway.errors import (
     NotAuthorized,
     NotFound,
 )
-from gateway.http.note import escaped
+from gateway.http.note import Note, escaped
 
 PENDING_HEADER = "X-Wirelane-Pending"
 NODE_HEADER = "X-Wirelane-Node"
@@ -45,8 +44,6 @@ SEMANTIC_STATUS: tuple[tuple[type[ApiError], int], ...] = (
     (NodeUnavailable, 503),
     (DatabaseUnavailable, 503),
 )
-
-log = logging.getLogger("gateway.http")
 
 
 class HttpError(ApiError):
@@ -93,9 +90,10 @@ def success(result: Any, ignored: Sequence[str] = ()) -> Response:
     return _answer(b'{"error":"","msg":%b,"status":"success"}' % msg, 200, headers)
 
 
-def failure(error: ApiError, semantic: bool) -> Response:
+def failure(error: ApiError, semantic: bool, note: Note) -> Response:
+    note.status = semantic_status(error)
     if isinstance(error, DatabaseUnavailable):
-        log.error("event=database-unavailable reason=%s", error.reason)
+        note.trouble = error.reason
     body = {"error": error.text, "msg": "", "status": "error"}
     if isinstance(error, HttpError):
         return _answer(encoded(body), error.status, {**HEADERS, **error.headers})

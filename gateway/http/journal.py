@@ -50,6 +50,7 @@ class Journal:
         self._settings = settings
         self._template = template
         self._strangers = Repeats("request-again", logging.INFO)
+        self._troubles = Repeats("database-unavailable-again", logging.ERROR)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -83,13 +84,15 @@ class Journal:
                 raise  # too late for an answer: the server must break the connection off
             error = envelope.internal_error()
             error.headers = {ERROR_HEADER: error_id}
-            await envelope.failure(error, self._settings.semantic)(scope, receive, noted)
+            await envelope.failure(error, self._settings.semantic, note)(scope, receive, noted)
         finally:
             status, seconds = status or GONE_AWAY, time.perf_counter() - started
             self._ended(scope["method"], self._template(scope), note.status or status, seconds)
             self._write(scope, note, status, seconds)
 
     def _write(self, scope: Scope, note: Note, status: int, seconds: float) -> None:
+        if note.trouble and self._troubles.is_first(f"reason={note.trouble}"):
+            log.error("event=database-unavailable reason=%s", note.trouble)
         if note.silent:
             return
         caller = caller_of(scope, self._settings.trusted_proxies)

@@ -27,6 +27,7 @@ class Note:
     subject: str = ""  # "account=peer_1"
     outcome: str = ""  # "success", or the error's text
     pending: str = ""  # the node that is behind
+    trouble: str = ""  # why the database did not answer
     status: int = 0  # of an error, also where it is answered with 200; 0 = as answered
 
     @classmethod

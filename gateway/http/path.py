@@ -28,8 +28,7 @@ class Path:
         try:
             response = await self._answer(Request(scope, receive))
         except ApiError as error:
-            Note.of(scope).status = envelope.semantic_status(error)
-            response = envelope.failure(error, self._semantic)
+            response = envelope.failure(error, self._semantic, Note.of(scope))
         if scope["method"] == "HEAD":
             response.body = b""  # the head stays as it is, its length included
         await response(scope, receive, send)

@@ -1,8 +1,10 @@
-"""Those who were not let in: what of them is logged, and how long a wrong key waits for its answer.
+"""Those who were not let in: what of them is logged. And all who come without a key: how many of their requests are in
+work at once, and how long what they get nothing by waits for its answer.
 
-A refusal is logged when it happens; what repeats within a minute is counted, and the count is logged. Keys that are
-wrong are answered ever more slowly, for each address on its own, so that trying them (or a client that is set up wrong)
-costs little. A right key never waits: it does not come here. Everything in here is bounded. Called by access.py.
+A refusal is logged when it happens; what repeats within a minute is counted, and the count is logged. Who is refused,
+or asks for what is not there, is answered ever more slowly, for each address on its own, so that trying keys (or a
+client that is set up wrong) costs little. A right key never waits: it does not come here. Everything in here is
+bounded. Called by access.py.
 """
 
 from __future__ import annotations
@@ -10,11 +12,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
+from gateway.http import envelope
 from gateway.http.caller import Caller
 from gateway.http.repeats import MOST_SUBJECTS, WINDOW_SECONDS, Repeats
 
+AT_ONCE = 4  # of one address's requests without a key; the others await their turn
+MOST_WAITING = 100  # of them, whether their clients are still there or not; more are turned away
 FREE_TRIES = 3  # in a window, before an address waits
 FIRST_WAIT = 0.1  # seconds; then doubled ...
 LONGEST_WAIT = 2.0  # ... up to this
@@ -39,13 +47,30 @@ class Refusals:
     def __init__(self) -> None:
         self._repeats = Repeats("refused-again", logging.WARNING)
         self._tries: Counter[str] = Counter()
+        self._waiting: Counter[str] = Counter()
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     def is_first(self, refusal: Refusal) -> bool:
         """Whether it is to be logged by itself; else it is counted."""
         return self._repeats.is_first(str(refusal))
 
+    @contextmanager
+    def waiting(self, client: Caller) -> Iterator[asyncio.Semaphore]:
+        """Around a request without a right key. Gives the turns of its address. Raises HttpError: 429."""
+        who = client.network
+        if self._waiting[who] >= MOST_WAITING:
+            raise envelope.HttpError(429, "Too many requests, try again", {"Connection": "close"})
+        turns = self._turns.setdefault(who, asyncio.Semaphore(AT_ONCE))
+        self._waiting[who] += 1
+        try:
+            yield turns
+        finally:
+            self._waiting[who] -= 1
+            if not self._waiting[who]:
+                del self._waiting[who]
+
     async def wait(self, client: Caller) -> None:
-        """Before the answer to a wrong key."""
+        """Before an answer that says no."""
         who = client.network
         if who not in self._tries:
             if len(self._tries) >= MOST_SUBJECTS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tracemalloc
 from collections.abc import Iterator
 from ipaddress import IPv4Address
@@ -109,11 +110,14 @@ def test_what_is_not_understood_is_an_error_and_never_dropped(unknown: str) -> N
     assert lines[1] == (2, {"name": "b", "wg_name": "s"})
 
 
-@pytest.mark.parametrize(
-    "cell", ["=1+1", "+1", "-1", "@x", "\tx", "'=x", "''x", "'x", "'", "", "x=1", "'+", "'\t'", "-", "''"]
-)
+ALONE = ("=1+1", "+1", "-1", "@x", "\tx", "'=x", "''x", "'x", "'", "", "x=1", "'+", "'\t'", "-", "''")
+SEPARATED = ("x;=cmd|' /C calc'!A0;y", "x;'=y", "x\t+y", "x\n@y", ";;''-", "x;y", "x;'y", "\t=x", ";\t'=;'")
+
+
+@pytest.mark.parametrize("cell", [*ALONE, *SEPARATED])
 def test_a_cell_that_a_spreadsheet_would_run_is_guarded_and_comes_back_as_it_was(cell: str) -> None:
     assert not guarded(cell).startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert not any(part.startswith(("=", "+", "-", "@")) for part in re.split("[;\t\r\n]", guarded(cell)))
     assert unguarded(guarded(cell)) == cell
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from contextlib import suppress
@@ -109,6 +110,51 @@ async def test_wrong_keys_are_slowed_down_and_counted_and_right_ones_are_not(
     assert not any("refused-again" in text and STRANGER in text for text in texts)
 
 
+@pytest.mark.parametrize("path", ["/api/v1/account", "/nothing", f"/otl/{'0' * 80}"])
+async def test_whatever_gets_nothing_without_a_key_is_slowed_down(api: Api, path: str) -> None:
+    async with _client(build_app(api.services, HttpSettings(PUBLIC_URL)), {}, STRANGER) as client:
+        seconds = []
+        for _ in range(5):
+            began = time.monotonic()
+            await client.get(path)
+            seconds.append(time.monotonic() - began)
+        assert min(seconds[:3]) < 0.09 < seconds[3] < seconds[4]
+        began = time.monotonic()
+        assert (await client.get("/api/v1/openapi.json")).status_code == 200
+        assert time.monotonic() - began < 1, "what is open to all does not wait"
+
+
+async def test_one_address_has_so_many_requests_without_a_key_in_work_and_no_more(api: Api) -> None:
+    most, now = 0, 0
+
+    async def ping() -> None:
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.01)
+        now -= 1
+
+    app = build_app(dataclasses.replace(api.services, ping=ping), HttpSettings(PUBLIC_URL))
+    async with _client(app, {}, STRANGER) as client:
+        answers = await asyncio.gather(*(client.get("/healthz") for _ in range(refusals.MOST_WAITING + 20)))
+        assert most == refusals.AT_ONCE
+        assert sorted(answer.status_code for answer in answers)[-20:] == [429] * 20
+        assert answers[-1].headers["connection"] == "close"
+        assert (await client.get("/healthz")).status_code == 200, "its places are free again"
+
+
+async def test_a_database_that_is_away_is_said_once(
+    api: Api, lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> None:
+        raise DatabaseUnavailable("no route to host")
+
+    monkeypatch.setattr(api.services.keys, "judged", away)
+    for _ in range(20):
+        await api.http.get("/api/v1/account")
+    assert sum("event=database-unavailable " in record.getMessage() for record in lines.records) == 1
+
+
 async def test_callers_without_number_need_no_memory_without_bound(lines: pytest.LogCaptureFixture) -> None:
     table = Refusals()
     firsts = [table.is_first(Refusal(Caller(read_hop(f"2001:db8:{n:x}::1")), "unknown-key")) for n in range(3000)]
@@ -125,6 +171,7 @@ async def test_what_a_stranger_can_ask_for_without_end_is_counted(
     api: Api, lines: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(repeats, "WINDOW_SECONDS", 3)
+    monkeypatch.setattr(refusals, "FREE_TRIES", 1000)
     api.http.cookies.clear()
     lines.clear()
     asked = [
