@@ -85,6 +85,7 @@ class BoundedProtocol(H11Protocol):
     conn: Reader
     _sending: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
+    _closing: asyncio.TimerHandle | None = None
     _owed: tuple[str, object] = (NOTHING, None)  # and in which request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -94,7 +95,7 @@ class BoundedProtocol(H11Protocol):
         self._time_sending()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._sending, self._reading, self.timeout_keep_alive_task):
+        for timer in (self._sending, self._reading, self._closing, self.timeout_keep_alive_task):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
@@ -122,6 +123,7 @@ class BoundedProtocol(H11Protocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._drop_unread()
+            self._await_close()
         self._time_sending()
 
     def _drop_unread(self) -> None:
@@ -196,6 +198,24 @@ class BoundedProtocol(H11Protocol):
             )
         else:
             super().timeout_keep_alive_handler()
+            self._await_close()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self._await_close()
+
+    def _await_close(self) -> None:
+        """TLS closes when the other side has closed its own, too. Who says nothing, and has all, is not waited for."""
+        if self._closing is not None:
+            self._closing.cancel()
+        self._closing = self.loop.call_later(CLOSE_SECONDS, self._end_silent)
+
+    def _end_silent(self) -> None:
+        if self._unread():
+            self._await_close()
+        else:
+            self.transport.abort()
 
     # -- what never reaches the application --
 
@@ -219,6 +239,7 @@ class BoundedProtocol(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()
+        self._await_close()
 
 
 class Listener(uvicorn.Server):

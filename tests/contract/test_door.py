@@ -216,3 +216,17 @@ async def test_who_reads_nothing_over_tls_is_cut_off(tmp_path: Path, monkeypatch
             return not one.server.server_state.connections
 
         await until(gone, "it is cut off")
+
+
+async def test_who_never_closes_his_side_of_tls_keeps_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "CLOSE_SECONDS", 0.2)
+    async with served(tmp_path) as one:
+        _, writer = await one.secure()
+        writer.write(b"nonsense\r\n\r\n")
+        await asyncio.sleep(0.05)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # nor reads that we have closed ours
+
+        async def gone() -> bool:
+            return not one.server.server_state.connections
+
+        await until(gone, "it is cut off")
