@@ -221,10 +221,21 @@ async def test_who_reads_nothing_over_tls_is_cut_off(tmp_path: Path, monkeypatch
 async def test_who_never_closes_his_side_of_tls_keeps_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "CLOSE_SECONDS", 0.2)
     async with served(tmp_path) as one:
-        _, writer = await one.secure()
-        writer.write(b"nonsense\r\n\r\n")
-        await asyncio.sleep(0.05)
-        writer.transport.pause_reading()  # type: ignore[attr-defined]  # nor reads that we have closed ours
+        reader, writer = await one.plain()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = context.wrap_bio(coming, going)
+        while True:
+            try:
+                client.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                writer.write(going.read())
+                coming.write(await asyncio.wait_for(reader.read(65_536), 5))
+        client.write(b"nonsense\r\n\r\n")
+        writer.write(going.read())
+        assert await asyncio.wait_for(reader.read(65_536), 5)
 
         async def gone() -> bool:
             return not one.server.server_state.connections
