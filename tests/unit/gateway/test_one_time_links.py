@@ -42,6 +42,14 @@ async def test_unknown_links_are_not_relevant_and_unknown_accounts_not_found(pro
         await product.one_time_links.create("nobody")
 
 
+async def test_who_guesses_links_never_takes_the_one_writer(product: Product, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def busy(*_: object) -> None:
+        raise AssertionError("a change, for a link that there is not")
+
+    monkeypatch.setattr(product.store, "change", busy)
+    assert await product.one_time_links.lease("0" * 80) is None
+
+
 async def test_a_link_shows_the_account_as_it_is_when_it_is_opened(product: Product) -> None:
     server = (await product.servers.create(ServerValues())).value
     await product.accounts.create(NewAccount(server=server.name))
