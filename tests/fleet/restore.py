@@ -38,6 +38,8 @@ class Backup:
             market.history.add("", "-- an old database is restored")
             for gateway in lab.gateways:
                 lab.stop_gateway(gateway.name)
+            for seller in self._sellers:
+                seller.forget_off()  # before a node gets the old state
             self._run("dropdb", "--force", database.NAME)
             self._run("createdb", database.NAME)
             self._run("pg_restore", "-d", database.NAME, str(self._file))
@@ -58,7 +60,6 @@ class Backup:
             if {state and state.life for state in then} != {state and state.life for state in now}:
                 market.older |= {state.life for state in then if state}
             seller.possible[name] = then
-        seller.forget_off()
         seller.reconnect()
 
     def _run(self, program: str, *arguments: str) -> None:

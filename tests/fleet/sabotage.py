@@ -95,7 +95,8 @@ SABOTAGES = (
             Edit(
                 "gateway/agents/client.py",
                 "            return codec.applied(await stub.Snapshot(",
-                "            await asyncio.sleep(0.5)\n            return codec.applied(await stub.Snapshot(",
+                "            await __import__('asyncio').sleep(0.5)\n"
+                "            return codec.applied(await stub.Snapshot(",
             ),
         ),
     ),
