@@ -233,7 +233,7 @@ def told(state: State, at: float, status: AgentStatus, spread: float) -> Step:
     call = Compare(held, status.applied_revision, is_fresh=True)
     state = replace(state, status=status, away=("", ""), held=held, status_due=due, call=call)
     state = replace(state, heard=state.heard + 1, silent=False)
-    if state.row is None or state.waiters or state.woken or not state.row.is_held(held):
+    if state.row is None or state.waiters or state.woken or held.asks or not state.row.is_held(held):
         return state, ()
     state = replace(state, wanted=held.revision, shown=status.applied_revision, contested="")
     return _passed(state, at, state.poll)  # a quiet node costs the database nothing
