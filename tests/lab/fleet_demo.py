@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.lab.errors import ApiError, LabError
 from tests.lab.lab import Lab
-from tests.lab.readings import fetch
+from tests.lab.readings import fetch, usage
 from tests.lab.rest import Answer, Rest
 from tests.lab.story import Story
 
-CLIENT = "c1"
+CLIENT, ACCOUNT = "c1", "fleet"
 NODES = ("n1", "n2")
 CREATES, CALLERS = 60, 4
 SETTLED_SECONDS = 15.0
@@ -29,7 +29,13 @@ class FleetDemo:
         self._servers: dict[str, str] = {}  # by node
 
     def run(self) -> None:
-        chapters: tuple[Callable[[], None], ...] = (self._place, self._connect, self._cut, self._gateway_killed)
+        chapters: tuple[Callable[[], None], ...] = (
+            self._place,
+            self._connect,
+            self._cut,
+            self._gateway_killed,
+            self._moved,
+        )
         for chapter in chapters:
             chapter()
 
@@ -42,8 +48,8 @@ class FleetDemo:
 
     def _connect(self) -> None:
         self._story.chapter("An account is made by one gateway, its configuration comes from the other")
-        account = self._rests[0].post("account", wg_name=self._servers["n2"], name="fleet")["name"]
-        self._lab.connect(CLIENT, account, gateway=self._lab.gateways[1].name)
+        self._rests[0].post("account", wg_name=self._servers["n2"], name=ACCOUNT)
+        self._lab.connect(CLIENT, ACCOUNT, gateway=self._lab.gateways[1].name)
         seen = (fetch(self._lab, CLIENT, "/ip") or "nothing").strip()
         public = str(self._lab.host("n2").address.ip)
         self._story.step(seen == public, f"the web server sees the client as {seen} (n2 is {public})")
@@ -83,10 +89,25 @@ class FleetDemo:
         rest = self._rests[1]
         arrived = self._eventually(lambda: all(_is_there(rest, name) for name in acknowledged))
         self._story.step(arrived, "every acknowledged account is in the kernel of its node")
-        accounts = rest.get("account").values()
-        addresses = [account["allowed_IPs"] for account in accounts]
+        addresses = [account["allowed_IPs"] for account in rest.get("account")]
         self._story.step(len(addresses) == len(set(addresses)), f"{len(addresses)} accounts, no address held twice")
         self._lab.start_gateway(first)
+
+    def _moved(self) -> None:
+        server = self._servers["n2"]
+        self._story.chapter(f"{server} moves from n2 to n1, with its accounts, keys and statistics")
+        before = usage(self._rests[1], ACCOUNT)
+        began = time.monotonic()
+        self._lab.gateway_cli("server", "move", server, "--node", "n1")
+        self._story.step(True, f"moved after {time.monotonic() - began:.1f} s")
+        self._lab.disconnect(CLIENT)
+        self._lab.connect(CLIENT, ACCOUNT, gateway=self._lab.gateways[1].name)
+        seen = (fetch(self._lab, CLIENT, "/ip") or "nothing").strip()
+        public = str(self._lab.host("n1").address.ip)
+        self._story.step(seen == public, f"the web server sees the client as {seen} (n1 is {public})")
+        after = usage(self._rests[1], ACCOUNT)
+        grown = all(late > early for early, late in zip(before, after, strict=True))
+        self._story.step(grown, f"its statistics went on: {sum(before):,} bytes before, {sum(after):,} now")
         self._lab.disconnect(CLIENT)
 
     def _create_somewhere(self, number: int) -> str:
