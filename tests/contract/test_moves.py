@@ -42,7 +42,7 @@ class Gateway:
     def __init__(self, store: Store, settle_seconds: float = 2.0) -> None:
         self.store, self.agents = store, Agents()
         self.sync = Sync(store, self.agents, settle_seconds, poll_seconds=0.1)
-        self.collect = Collect(store, self.agents)
+        self.collect = Collect(store, self.agents, collect_seconds=0)  # each round is due
         self.accounts = Accounts(store, Creation(store), self.sync, self.collect, self.agents)
         self.servers = Servers(store, self.sync, self.agents)
         self.placement = Placement(store, self.sync, self.collect, look_seconds=0.05)
