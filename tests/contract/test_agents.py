@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import date
@@ -142,6 +142,14 @@ async def encrypted_rig(node: Node, folder: Path) -> AsyncIterator[Rig]:
         await agents.close()
 
 
+def ran(story: Coroutine[Any, Any, None]) -> None:
+    async def whole() -> None:
+        await story
+        await asyncio.sleep(0.05)  # gRPC has still something to tell this loop; closed, it would break the next test
+
+    asyncio.run(whole())
+
+
 @pytest.fixture(params=KINDS)
 def told(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Story], None]:
     """Runs a story against one kind of agent."""
@@ -151,7 +159,7 @@ def told(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Story], No
             async with rig(request.param, tmp_path) as it, asyncio.timeout(30):
                 await story(it)
 
-        asyncio.run(inside())
+        ran(inside())
 
     return run
 
@@ -395,7 +403,7 @@ def test_an_agent_knows_whose_state_it_holds_after_a_restart(tmp_path: Path) -> 
                 held = (await it.agents.status(it.node)).held if turn else await with_origin(it)
                 assert (held.revision, held.origin, held.accounts) == (5, OURS, 1)
 
-    asyncio.run(story())
+    ran(story())
 
 
 @pytest.mark.parametrize("said", [1, 1279, 9101, (1 << 32) - 1])
@@ -407,7 +415,7 @@ def test_what_no_tunnel_can_have_is_not_believed(tmp_path: Path, said: int) -> N
             assert (await agents.status(Node(id=1, name="fra", target=target))).tunnel_mtu == 0
         await agents.close()
 
-    asyncio.run(story())
+    ran(story())
 
 
 def test_a_live_read_shows_peer_marks_and_classes(told: Callable[[Story], None]) -> None:
@@ -538,7 +546,7 @@ def test_an_agent_that_restarts_is_found_again_at_once(tmp_path: Path) -> None:
                 await agents.status(node)
         await agents.close()
 
-    asyncio.run(story())
+    ran(story())
 
 
 def test_an_agent_that_never_answers_costs_a_deadline_and_no_more(tmp_path: Path) -> None:
@@ -556,4 +564,4 @@ def test_an_agent_that_never_answers_costs_a_deadline_and_no_more(tmp_path: Path
             assert asyncio.get_running_loop().time() - started < 4
             await agents.close()
 
-    asyncio.run(story())
+    ran(story())
