@@ -336,7 +336,8 @@ def test_check_opens_the_files_that_serve_will_need(config: str, capfd: Captured
 )
 def test_check_reads_the_databases_url_to_its_end(option: str, said: str, tmp_path: Path, capfd: Captured) -> None:
     path = tmp_path / "gateway.toml"
-    path.write_text(f'database = "postgresql://wirelane@127.0.0.1/wirelane?{option}"\n')
+    url, key = f"postgresql://wirelane@127.0.0.1/wirelane?{option}", tmp_path / "secret.key"
+    path.write_text(f'database = "{url}"\nkey_file = "{key}"\n')
     status, _, err = outcome(capfd, str(path), "check")
     assert status == 2 and said in err
 
