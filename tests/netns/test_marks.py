@@ -289,7 +289,7 @@ def test_a_change_of_one_account_leaves_damage_elsewhere_for_the_full_pass(cross
 
 
 def test_two_programs_at_the_same_table_lose_nothing(crossing: Crossing, run: Run) -> None:
-    rules = [f"198.51.100.{i}" for i in range(1, 61)]
+    rules = [f"198.51.100.{i}" for i in range(1, 241)]
     script = "".join(f"iptables-legacy -w 10 -t mangle -A FORWARD -s {a} -j DROP\n" for a in rules)
     script += "".join(f"iptables-legacy -w 10 -t mangle -D FORWARD -s {a} -j DROP\n" for a in rules[::2])
     other = subprocess.Popen(["ip", "netns", "exec", crossing.router, "sh", "-ec", script])
