@@ -145,7 +145,7 @@ async def running_core(
                 task.cancel()
             await asyncio.wait({loop, watch})
             store.close()
-            await asyncio.sleep(0.03)  # gRPC has still something to tell this loop; closed, it would break the next one
+            await asyncio.sleep(0.05)  # gRPC has still something to tell this loop; closed, it would break the next one
 
 
 async def _main(listen: str, folder: Path) -> None:
