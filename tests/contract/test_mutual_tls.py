@@ -109,6 +109,7 @@ def run(story: Awaitable[None]) -> None:
     async def inside() -> None:
         async with asyncio.timeout(DEADLINE):
             await story
+        await asyncio.sleep(0.05)  # gRPC has still something to tell this loop; closed, it would break the next test
 
     asyncio.run(inside())
 
