@@ -476,11 +476,11 @@ def test_who_is_refused_again_and_again_waits(gateway: Served, tmp_path: Path) -
         started = time.monotonic()
         refusal(foreign, tmp_path / "host")
         times.append(time.monotonic() - started)
-    assert times[5] > 0.3 and times[0] < 0.3
+    assert times[5] - min(times[:3]) > 0.3
     # Who has a right token does not wait behind them.
     started = time.monotonic()
     join(new_token(gateway), tmp_path / "host")
-    assert time.monotonic() - started < 0.3
+    assert time.monotonic() - started < 1.0, "the next refusal would wait 1.6 s"
 
 
 # -- a man in the middle ----------------------------------------------------------------------------------------------
