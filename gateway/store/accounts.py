@@ -167,15 +167,7 @@ async def find_id(tx: Transaction, account_id: int) -> Account | None:
 
 async def find_locked(tx: Transaction, name: str) -> KeptAccount | None:
     """The account as it is once nobody else changes its node."""
-    if tx.is_sqlite:
-        return await find(tx, name)
-    row = await tx.one(_node_of, {"account": name})
-    if row is None:
-        return None
-    await node_rows.lock(tx, row.node_id)
-    kept = await find(tx, name)
-    has_moved = kept is not None and kept.node_id != row.node_id
-    return await find_locked(tx, name) if has_moved else kept
+    return await node_rows.find_locked(tx, _node_of, {"account": name}, lambda: find(tx, name))
 
 
 def _kept(tx: Transaction, row: Row[Any] | None) -> KeptAccount | None:

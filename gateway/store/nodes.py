@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Row, bindparam, delete, func, select, update
+from sqlalchemy import Row, Select, bindparam, delete, func, select, update
 
 from gateway import target as targets
 from gateway.allocate import MARKS
@@ -24,6 +25,14 @@ from gateway.origin import word
 from gateway.store import ranges
 from gateway.store.tables import claims, cursors, epochs, join_tokens, nodes, revisions, servers, tombstones
 from gateway.store.transaction import INSTALLATION, Transaction
+
+
+class OnNode(Protocol):
+    @property
+    def node_id(self) -> int: ...
+
+
+T = TypeVar("T", bound=OnNode)
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a DNS label: names of nodes become names of hosts
 
@@ -108,6 +117,20 @@ async def marks(tx: Transaction, node_id: int, *of: int) -> dict[int, int]:
     """The marks of revisions, of those that are still known."""
     rows = await tx.all(_marks, {"node": node_id, "first": of[0], "second": of[-1]})
     return {row.revision: row.mark for row in rows}
+
+
+async def find_locked(
+    tx: Transaction, node_of: Select[Any], key: Mapping[str, Any], find: Callable[[], Awaitable[T | None]]
+) -> T | None:
+    """What `find` finds once nobody else changes its node. `node_of`: which node that is; it may move meanwhile."""
+    if tx.is_sqlite:
+        return await find()
+    while (row := await tx.one(node_of, key)) is not None:
+        await lock(tx, row.node_id)
+        kept = await find()
+        if kept is None or kept.node_id == row.node_id:
+            return kept
+    return None
 
 
 async def locked(tx: Transaction, name: str) -> Node:

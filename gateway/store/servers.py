@@ -115,15 +115,7 @@ async def find(tx: Transaction, name: str) -> KeptServer | None:
 
 async def find_locked(tx: Transaction, name: str) -> KeptServer | None:
     """The server as it is once nobody else changes its node."""
-    if tx.is_sqlite:
-        return await find(tx, name)
-    row = await tx.one(_node_of, {"server": name})
-    if row is None:
-        return None
-    await node_rows.lock(tx, row.node_id)
-    kept = await find(tx, name)
-    has_moved = kept is not None and kept.node_id != row.node_id
-    return await find_locked(tx, name) if has_moved else kept
+    return await node_rows.find_locked(tx, _node_of, {"server": name}, lambda: find(tx, name))
 
 
 async def find_all_locked(tx: Transaction, names: Collection[str]) -> dict[str, KeptServer]:

@@ -19,8 +19,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def _running() -> Iterator[Cluster]:
     if reason := why_missing():
         pytest.skip(reason)
     cluster = Cluster()
@@ -29,6 +28,10 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.stop()
+
+
+cluster = pytest.fixture(scope="session", name="cluster")(_running)
+own_cluster = pytest.fixture(name="own_cluster")(_running)  # one that a test may kill
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import date
 from ipaddress import IPv4Interface
 
@@ -17,7 +17,7 @@ from gateway.store import Store, Transaction, claims, migrate, open_store
 from tests.contract.test_store import NODE, use_cases
 from tests.fakes import direct
 from tests.fakes.agents import FakeAgents
-from tests.fakes.cluster import Cluster, why_missing
+from tests.fakes.cluster import Cluster
 from tests.fakes.product import KEY
 
 pytestmark = pytest.mark.anyio
@@ -108,19 +108,6 @@ async def test_two_gateways_that_collect_at_once_double_nothing(gateways: list[S
 async def test_on_sqlite_there_is_one_gateway_and_it_is_always_its_turn(sqlite_url: str) -> None:
     async with await open_store(sqlite_url, KEY) as store:
         assert await taken(store, "one") and await taken(store, "it was restarted")
-
-
-@pytest.fixture
-def own_cluster() -> Iterator[Cluster]:
-    """One that may be killed."""
-    if reason := why_missing():
-        pytest.skip(reason)
-    cluster = Cluster()
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
 
 
 async def test_a_server_that_is_killed_and_comes_back_costs_clear_errors_and_no_acknowledgement(
