@@ -7,6 +7,7 @@ changes. Called by engine.py.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -20,7 +21,12 @@ FIRST_ROWS = 500  # come with the execute; few statements have more
 async def connect(path: str, lock_seconds: float) -> aiosqlite.Connection:
     connection = _Connection(partial(sqlite3.connect, path, timeout=lock_seconds), FIRST_ROWS)
     connection._thread.daemon = True  # as SQLAlchemy does: a lost connection must not keep the process from ending
-    return await connection
+    opening = asyncio.ensure_future(connection)
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        await (await opening).close()  # the thread opens the file whoever waits, and nobody else would close it
+        raise
 
 
 class _Connection(aiosqlite.Connection):
