@@ -1,6 +1,6 @@
-"""The connections: SQLite through aiosqlite, PostgreSQL through asyncpg. Every wait in here is bounded.
+"""The connections: SQLite through aiosqlite, PostgreSQL through postgresql.py. Every wait in here is bounded.
 
-Owns: pools, and how a transaction begins. Never knows a table. Called by store.py and schema.py.
+Owns: how a transaction begins, and the pool of SQLite. Never knows a table. Called by store.py and schema.py.
 
 A *change* holds its locks until the commit. On SQLite it starts with BEGIN IMMEDIATE on the only writing connection,
 so there is one change at a time; on PostgreSQL it locks rows (Transaction.lock and nodes.py). A *read* sees one moment
@@ -17,7 +17,6 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import sqlalchemy.exc
 from sqlalchemy import Connection, event, text
@@ -25,14 +24,11 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from gateway.errors import ConfigError
-from gateway.store import onetrip
+from gateway.store import onetrip, postgresql
 from gateway.store.trouble import POOLER
 
-CONNECT_SECONDS = 10
-STATEMENT_SECONDS = 30
 WAIT_SECONDS = 5.0  # for a connection, and for those who hold what is to be changed
 READERS = 4  # SQLite: connections that read beside the one that writes
-POOL_SIZE = 10  # PostgreSQL
 POOLER_LOOKS = 3
 OPTIONS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "host", "port")  # of a PostgreSQL URL, as libpq spells them
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
@@ -77,7 +73,8 @@ class Engine:
             self._writer = _sqlite(url, size=1, begin="BEGIN IMMEDIATE")
             self._reader = _sqlite(url, size=READERS, begin="BEGIN", read_only=True)
         else:
-            engine = _postgresql(url)
+            self._door = postgresql.Door()
+            engine = postgresql.pool(url, self._door, WAIT_SECONDS)
             self._writer = engine.execution_options(isolation_level="READ COMMITTED")
             self._reader = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
@@ -85,6 +82,7 @@ class Engine:
     async def change(self) -> AsyncIterator[AsyncConnection]:
         clock = asyncio.get_running_loop().time
         give_up = clock() + WAIT_SECONDS
+        postgresql.give_up.set(give_up)
         async with self._writer.connect() as connection:
             _left.set(max(give_up - clock(), 0.0))
             async with connection.begin():
@@ -92,6 +90,7 @@ class Engine:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
+        postgresql.give_up.set(asyncio.get_running_loop().time() + WAIT_SECONDS)
         async with self._reader.begin() as connection:
             yield connection
 
@@ -116,6 +115,8 @@ class Engine:
     async def close(self) -> None:
         await self._writer.dispose()
         await self._reader.dispose()
+        if not self.is_sqlite:
+            await self._door.close()
 
 
 def _make_private_file(path: Path) -> None:
@@ -177,31 +178,3 @@ def _bound_wait(connection: Connection) -> None:
     if connection.info.get("busy_timeout", int(WAIT_SECONDS * 4) * 250) != milliseconds:
         connection.info["busy_timeout"] = milliseconds
         connection.exec_driver_sql(f"PRAGMA busy_timeout = {milliseconds}")
-
-
-def _postgresql(url: URL) -> AsyncEngine:
-    engine = create_async_engine(
-        url.set(query={}),
-        pool_size=POOL_SIZE,
-        max_overflow=0,
-        pool_timeout=WAIT_SECONDS,
-        pool_pre_ping=True,  # the server may have been restarted since
-        connect_args={
-            # The driver reads these out of a URL of its own only, and what stands beside it wins.
-            "dsn": f"postgresql:///?{urlencode(url.query, doseq=True)}",
-            "timeout": CONNECT_SECONDS,
-            "command_timeout": STATEMENT_SECONDS,
-            "server_settings": {"application_name": "wirelane-gateway"},
-        },
-    )
-    # Not as settings of the connection's start: a pooler refuses those that it does not know.
-    settings = (
-        f"SET lock_timeout = '{WAIT_SECONDS * 1000:.0f}ms'; SET statement_timeout = '{STATEMENT_SECONDS}s'; "
-        f"SET idle_in_transaction_session_timeout = '{STATEMENT_SECONDS}s'"
-    )
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def on_connect(connection: Any, _record: Any) -> None:
-        connection.run_async(lambda driver: driver.execute(settings))
-
-    return engine

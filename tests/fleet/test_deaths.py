@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -12,10 +15,12 @@ from tests.fleet.run import cleared
 from tests.lab.errors import LabError
 from tests.lab.lab import Lab
 from tests.lab.processes import wait_until
+from tests.lab.rest import Answer
 
 CREATES = 1000
 KERNEL_SECONDS = 10.0
 DATABASE_AWAY_SECONDS = 5.0
+UNAVAILABLE = "The database is not available, try again"
 
 
 @pytest.fixture
@@ -72,6 +77,44 @@ def test_a_cut_node_s_changes_wait_and_others_do_not(lab: Lab, node_of: dict[str
     seconds = crowd.are_in_the_kernel(lab, made, node_of, 5.0)
     print(f"p50 {before * 1e3:.1f} -> {during * 1e3:.1f} ms; pending in {at_once:.3f} s; in the kernel {seconds:.1f} s")
     assert during < 1.3 * before + 0.005, "5 ms: what else this machine does"
+
+
+def test_a_gateway_that_is_cut_from_the_database_says_so_soon_and_holds_up_nobody(
+    lab: Lab, node_of: dict[str, str]
+) -> None:
+    (server, *_) = node_of
+    end = threading.Event()
+
+    def sell(thread: int) -> None:
+        for number in itertools.takewhile(lambda _: not end.is_set(), itertools.count()):
+            lab.rest_of("g1").call("POST", "account", {"name": f"x{thread}-{number}", "wg_name": server})
+
+    with ThreadPoolExecutor(8) as threads:
+        sellers = [threads.submit(sell, thread) for thread in range(6)]
+        time.sleep(1.0)
+        lab.cut("g1")  # most likely it holds the row of the node at this moment
+        end.set()
+        other = threads.submit(lab.rest_of("g2").call, "POST", "account", {"name": "o", "wg_name": server})
+        first, seconds = timed(lambda: lab.rest_of("g1").call("GET", "account"))
+        assert (first.error, seconds < 6.5) == (UNAVAILABLE, True), seconds
+        later = [timed(lambda: lab.rest_of("g1").call("GET", "account")) for _ in range(5)]
+        assert [answer.error for answer, _ in later] == [UNAVAILABLE] * 5
+        assert max(took for _, took in later) < 0.5
+        assert other.result().error == ""
+        for seller in sellers:
+            seller.result()
+    began = time.monotonic()
+    lab.heal("g1")
+    wait_until(lambda: not lab.rest_of("g1").call("GET", "account").error, "g1 finds the database again", 6.0)
+    print(
+        f"refused in {seconds:.1f} s, then in {max(took for _, took in later):.3f} s; "
+        f"back {time.monotonic() - began:.1f} s after healing"
+    )
+
+
+def timed(call: Callable[[], Answer]) -> tuple[Answer, float]:
+    began = time.monotonic()
+    return call(), time.monotonic() - began
 
 
 def median_edit(lab: Lab, account: str) -> float:
