@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def test_who_goes_away_while_a_connection_opens_leaves_none_behind(
         with suppress(asyncio.CancelledError):
             await (await task).close()
 
-    real = sqlite3.connect
+    real: Callable[..., sqlite3.Connection] = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", connect)
     asyncio.run(story())
     for connection in opened:
