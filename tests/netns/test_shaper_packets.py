@@ -88,6 +88,9 @@ def test_a_rate_change_loses_nothing_of_what_is_queued(box: Box, before: int, af
     assert box.read() == classes({0x109: after})
 
 
+SEGMENT = 65_536 * 8e-6  # megabits, the largest that TCP hands over
+
+
 def tcp_megabits(box: Box, mark: int, seconds: float) -> float:
     """Goodput of one connection from the box to the far host."""
 
@@ -126,12 +129,12 @@ def tcp_megabits(box: Box, mark: int, seconds: float) -> float:
     return total * 8e-6 / elapsed
 
 
-# At 1 Mbit/s one segment of 64 kB is an eighth of all that can come within the four seconds.
+# At 1 Mbit/s one segment of 64 kB is an eighth of all that can come within the four seconds, and may come at either end.
 @pytest.mark.parametrize(("rate", "least"), [(1, 0.7), (5, 0.85), (20, 0.85)])
 def test_one_connection_gets_what_was_sold_and_no_more(box: Box, rate: int, least: float) -> None:
     box.add_root()
     box.put({0x109: rate})
-    assert least * rate < tcp_megabits(box, 109, 4) < 1.01 * rate
+    assert least * rate < tcp_megabits(box, 109, 4) < 1.01 * rate + SEGMENT / 4
 
 
 # -- text ---------------------------------------------------------------------------------------------------------
