@@ -23,7 +23,8 @@ Several gateways may do this to one agent at once. A patch that brings nothing n
 one that starts where the agent is not is refused as stale, and its status is read again. So is a snapshot that was
 overtaken by a newer patch: it is older than what the agent holds. Nothing but a patch is sent to an agent as it is
 remembered: its status is read once more first. And a snapshot is claimed (gateway/store/claims.py), so that two
-gateways that start together do not both send all of them. That saves work and guards nothing.
+gateways that start together do not both send all of them; whose snapshot does not get through gives the claim back.
+That saves work and guards nothing.
 
 Failure. The commit was the decision; nothing here can undo it. A waiter gets "applied", "failed" (durable, but the
 kernel refused some of it; the agent tries again) or, at its deadline, "pending"; never an exception. An agent that is
@@ -54,7 +55,7 @@ from gateway import decision
 from gateway.agents import AgentRefused, StaleAgent
 from gateway.condition import Report
 from gateway.decision import Ask, Call, Compare, Release, Remind, Say, Send, State, Step, Waiter
-from gateway.errors import AgentUnreachable, NotFound
+from gateway.errors import AgentUnreachable, DatabaseUnavailable, NotFound
 from gateway.store import changes, claims
 from gateway.store import nodes as node_rows
 
@@ -270,8 +271,17 @@ class _NodeLoop:
             async with self._shared.reading:
                 snapshot = await self._store.read(lambda tx: changes.snapshot(tx, self._name))
             sent = replace(snapshot, replaces=call.replaces)
-            applied = await self._agents.snapshot(call.node, sent, self._settle_ms)
+            try:
+                applied = await self._agents.snapshot(call.node, sent, self._settle_ms)
+            except AgentUnreachable:
+                await self._give_way(call.node)
+                raise
         return partial(decision.answered, at=_now(), call=call, sent=sent, applied=applied)
+
+    async def _give_way(self, node: Node) -> None:
+        """It did not get through from here, over a path that takes short calls perhaps; from there it may."""
+        with suppress(DatabaseUnavailable):  # then the claim runs out
+            await self._store.change(lambda tx: claims.give_back(tx, SNAPSHOT, node.id, self._shared.holder))
 
     async def _claimed(self, known: Node, tx: Transaction) -> bool:
         """False: another gateway sends a snapshot, or one has been taken since the node was compared."""

@@ -35,6 +35,12 @@ async def take(tx: Transaction, work: str, node_id: int, holder: str, seconds: f
     return await tx.one(statement.returning(claims.c.node_id)) is not None
 
 
+async def give_back(tx: Transaction, work: str, node_id: int, holder: str) -> None:
+    """It could not be done by `holder`: somebody else may."""
+    mine = (claims.c.work == work) & (claims.c.node_id == node_id) & (claims.c.holder == holder)
+    await tx.run(update(claims).where(mine).values(until=0))
+
+
 async def due(tx: Transaction, work: str, seconds: float, node_ids: Collection[int]) -> set[int]:
     """Which of them it is our turn for. They are due again after so many seconds, whether the work was done or not.
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import date
 from ipaddress import IPv4Interface
+from typing import Any
 
 import pytest
+from sqlalchemy import Row, select
 
 from gateway.collect import Collect
-from gateway.errors import DatabaseUnavailable
-from gateway.model import DayUsage, NewAccount, ServerValues
-from gateway.store import Store, Transaction, claims, migrate, open_store
+from gateway.errors import AgentUnreachable, DatabaseUnavailable
+from gateway.model import Applied, DayUsage, NewAccount, Node, ServerValues, Snapshot
+from gateway.store import Store, Transaction, claims, migrate, open_store, tables
+from gateway.sync import Sync
 from tests.contract.test_store import NODE, use_cases
 from tests.fakes import direct
 from tests.fakes.agents import FakeAgents
@@ -51,6 +54,39 @@ async def test_what_one_gateway_has_claimed_is_its_own_until_its_time_is_over(ga
 async def test_of_many_who_claim_at_once_one_gets_it(gateways: list[Store]) -> None:
     answers = await asyncio.gather(*(taken(gateways[n % 2], f"holder {n}") for n in range(20)))
     assert answers.count(True) == 1
+
+
+class HalfDeaf(FakeAgents):
+    """The same agents over a path that takes short calls and no long one."""
+
+    def __init__(self, agents: FakeAgents) -> None:
+        super().__init__()
+        self._agents = agents._agents
+
+    async def snapshot(self, node: Node, snapshot: Snapshot, settle_ms: int) -> Applied:
+        raise AgentUnreachable(f"node {node.name}: the snapshot does not get through")
+
+
+async def test_a_gateway_whose_snapshots_do_not_get_through_keeps_no_other_from_sending_one(
+    gateways: list[Store],
+) -> None:
+    whole = FakeAgents()
+    node = await direct.add_node(gateways[0], NODE, "unix:/run/agent.sock")
+    claimed, other = Sync(gateways[0], HalfDeaf(whole)), Sync(gateways[1], whole)
+    running = [asyncio.create_task(claimed.run())]
+    async with asyncio.timeout(10):
+        while "snapshot" not in {row.work for row in await claimed_rows(gateways[0], node.id)}:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        running.append(asyncio.create_task(other.run()))
+        while not whole[NODE].snapshots:  # noqa: ASYNC110 - another task brings it about
+            await asyncio.sleep(0.05)
+    for task in running:
+        task.cancel()
+    await asyncio.wait(running)
+
+
+async def claimed_rows(store: Store, node_id: int) -> Sequence[Row[Any]]:
+    return await store.read(lambda tx: tx.all(select(tables.claims).where(tables.claims.c.node_id == node_id)))
 
 
 async def due(store: Store, seconds: float, *nodes: int) -> set[int]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 from tests.fleet.model import State
+from tests.fleet.movers import Mover
 from tests.fleet.sellers import Market, Seller
 from tests.lab import database
 from tests.lab.hosts import run
@@ -22,19 +23,20 @@ NOTICE_SECONDS = 4.0  # the gateways look at every node in two
 class Backup:
     """Taken at birth."""
 
-    def __init__(self, market: Market, sellers: list[Seller]) -> None:
-        self._market, self._sellers = market, sellers
-        with paused(sellers):
+    def __init__(self, market: Market, sellers: list[Seller], mover: Mover) -> None:
+        self._market, self._sellers, self._mover = market, sellers, mover
+        with paused(sellers, mover):
             market.history.add("", "-- backup of the database")
             self._file = database.folder(market.lab.state) / "backup"
             self._run("pg_dump", "-Fc", "-f", str(self._file), database.NAME)
             self._known: dict[str, frozenset[State]] = {}
             for seller in sellers:
                 self._known |= seller.possible
+            self._places = dict(mover.possible)
 
     def restore(self) -> None:
         market, lab = self._market, self._market.lab
-        with paused(self._sellers):
+        with paused(self._sellers, self._mover):
             market.history.add("", "-- an old database is restored")
             for gateway in lab.gateways:
                 lab.stop_gateway(gateway.name)
@@ -50,6 +52,7 @@ class Backup:
                 lab.gateway_cli("node", "resync", node.name, "--from-database")
             for seller in self._sellers:
                 self._take_back(seller)
+            self._mover.possible = dict(self._places)
             market.history.add("", "-- the old database is in force")
 
     def _take_back(self, seller: Seller) -> None:
@@ -67,9 +70,9 @@ class Backup:
 
 
 @contextlib.contextmanager
-def paused(sellers: list[Seller]) -> Iterator[None]:
+def paused(sellers: list[Seller], mover: Mover) -> Iterator[None]:
     """No call is under way, and none begins."""
     with contextlib.ExitStack() as stack:
-        for seller in sellers:
-            stack.enter_context(seller.turn)
+        for turn in (*(seller.turn for seller in sellers), mover.turn):
+            stack.enter_context(turn)
         yield

@@ -16,6 +16,8 @@ from pathlib import Path
 from tests.fleet import traffic, verdicts
 from tests.fleet.chaos import Chaos, all_stands
 from tests.fleet.history import History
+from tests.fleet.late import late_snapshot
+from tests.fleet.movers import Mover
 from tests.fleet.restore import Backup
 from tests.fleet.sellers import Market, Seller
 from tests.fleet.traffic import Program
@@ -107,33 +109,37 @@ def run(lab: Lab, plan: Plan, say: Say) -> Outcome:
             Seller(market, 100 + number, plan.seed, [f"c{number + 1}"], host.name, customers[number])
             for number, host in enumerate(lab.plan.clients)
         ]
-        for seller in sellers:
-            seller.start()
+        mover = Mover(market, plan.seed)
+        for one in (*sellers, mover):
+            one.start()
         try:
-            _live(market, plan, sellers, say, outcome)
+            _live(market, plan, sellers, mover, say, outcome)
         finally:
             market.end.set()
-            for seller in sellers:
-                seller.join(60.0)
-        _judge(market, sellers, echo, customers, outcome)
+            for one in (*sellers, mover):
+                one.join(60.0)
+        _judge(market, sellers, mover, echo, customers, outcome)
     history.close()
     return outcome
 
 
-def _live(market: Market, plan: Plan, sellers: list[Seller], say: Say, outcome: Outcome) -> None:
-    """Trouble until the time is over, in the middle of it an old database."""
+def _live(market: Market, plan: Plan, sellers: list[Seller], mover: Mover, say: Say, outcome: Outcome) -> None:
+    """Trouble until the time is over; on the way a snapshot that comes late, and in the middle an old database."""
     chaos = Chaos(market, plan.seed, clock=not why_no_clocks())
     time.sleep(QUIET_SECONDS)
     before = verdicts.sizes(market.lab)
-    backup = Backup(market, sellers) if plan.restore else None
+    backup = Backup(market, sellers, mover) if plan.restore else None
+    staged: list[tuple[float, Callable[[], object]]] = [
+        (plan.seconds / 4, lambda: outcome.lines.append(late_snapshot(market, sellers, mover)))
+    ]
+    if backup:
+        staged.append((plan.seconds / 2, backup.restore))
     began = time.monotonic()
-    half_done = False
     while (passed := time.monotonic() - began) < plan.seconds:
         chaos.step()
-        if backup and not half_done and passed > plan.seconds / 2:
-            half_done = True
+        if staged and passed > staged[0][0]:
             chaos.end()
-            backup.restore()
+            staged.pop(0)[1]()
         if market.history.violations:
             say("a promise is broken; no further trouble")
             break
@@ -145,9 +151,12 @@ def _live(market: Market, plan: Plan, sellers: list[Seller], say: Say, outcome: 
     verdicts.are_bounded(market.history, before, verdicts.sizes(market.lab))
 
 
-def _judge(market: Market, sellers: list[Seller], echo: Program, customers: list[Program], outcome: Outcome) -> None:
+def _judge(
+    market: Market, sellers: list[Seller], mover: Mover, echo: Program, customers: list[Program], outcome: Outcome
+) -> None:
     history, rest = market.history, market.lab.rest
     verdicts.settled(market)
+    mover.find_all()
     for customer in customers:
         customer.tell({"life": 0})
     verdicts.judge(market, sellers)

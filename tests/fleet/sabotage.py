@@ -78,25 +78,12 @@ SABOTAGES = (
         ),
     ),
     Sabotage(
-        "late snapshot accepted (and some are sent, late)",
+        "late snapshot accepted",
         (
             Edit(
                 "agent/origin.py",
                 "        if self.origin.identity and new.revision < self.revision:\n",
                 "        if False:\n",
-            ),
-            Edit(
-                "gateway/store/changes.py",
-                "    return Compared(node, await _since(tx, node, held, identity, marks))\n",
-                '    if node.revision > 10 and __import__("random").random() < 0.3:\n'
-                "        return Compared(node, None)\n"
-                "    return Compared(node, await _since(tx, node, held, identity, marks))\n",
-            ),
-            Edit(
-                "gateway/agents/client.py",
-                "            return codec.applied(await stub.Snapshot(",
-                "            await __import__('asyncio').sleep(0.5)\n"
-                "            return codec.applied(await stub.Snapshot(",
             ),
         ),
     ),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from tests.fleet.history import History
 from tests.fleet.model import Answer, Call, Create, Delete, Edit, Held, Lie, Read, State, Switch, told, words
-from tests.fleet.traffic import Program
+from tests.fleet.traffic import Program, lead
 from tests.lab.errors import LabError
 from tests.lab.lab import Lab
 from tests.lab.readings import mangle_counters
@@ -53,6 +53,11 @@ class Market:
     _lives: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def gateway(self, dice: random.Random) -> str:
+        """One that runs, as far as it is known."""
+        names = [gateway.name for gateway in self.lab.gateways]
+        return dice.choice([name for name in names if name not in self.down] or names)
+
     def new_life(self) -> int:
         with self._lock:
             self._lives += 1
@@ -72,7 +77,9 @@ class Seller(threading.Thread):
         self.client, self.traffic = client, traffic
         self._market, self._random = market, random.Random(seed * 1000 + number)
         self._resting: dict[str, float] = {}
-        self._connected = 0  # the life that the customer's tunnel has
+        self._connected = 0  # the life that the customer's tunnel has ...
+        self._led_to = ""  # ... the node that it leads to ...
+        self._node = ""  # ... and the one that the last answer named
 
     def run(self) -> None:
         try:
@@ -138,8 +145,7 @@ class Seller(threading.Thread):
         return answer
 
     def _gateway(self) -> str:
-        names = [gateway.name for gateway in self._market.lab.gateways]
-        return self._random.choice([name for name in names if name not in self._market.down] or names)
+        return self._market.gateway(self._random)
 
     def _ask(self, gateway: str, name: str, call: Call) -> tuple[Answer, str]:
         try:
@@ -153,6 +159,7 @@ class Seller(threading.Thread):
             return Answer.UNKNOWN, answer.error
         if known is not Answer.DONE:
             return known, known.value
+        self._node = answer.node or self._node
         if isinstance(call, Read):
             self._compare(gateway, name, answer)
         return known, f"pending on {answer.pending}" if answer.pending else "done"
@@ -216,9 +223,13 @@ class Seller(threading.Thread):
             except LabError as failed:
                 self._market.history.add(name, f"no tunnel yet: {failed}")
                 return
-            self._connected = held.life
+            self._connected, self._led_to = held.life, self._node
             self.traffic.tell({"life": held.life})
             self._market.history.add(name, f"{self.client} sends as life {held.life}")
+        elif held and self._led_to != self._node:  # the name that it knows its server by leads to another node now
+            lead(self._market.lab, self.client, self._node)
+            self._led_to = self._node
+            self._market.history.add(name, f"{self.client} sends to {self._node}")
         elif held and held.enabled and self._random.random() < 0.3:
             try:
                 mangle_counters(self._market.lab.rest_of(self._gateway()), name)

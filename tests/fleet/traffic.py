@@ -8,9 +8,10 @@ import threading
 from types import TracebackType
 from typing import Any
 
+from tests.lab.connect import INTERFACE
 from tests.lab.lab import Lab
 from tests.lab.services import environment, python
-from tests.lab.topology import INTERNET, INTERNET_ADDRESS
+from tests.lab.topology import INTERNET, INTERNET_ADDRESS, UPLINK
 
 END_SECONDS = 5.0
 
@@ -57,3 +58,11 @@ def echo(lab: Lab) -> Program:
 
 def customer(lab: Lab, client: str) -> Program:
     return Program(lab, client, "customer")
+
+
+def lead(lab: Lab, client: str, node: str) -> None:
+    """The client's name for its server leads to another node: what a change in DNS and the next handshake do."""
+    host = lab.host(node).address.ip
+    peer, endpoint = lab.exec(client, "wg", "show", INTERFACE, "endpoints").stdout.split()
+    lab.exec(client, "ip", "route", "replace", str(host), "via", str(lab.host(client).router), "dev", UPLINK)
+    lab.exec(client, "wg", "set", INTERFACE, "peer", peer, "endpoint", f"{host}:{endpoint.rpartition(':')[2]}")

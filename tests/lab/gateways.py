@@ -94,10 +94,10 @@ def command(gateway: Gateway, identity: Identity, *arguments: str) -> list[str]:
     return ["env", "-C", "/", "HOME=/nonexistent", *network, *identity.command, *program]
 
 
-def call(gateway: Gateway, identity: Identity, *arguments: str) -> str:
+def call(gateway: Gateway, identity: Identity, *arguments: str, seconds: float = 60.0) -> str:
     """Run one of its subcommands to the end; returns what it printed."""
     variables = [f"{name}={value}" for name, value in environment().items()]
-    return run(["env", *variables, *command(gateway, identity, *arguments)]).stdout
+    return run(["env", *variables, *command(gateway, identity, *arguments)], seconds=seconds).stdout
 
 
 def add_access_key(gateway: Gateway, identity: Identity, name: str, network: str) -> str:

@@ -333,9 +333,9 @@ class Lab:
         """A command line for `wirelane-agent` on a node: "status", "plan", ..."""
         return services.agent_command(self._node(node), self.state, *arguments)
 
-    def gateway_cli(self, *arguments: str, gateway: str = gateways.FIRST) -> str:
+    def gateway_cli(self, *arguments: str, gateway: str = gateways.FIRST, seconds: float = 60.0) -> str:
         """Run a subcommand of `wirelane-gateway` where a gateway runs, as its user; returns what it printed."""
-        return gateways.call(self._gateway(gateway), self._identity, *arguments)
+        return gateways.call(self._gateway(gateway), self._identity, *arguments, seconds=seconds)
 
     @property
     def _identity(self) -> Identity:

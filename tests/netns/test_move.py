@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.connect import INTERFACE
+from tests.fleet.traffic import lead
 from tests.lab.lab import Lab
 from tests.lab.processes import wait_until
 from tests.lab.readings import usage
-from tests.lab.topology import INTERNET_ADDRESS, UPLINK
+from tests.lab.topology import INTERNET_ADDRESS
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -104,14 +104,6 @@ def arrived(lab: Lab) -> int:
     return int(values[names.index("InDatagrams")])
 
 
-def leads_to(lab: Lab, node: str) -> None:
-    """The client's name for its server leads to another node: what a DNS change and a restart of the app do."""
-    host = lab.host(node).address.ip
-    peer, endpoint = lab.exec("c1", "wg", "show", INTERFACE, "endpoints").stdout.split()
-    lab.exec("c1", "ip", "route", "replace", str(host), "via", str(lab.host("c1").router), "dev", UPLINK)
-    lab.exec("c1", "wg", "set", INTERFACE, "peer", peer, "endpoint", f"{host}:{endpoint.rpartition(':')[2]}")
-
-
 def peers(lab: Lab, node: str) -> list[str]:
     """Those that its kernel lets in, on all its servers."""
     lines = lab.exec(node, "wg", "show", "all", "peers", check=False).stdout.splitlines()
@@ -148,7 +140,7 @@ def test_it_moves_under_traffic_to_the_byte_and_the_client_is_back_after_its_nex
     lab.gateway_cli("server", "move", server_of(lab, account), "--node", "n2")
     print(f"moved in {time.monotonic() - started:.1f} s")
     assert not peers(lab, "n1") and len(peers(lab, "n2")) == 1
-    leads_to(lab, "n2")
+    lead(lab, "c1", "n2")
     sent, came_back = running.finished()
     assert lab.handshake("c1") > shaken
     requests = arrived(lab) - requests
@@ -168,7 +160,7 @@ def test_a_dead_node_that_comes_back_gives_up_what_is_no_longer_its_own_before_i
     died = time.monotonic()
     lab.gateway_cli("server", "move", server_of(lab, account), "--node", "n2", "--force")
     assert len(peers(lab, "n2")) == 1
-    leads_to(lab, "n2")
+    lead(lab, "c1", "n2")
     wait_until(lambda: answered(lab), "the client's next handshake", 60.0)
     time.sleep(max(0.0, died + CUT_OFF + 2 - time.monotonic()))
     lab.stop_gateway()  # n1 comes back, and nobody can tell it
