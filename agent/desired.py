@@ -87,8 +87,7 @@ class Desired:
 
     def check_replaced(self, snapshot: Snapshot) -> None:
         """Raises StaleRevision where the snapshot must not take the place of this; see origin.py."""
-        if self.accounts or self.servers:
-            self.version.check_replaced(Version(snapshot.revision, snapshot.origin), snapshot.replaces)
+        self.version.check_replaced(Version(snapshot.revision, snapshot.origin), snapshot.replaces)
 
     def patched(self, patch: Patch) -> Desired:
         """The state after a patch; itself when the patch brings nothing new.

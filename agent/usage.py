@@ -240,11 +240,13 @@ class Usage:
         it was counted. `anew`: rules that exist are replaced.
         """
         after = ANY_STAMP if self._is_whole else self._stamp
+        # A node that held nothing may be given a lower revision, by a database that was restored. Stamps go up only.
+        at = max(self._revision, self._latest)
         started = {}
         for address, mark in marks.items():
             base = self._baselines.get(address)
             counters = base.counters if base and (whoever or base.owner == mark.owner) else NO_COUNTERS
-            started[address] = replace(mark, counters=counters, restart=anew, at=self._revision, after=after)
+            started[address] = replace(mark, counters=counters, restart=anew, at=at, after=after)
         return started
 
     def wrote(self, difference: Diff[IPv4Address, Mark], *, is_there: bool) -> None:

@@ -79,6 +79,11 @@ class Held:
     def is_empty(self) -> bool:
         return not (self.accounts or self.servers)
 
+    @property
+    def is_emptied(self) -> bool:
+        """It held something, or was told whose it is."""
+        return self.is_empty and bool(self.origin.identity)
+
 
 @dataclass(frozen=True, slots=True)
 class HeldObject:
@@ -361,7 +366,8 @@ class Snapshot:
 class Compared:
     """A node's row beside what its agent holds. `patch`: what it lacks; None = it needs a snapshot.
 
-    `contested`: why nothing may be sent, "" = it may. `is_said`: it may by an operator's word only.
+    `contested`: why nothing may be sent, "" = it may. `is_said`: in place of just what it holds now,
+    whatever that is: an operator's word, or it holds nothing.
     """
 
     node: Node

@@ -43,7 +43,8 @@ async def compared(tx: Transaction, name: str, held: Held) -> Compared:
     is_said = bool(contested) and node.replaces == origin.word(held)
     if contested:
         return Compared(node, None, "" if is_said else contested, is_said)
-    return Compared(node, await _since(tx, node, held, identity, marks))
+    # Where nothing is lost nobody need be asked. But a snapshot of before may be under way to whom all was taken from.
+    return Compared(node, await _since(tx, node, held, identity, marks), is_said=held.is_emptied)
 
 
 async def _since(tx: Transaction, node: Node, held: Held, identity: str, marks: Mapping[int, int]) -> Patch | None:

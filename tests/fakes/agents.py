@@ -134,9 +134,7 @@ class FakeAgent:
     async def snapshot(self, snapshot: Snapshot, settle_ms: int) -> Applied:
         self._called("snapshot")
         replaces = snapshot.replaces
-        if (self.accounts or self.servers) and (
-            replaces is None or (replaces.revision, replaces.origin) != (self.revision, self.origin)
-        ):
+        if replaces is None or (replaces.revision, replaces.origin) != (self.revision, self.origin):
             self._check_origin(snapshot.origin)
             if self.origin.identity and snapshot.revision < self.revision:
                 raise StaleAgent(f"stale: this revision is {self.revision}")

@@ -61,9 +61,9 @@ class Database:
             is_said = self.node.replaces == origin.word(held)
             return Compared(self.node, None, "" if is_said else why, is_said)
         if not known or held.epoch != self.node.epoch or held.revision < self.horizon:
-            return Compared(self.node, None)
+            return Compared(self.node, None, is_said=held.is_emptied)
         if held.origin.identity and self.history[held.revision] != held.origin.mark:
-            return Compared(self.node, None)
+            return Compared(self.node, None, is_said=held.is_emptied)
         missing = tuple(range(held.revision + 1, self.node.revision + 1))
         patch = Patch(held.epoch, held.revision, self.node.revision, remove_accounts=missing, origin=self._origin)
         return Compared(self.node, replace(patch, base_mark=self.history[held.revision]))

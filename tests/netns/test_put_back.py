@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,26 @@ def test_a_restart_of_the_agent_is_no_save(node: Node) -> None:
         line for line in before.splitlines() if line[:1] != "#"
     ]
     assert node.billed(BEFORE) == bytes_of(MEGA + 10)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_database_that_was_restored_and_counts_from_below_is_no_save(node: Node, restarted: bool) -> None:
+    """A node that holds nothing is given what that database has, whatever its own revision was."""
+    node.desired = replace(node.desired, revision=90)
+    node.change(at_alice(BEFORE))
+    node.use(ALICE, MEGA)
+    node.change(remove=(BEFORE,))
+    lower = Desired.of(node.store.epoch, Snapshot(15, tuple(node.desired.servers.values())))
+    node.store.save_snapshot(lower)
+    if restarted:
+        node.restart()
+    else:
+        node.desired = lower
+        node.full()
+    node.change(at_alice(HEIR))
+    node.use(ALICE, 20)
+    node.sample()
+    node.full()
+    node.use(ALICE, 10)
+    node.sample()
+    assert (node.billed(BEFORE), node.billed(HEIR)) == (bytes_of(MEGA), bytes_of(30))

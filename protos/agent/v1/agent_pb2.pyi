@@ -612,8 +612,9 @@ class SnapshotHeader(_message.Message):
 
     @_builtins.property
     def replaces(self) -> Global___Origin:
-        """What it takes the place of, by an operator's word. Without it an agent that holds anything is given nothing by
-        another database or for another node, and nothing older than what it holds.
+        """What it takes the place of, by an operator's word, or where that holds no server and no account. Without it an agent
+        that was told whose it is is given nothing by another database or for another node, and nothing older than what it
+        holds.
         """
 
     def __init__(

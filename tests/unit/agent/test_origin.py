@@ -52,10 +52,15 @@ def test_a_snapshot_takes_the_place_of_what_is_its_own_or_was_said(what: Snapsho
             HELD.check_replaced(what)
 
 
-def test_who_holds_nothing_or_was_never_told_takes_any_snapshot() -> None:
-    theirs = snapshot(1, replace(OURS, identity="theirs"))
-    replace(HELD, servers={}).check_replaced(theirs)
-    replace(HELD, origin=NOBODY).check_replaced(theirs)
+def test_who_was_never_told_takes_any_snapshot() -> None:
+    replace(HELD, origin=NOBODY).check_replaced(snapshot(1, replace(OURS, identity="theirs")))
+
+
+def test_who_holds_nothing_any_more_takes_what_names_that_state_and_nothing_that_is_late() -> None:
+    emptied, late = replace(HELD, servers={}), snapshot(4, replace(OURS, mark=6))
+    with pytest.raises(StaleRevision, match="too late"):
+        emptied.check_replaced(late)
+    emptied.check_replaced(replace(late, replaces=Version(5, OURS)))
 
 
 @pytest.mark.parametrize(
