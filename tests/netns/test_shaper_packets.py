@@ -129,7 +129,7 @@ def tcp_megabits(box: Box, mark: int, seconds: float) -> float:
     return total * 8e-6 / elapsed
 
 
-# At 1 Mbit/s one segment of 64 kB is an eighth of all that can come within the four seconds, and may come at either end.
+# At 1 Mbit/s one segment of 64 kB is an eighth of all that can come within four seconds, and may come at either end.
 @pytest.mark.parametrize(("rate", "least"), [(1, 0.7), (5, 0.85), (20, 0.85)])
 def test_one_connection_gets_what_was_sold_and_no_more(box: Box, rate: int, least: float) -> None:
     box.add_root()
