@@ -7,6 +7,7 @@ GatewayError
 │   ├── NotFound         no such account, server, page
 │   ├── InvalidValue     a value that cannot be right
 │   ├── Conflict         a value that is right, but in use
+│   ├── NotOffered       a call of v1 that this installation does not serve; the text says why
 │   ├── EnrolmentRefused a host that wants to become a node, and is not let in
 │   ├── NodeUnavailable  a live read while the agent is away; names the node
 │   └── DatabaseUnavailable  it did not answer in time; nothing was changed, or nobody knows
@@ -56,6 +57,10 @@ class InvalidValue(ApiError):
 
 class Conflict(ApiError):
     """`The name is already in use` and its kin."""
+
+
+class NotOffered(ApiError):
+    """A call of v1 that is known and not served; the text says what is instead."""
 
 
 class EnrolmentRefused(ApiError):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LICENSE_END = "2099-12-31T23:59:59Z"
 ACCOUNTS_PER_NODE = sum(part.hi - part.lo + 1 for part in MARKS)
 VERSION = version("wirelane")
+UNKNOWN, UNUSED = "unknown", "not used"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,39 @@ class System:
             "version": VERSION,
             "nodes": [_told(node) for node in fleet.nodes],
         }
+
+    async def license(self) -> dict[str, Any]:
+        """`msg` of GET /license. `last_check`: now; there is nobody to ask."""
+        nodes, _, _ = await self._store.read(_counts)
+        return {
+            "accounts": self._limit or ACCOUNTS_PER_NODE * len(nodes),
+            "expiration_date": LICENSE_END,
+            "key": "",
+            "last_check": f"{datetime.now(UTC):%FT%TZ}",
+            "valid": True,
+        }
+
+    async def wireguard(self) -> dict[str, str]:
+        """`msg` of GET /wireguard/info. v1 gave versions of packages; what matters here is what runs."""
+        return {"wireguard": await self._of_nodes("wireguard"), "wireguard-tools": UNUSED}
+
+    async def firewall(self) -> dict[str, str]:
+        """`msg` of GET /firewall/info."""
+        servers = (await self._store.read(_counts))[2]
+        return {
+            "ip_forward": "yes" if servers else "no",  # agents switch it on while there are servers
+            "iproute2": UNUSED,
+            "iptables": await self._of_nodes("marks"),
+        }
+
+    async def _of_nodes(self, what: str) -> str:
+        """One word where all nodes say the same; else `fra1: kernel, ams1: userspace`. A node that is away: unknown."""
+        statuses = self._sync.statuses()
+        nodes = await self._store.read(node_rows.listed)
+        said = {node.name: getattr(status, what) if (status := statuses.get(node.name)) else UNKNOWN for node in nodes}
+        if len(set(said.values())) == 1:
+            return said.popitem()[1]
+        return ", ".join(f"{name}: {word}" for name, word in said.items()) or UNKNOWN
 
     def database_troubles(self) -> Mapping[str, int]:
         """How often the database did not do its work since the start, by what was wrong; "" = it did not answer."""

@@ -13,6 +13,7 @@ from gateway.http.configuration import unreadable
 from gateway.http.v1.calls import BOOLEAN, INTEGER, TEXT, record, texts
 from gateway.model import Account, DayUsage, MarkCounters, PeerState, Server
 
+ANYWHERE = "0.0.0.0/0"
 ACCOUNT = texts(
     *("allowed_IPs", "b_download", "b_upload", "mangle", "name", "password", "private_key", "public_key"),
     *("status", "username", "wg_name"),
@@ -124,9 +125,31 @@ def mark_lines(account: Account, marks: MarkCounters) -> str:
     """The two mangle rules: towards the account, then from it."""
     address, mark = account.address, f"MARK {marks.mark:#x}"
     return (
-        f"0.0.0.0/0 -> {address} {mark} Pkt:{marks.download_packets} Bytes:{marks.download_bytes}\n"
-        f"{address} -> 0.0.0.0/0 {mark} Pkt:{marks.upload_packets} Bytes:{marks.upload_bytes}\n"
+        f"{ANYWHERE} -> {address} {mark} Pkt:{marks.download_packets} Bytes:{marks.download_bytes}\n"
+        f"{address} -> {ANYWHERE} {mark} Pkt:{marks.upload_packets} Bytes:{marks.upload_bytes}\n"
     )
+
+
+def mark_rules(account: Account) -> list[dict[str, str]]:
+    """In v1's spelling; its chain is where v1 had them, whatever ours is called."""
+    rule = {"action": "MARK", "chain": "FORWARD", "set-mark": str(account.mark)}
+    name = f"{account.name}_{account.username}"
+    return [
+        {**rule, "d_ip": ANYWHERE, "s_ip": str(account.address), "name": f"src_{name}"},
+        {**rule, "d_ip": str(account.address), "s_ip": ANYWHERE, "name": f"dst_{name}"},
+    ]
+
+
+def nat_rule(server: Server) -> dict[str, str]:
+    """`to-source`: "" = the uplink's own address, whatever that is."""
+    return {
+        "action": "SNAT" if server.external_ip else "MASQUERADE",
+        "chain": "POSTROUTING",
+        "d_ip": ANYWHERE,
+        "s_ip": str(server.address.network),
+        "name": f"{server.name}_{server.interface}",
+        "to-source": _text(server.external_ip),
+    }
 
 
 def class_lines(device: str, text: str | None, why_none: str) -> str:

@@ -1,14 +1,38 @@
-"""/api/v1/system/status, the "test connection" of billing modules."""
+"""/api/v1/system and what else is about the installation: the "test connection" of billing modules, its host, its
+licence; and the parts of v1 that are known and not served, which say so.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
 
+from gateway import host
+from gateway.errors import NotOffered
 from gateway.http.v1.calls import BOOLEAN, INTEGER, ROOT, TEXT, Asked, Call, Schema, listing, record, texts
 
 
 async def _status(asked: Asked) -> dict[str, Any]:
     return await asked.services.system.status()
+
+
+async def _info(asked: Asked) -> dict[str, str]:
+    return host.described(asked.settings.time_zone)
+
+
+async def _license(asked: Asked) -> dict[str, Any]:
+    return await asked.services.system.license()
+
+
+async def _wireguard(asked: Asked) -> dict[str, str]:
+    return await asked.services.system.wireguard()
+
+
+def _refused(why: str) -> Callable[[Asked], Awaitable[Any]]:
+    async def answer(_: Asked) -> NoReturn:
+        raise NotOffered(why)
+
+    return answer
 
 
 def _maybe(schema: Schema) -> Schema:
@@ -44,4 +68,39 @@ STATUS = {
         *("status", "version", "nodes"),
     ],
 }
-CALLS = (Call("GET", f"{ROOT}/system/status", "Counts, licence, state of the nodes", _status, STATUS),)
+INFO = texts(
+    *("cpu_model", "cpu_threads", "cpu_used_load1", "cpu_used_load5", "cpu_used_load15", "hostname", "memory_total"),
+    *("memory_used", "memory_free", "memory_used_percent", "os_architecture", "os_name", "timezone"),
+)
+LICENSE = record(
+    {
+        "accounts": INTEGER,
+        "expiration_date": {"type": "string", "format": "date-time"},
+        "key": TEXT,
+        "last_check": {"type": "string", "format": "date-time"},
+        "valid": BOOLEAN,
+    }
+)
+NO_BACKUPS = "Backups are not made by this API: back up the database and its key (docs/operations.md)"
+REFUSED = {  # known from v1, and not served: path -> what is instead
+    "/dns": "DNS is not served here: give servers dns_1 and dns_2 of a resolver of your choice",
+    "/system/traffic_logging": "Connections are not logged here; bytes are counted by account and day",
+    "/backups": NO_BACKUPS,
+    "/backups/config": NO_BACKUPS,
+    "/ikev2/advanced_settings": "strongSwan's own settings are not offered here",
+}
+CALLS = (
+    Call("GET", f"{ROOT}/system/status", "Counts, licence, state of the nodes", _status, STATUS),
+    Call("GET", f"{ROOT}/system/info", "The host that this gateway runs on; memory in bytes", _info, INFO),
+    Call("GET", f"{ROOT}/license", "A licence as v1 had one: free, valid, of no limit of its own", _license, LICENSE),
+    # Before /wireguard/{name}: no server can be named `info` (gateway/fields.py).
+    Call(
+        *("GET", f"{ROOT}/wireguard/info", "What the nodes do WireGuard with", _wireguard),
+        texts("wireguard", "wireguard-tools"),
+    ),
+    *(
+        Call(method, ROOT + path, "Known from v1, not served: the error says what is instead", _refused(why), TEXT)
+        for path, why in REFUSED.items()
+        for method in ("GET", "POST", "PUT", "DELETE")
+    ),
+)

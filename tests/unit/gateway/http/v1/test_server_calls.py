@@ -32,7 +32,7 @@ async def test_server_lives_from_add_to_delete(api: Api) -> None:
 
 async def test_server_that_is_not_there_is_not_found_by_any_call(api: Api) -> None:
     for method, path in (("GET", ""), ("PUT", ""), ("DELETE", ""), ("GET", "/peers"), ("GET", "/available_ips")):
-        for name in ("nowhere", "info", "a%20b", "a%00b"):
+        for name in ("nowhere", "a%20b", "a%00b", *(("info",) if path else ())):  # /wireguard/info is a page of its own
             assert await api.error(method, f"/wireguard/{name}{path}") == "Wireguard server not found"
     assert await api.error("PUT", "/wireguard/nowhere/set_bandwidth") == "Wireguard server not found"
     assert await api.error("GET", "/wireguard/nowhere/dump") == "Wireguard server not found"
