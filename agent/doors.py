@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 from typing import Protocol, TypeVar
 
 from agent.errors import KernelError
-from agent.objects import Counters, Diff, Forwarding, HostNetwork, Mark, PeerState, Scope
+from agent.objects import Counters, Diff, Forwarding, HostNetwork, Mark, PeerKey, PeerState, Scope
 from agent.parts import Part
 
 K = TypeVar("K")
@@ -58,6 +58,9 @@ class Kernel(Protocol):
 
     def forget_connections(self, addresses: Collection[IPv4Address]) -> None:
         """Nothing that was on its way to these addresses finds them any more. Raises KernelError."""
+
+    def endpoints(self, keys: Collection[PeerKey]) -> Mapping[PeerKey, str]:
+        """Where the clients of these peers are, of those that may believe in their session. Raises KernelError."""
 
     def refused_connections(self) -> int:
         """Packets that would have begun a connection beyond the bound of an account. Raises KernelError."""

@@ -35,6 +35,12 @@ class Secret:
 
     __str__ = __repr__
 
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+
+NO_SECRET = Secret("")
+
 
 def checked_key(name: str, text: str) -> str:
     """A WireGuard key: base64 of 32 bytes, in the one canonical spelling. Raises InvalidValue."""
@@ -45,6 +51,12 @@ def checked_key(name: str, text: str) -> str:
     if len(raw) != 32 or base64.b64encode(raw).decode() != text:
         raise InvalidValue(name, "must be a WireGuard key: base64 of 32 bytes")
     return text
+
+
+def checked_preshared(name: str, key: Secret) -> None:
+    """Raises InvalidValue, also at zeros: WireGuard takes them for no key, and reads none back."""
+    if not any(base64.b64decode(checked_key(name, key.reveal()))):
+        raise InvalidValue(name, "must not be all zeros")
 
 
 def clamped(private_key: Secret) -> Secret:
@@ -184,6 +196,7 @@ class Account:
     download: int = 0  # Mbit/s seen from the client; 0 = unlimited
     upload: int = 0
     enabled: bool = True
+    preshared_key: Secret = NO_SECRET  # empty = none
 
     def __post_init__(self) -> None:
         if not 0 < self.id < 1 << 63:
@@ -191,6 +204,8 @@ class Account:
         if not NAME_PATTERN.fullmatch(self.name):
             raise InvalidValue("account.name", f"{self.name!r} must be 1-64 letters, digits, '_' or '-'")
         checked_key(f"account {self.name}: public_key", self.public_key)
+        if self.preshared_key:
+            checked_preshared(f"account {self.name}: preshared_key", self.preshared_key)
         if not is_mark(self.mark):
             raise InvalidValue(f"account {self.name}: mark", f"{self.mark} must be within 100-9999 or 40960-65534")
         for name, rate in (("download", self.download), ("upload", self.upload)):

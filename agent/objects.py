@@ -10,7 +10,17 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Generic, TypeVar
 
-from agent.model import DEFAULT_MTU, EVERYWHERE, INTERNET, LEAST_MTU, SOMEBODY, WIREGUARD_BYTES, Reach, Secret
+from agent.model import (
+    DEFAULT_MTU,
+    EVERYWHERE,
+    INTERNET,
+    LEAST_MTU,
+    NO_SECRET,
+    SOMEBODY,
+    WIREGUARD_BYTES,
+    Reach,
+    Secret,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +157,19 @@ PeerKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """An account as WireGuard knows it. Key: (interface, public key)."""
+    """An account as WireGuard knows it. Key: (interface, public key).
+
+    `endpoint`: where its client was, of one found or coming back; "" = not known, or too long ago to be of use.
+    `anew`: it begins with no session, also where it is there already.
+    """
 
     interface: str
     public_key: str
     address: IPv4Address | None  # None = found with other allowed IPs than exactly one /32
     owner: int = field(default=0, compare=False)
+    preshared_key: Secret = NO_SECRET  # empty = none
+    endpoint: str = field(default="", compare=False, repr=False)
+    anew: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from agent.desired import Desired
 from agent.diff import Diffs, sliced
 from agent.doors import Kernel
+from agent.endpoints import Endpoints
 from agent.errors import KernelError
 from agent.model import minor
 from agent.objects import Diff, Mark
@@ -63,6 +64,7 @@ class Pass:
         self,
         kernel: Kernel,
         usage: Usage,
+        endpoints: Endpoints,
         applied: Desired | None,
         desired: Desired,
         uplink: str,
@@ -72,6 +74,7 @@ class Pass:
     ) -> None:
         self._kernel = kernel
         self._usage = usage
+        self._endpoints = endpoints
         self._before = applied or desired  # Linux does not know whose an object is that should not be there; this does
         self._desired = desired
         self.found = found
@@ -245,6 +248,8 @@ class Pass:
 
     def _write(self, part: Part[Any, Any], difference: Diff[Any, Any]) -> None:
         if difference:
+            if part is PEERS:
+                difference = self._endpoints.before(difference, self.found[PEERS], self._before, self._desired)
             self._written(part, difference, apply(self._kernel, part, difference))
 
     def _written(self, part: Part[Any, Any], difference: Diff[Any, Any], errors: Errors) -> None:

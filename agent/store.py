@@ -2,7 +2,7 @@
 
 What is in it outlives everything: a change is acknowledged only when it is on the disk (WAL, synchronous=FULL). One
 connection, one lock; every public method is one transaction and may be called from any thread. The file is 0600 and
-holds the servers' private keys, so its folder should be root's alone.
+holds the servers' private keys and preshared ones, so its folder should be root's alone.
 
 A file that is damaged is put aside whole (`*.broken-<time>`), never repaired: a new one has a new epoch, by which the
 gateway knows that it must send a snapshot, and until that arrives the kernel is left as it is.
@@ -18,20 +18,21 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TypeVar
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import BrokenStore, InvalidValue, StoreError
-from agent.model import Account, Reach, Secret, Server
+from agent.model import Account, Server
 from agent.objects import Counters
 from agent.origin import Origin
+from agent.rows import account_of, account_row, baseline_rows, server_of, server_row
 from agent.usage import Baseline, DayTotal, Used
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 KEPT_DAYS = 100  # of usage; a gateway that is away for longer than this loses the oldest days
 RECENT_ROWS = 50_000
 ROOM = 65_536  # bytes; with less SQLite cannot even begin: its shared memory alone takes half of it
@@ -46,7 +47,7 @@ CREATE TABLE servers (
 CREATE TABLE accounts (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, server TEXT NOT NULL, address INTEGER NOT NULL,
     public_key TEXT NOT NULL, mark INTEGER NOT NULL, download INTEGER NOT NULL, upload INTEGER NOT NULL,
-    enabled INTEGER NOT NULL
+    enabled INTEGER NOT NULL, preshared_key TEXT NOT NULL DEFAULT ''
 );
 -- how far the mark rules of an address have been counted, and for whom
 CREATE TABLE baselines (
@@ -63,13 +64,16 @@ CREATE INDEX usage_seq ON usage (seq);
 CREATE INDEX usage_day ON usage (day);
 """
 
-# From each version to the next; what is there stays.
+# From each version to the next; what is there stays, but for the number by which the gateway knows what this node
+# holds: a gateway of a later version may have told it what it had no column for, so it is told everything once more.
+TOLD_AGAIN = "UPDATE meta SET value = '0' WHERE key IN ('revision', 'revision_mark');"
 UPGRADES = {
     1: "ALTER TABLE servers ADD COLUMN reach TEXT NOT NULL DEFAULT 'internet';",
     2: "ALTER TABLE baselines ADD COLUMN since INTEGER NOT NULL DEFAULT 0;",
+    3: "ALTER TABLE accounts ADD COLUMN preshared_key TEXT NOT NULL DEFAULT '';",
 }
 
-PUT_ACCOUNT = "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+PUT_ACCOUNT = "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 PUT_SERVER = "INSERT OR REPLACE INTO servers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 PUT_BASELINE = "INSERT OR REPLACE INTO baselines VALUES (?, ?, ?, ?, ?, ?, ?)"
 EXPECT_BASELINE = """
@@ -125,10 +129,8 @@ class Store:
         try:
             snapshot = Snapshot(
                 int(meta["revision"]),
-                tuple(_server(row) for row in servers),
-                tuple(
-                    Account(r[0], r[1], r[2], IPv4Address(r[3]), r[4], r[5], r[6], r[7], bool(r[8])) for r in accounts
-                ),
+                tuple(server_of(row) for row in servers),
+                tuple(map(account_of, accounts)),
                 meta["time_zone"],
                 Origin(meta.get("identity", ""), int(meta.get("revision_mark", 0)), meta.get("node", "")),
             )
@@ -152,14 +154,8 @@ class Store:
     def _put(
         db: sqlite3.Connection, desired: Desired, servers: Iterable[Server], accounts: Collection[Account]
     ) -> None:
-        db.executemany(PUT_SERVER, map(_server_row, servers))
-        db.executemany(
-            PUT_ACCOUNT,
-            (
-                (a.id, a.name, a.server, int(a.address), a.public_key, a.mark, a.download, a.upload, a.enabled)
-                for a in accounts
-            ),
-        )
+        db.executemany(PUT_SERVER, map(server_row, servers))
+        db.executemany(PUT_ACCOUNT, map(account_row, accounts))
         # Whose bytes the rules will count must be known even if the account is gone again before the first sample.
         db.executemany(EXPECT_BASELINE, ((int(a.address), a.id) for a in accounts))
         origin = desired.origin
@@ -216,7 +212,7 @@ class Store:
         counted_by: str = "",
     ) -> None:
         with self._transaction() as db:
-            db.executemany(PUT_BASELINE, _baseline_rows(baselines))
+            db.executemany(PUT_BASELINE, baseline_rows(baselines))
             seq = _seq(db) + 1
             db.executemany(
                 ADD_USAGE, ((i, day, u.download, u.upload, seq) for i, u in used.items() if u.download or u.upload)
@@ -229,7 +225,7 @@ class Store:
 
     def save_baselines(self, baselines: Mapping[IPv4Address, Baseline]) -> None:
         with self._transaction() as db:
-            db.executemany(PUT_BASELINE, _baseline_rows(baselines))
+            db.executemany(PUT_BASELINE, baseline_rows(baselines))
 
     def forget_baselines(self, addresses: Iterable[IPv4Address], stamp: int) -> None:
         """`stamp`: what the table of marks says now. Whoever gets such an address is told apart by it."""
@@ -340,7 +336,7 @@ def _make(db: sqlite3.Connection) -> None:
 def _upgrade(db: sqlite3.Connection, version: int) -> None:
     """In place, a version in one transaction."""
     for old in range(version, SCHEMA_VERSION):
-        db.executescript(f"BEGIN IMMEDIATE; {UPGRADES[old]} PRAGMA user_version = {old + 1}; COMMIT;")
+        db.executescript(f"BEGIN IMMEDIATE; {UPGRADES[old]} {TOLD_AGAIN} PRAGMA user_version = {old + 1}; COMMIT;")
 
 
 @contextmanager
@@ -372,23 +368,3 @@ def _seq(db: sqlite3.Connection) -> int:
     """The number of the last sample."""
     row = db.execute("SELECT value FROM meta WHERE key = 'seq'").fetchone()
     return int(row[0]) if row else 0
-
-
-def _baseline_rows(baselines: Mapping[IPv4Address, Baseline]) -> Iterator[tuple[int, ...]]:
-    for address, base in baselines.items():
-        c = base.counters
-        counted = c.download_packets, c.download_bytes, c.upload_packets, c.upload_bytes
-        yield int(address), base.owner, *counted, base.since
-
-
-def _server_row(s: Server) -> tuple[object, ...]:
-    external = str(s.external_ip) if s.external_ip else None
-    key = s.private_key.reveal()
-    return s.name, s.interface, key, s.listen_port, str(s.address), s.mtu, s.internal_traffic, external, str(s.reach)
-
-
-def _server(row: tuple[str, str, str, int, str, int, int, str | None, str]) -> Server:
-    name, interface, key, port, address, mtu, internal, external, reach = row
-    external_ip = IPv4Address(external) if external else None
-    secret, own = Secret(key), IPv4Interface(address)
-    return Server(name, interface, secret, port, own, mtu, bool(internal), external_ip, Reach.parse(reach))

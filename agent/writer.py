@@ -10,10 +10,12 @@ The order of a pass is steps.py's.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from ipaddress import IPv4Address
 
 from agent.desired import Desired
 from agent.diff import Diffs, diff, diffs, diffs_of
 from agent.doors import Kernel
+from agent.endpoints import Endpoints
 from agent.errors import BrokenStore, KernelError, StoreError
 from agent.misfits import of_accounts, of_servers
 from agent.objects import Diff, Scope
@@ -31,6 +33,7 @@ class Writer:
     def __init__(self, kernel: Kernel, usage: Usage) -> None:
         self._kernel = kernel
         self._usage = usage
+        self._endpoints = Endpoints(kernel)
         self._found: Wanted | None = None  # None = not to be trusted
         self._applied: Desired | None = None  # what `found` was made equal to
 
@@ -55,11 +58,11 @@ class Writer:
         want = wanted(desired, uplink, self._usage.recent() if self._applied is None else (), mtu)
         found = self.read(want, uplink)
         self._usage.begin(desired.revision, found[MARKS])
+        self._endpoints.read(found[PEERS], self._applied, desired)
         disk_trouble = self._observed(desired, found)
         addresses = self._usage.addresses().union(desired.by_address)
         differ = diffs(want, found)
-        one = Pass(self._kernel, self._usage, self._applied, desired, uplink, found, differ, addresses)
-        report = self._finish(desired, one, desired.accounts)
+        report = self._finish(desired, self._pass(desired, uplink, found, differ, addresses), desired.accounts)
         report.refuse((0, name, reason) for name, reason in of_servers(desired).items())
         report.fail(0, "", lost)
         scope = Scope(frozenset(want[LINKS]), uplink)
@@ -104,8 +107,13 @@ class Writer:
         differ = diffs_of((want, old), want, found)
         accounts = (state.accounts.get(i) for state in (self._applied, desired) for i in ids)
         addresses = {account.address for account in accounts if account}
-        one = Pass(self._kernel, self._usage, self._applied, desired, uplink, found, differ, addresses)
-        return self._finish(desired, one, ids)
+        return self._finish(desired, self._pass(desired, uplink, found, differ, addresses), ids)
+
+    def _pass(
+        self, desired: Desired, uplink: str, found: Wanted, differ: Diffs, addresses: Iterable[IPv4Address]
+    ) -> Pass:
+        known = self._kernel, self._usage, self._endpoints, self._applied
+        return Pass(*known, desired, uplink, found, differ, addresses)
 
     def _finish(self, desired: Desired, one: Pass, account_ids: Iterable[int]) -> Report:
         report = one.run()

@@ -29,7 +29,7 @@ from gateway.model import Account
 
 COLUMNS = (
     *("name", "username", "wg_name", "allowed_IPs", "b_download", "b_upload"),
-    *("password", "private_key", "public_key", "status"),
+    *("password", "private_key", "public_key", "status", "preshared_key"),
 )
 FORMATS = ("csv", "jsonl")
 MAX_LINE = 65_536  # bytes; as the body of a call
@@ -254,6 +254,7 @@ def _cells_of(account: Account) -> tuple[str, ...]:
         account.private_key.reveal(),
         account.public_key,
         "enable" if account.enabled else "disable",
+        account.preshared_key.reveal(),
     )
 
 

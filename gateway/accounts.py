@@ -19,6 +19,7 @@ from gateway.agents import AgentLacks
 from gateway.allocate import is_assignable
 from gateway.creation import OUT_OF_RANGE, Creation, in_use_error
 from gateway.errors import AgentUnreachable, InvalidValue, NodeUnavailable, NotFound
+from gateway.keypair import made_preshared
 from gateway.model import Account, AccountEdit, DayUsage, LiveAccount, Look, NewAccount, Server
 from gateway.store import Store, Transaction, ranges
 from gateway.store import accounts as rows
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REFRESH_SECONDS = 2.0
-# What the agent has to know of; an edit of anything else is not a change for it.
-_NODE_FIELDS = ("address", "download", "upload", "enabled")
 
 
 class Accounts:
@@ -136,19 +135,26 @@ async def _edit(tx: Transaction, name: str, edit: AccountEdit, now: int) -> Kept
     if edit.server not in (None, old.server):
         raise InvalidValue("Wireguard server not valid")
     named = {field: getattr(edit, field) for field in ("address", "download", "upload", "password", "enabled")}
-    new = replace(old, **{field: value for field, value in named.items() if value is not None})
-    if edit.password is not None:
-        new = replace(new, unreadable=tuple(column for column in new.unreadable if column != "password"))
+    if edit.preshared_key is not None:
+        named["preshared_key"] = made_preshared(edit.preshared_key)
+    named = {field: value for field, value in named.items() if value is not None}
+    new = replace(old, **named, unreadable=tuple(column for column in old.unreadable if column not in named))
     if new == old:
         return kept
     if new.address != old.address:
         await _move(tx, kept, new, now)
     revision = kept.revision
-    if any(getattr(new, field) != getattr(old, field) for field in _NODE_FIELDS):
+    if _for_node(new) != _for_node(old):
         revision = await node_rows.next_revision(tx, kept.node_id)
     edited = replace(kept, account=new, revision=revision)
     await rows.save(tx, edited)
     return edited
+
+
+def _for_node(account: Account) -> tuple[object, ...]:
+    """What the agent has to know of; an edit of anything else is not a change for it."""
+    told = account.address, account.download, account.upload, account.enabled, account.preshared_key
+    return *told, "preshared_key" in account.unreadable
 
 
 async def _move(tx: Transaction, kept: KeptAccount, new: Account, now: int) -> None:

@@ -11,20 +11,23 @@ runs beside it; that one's sync finds the new accounts by polling.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from gateway import account_file, fields
 from gateway.account_file import Line
 from gateway.creation import Creation, in_use_error
 from gateway.errors import ApiError, InvalidValue
-from gateway.model import Account, NewAccount
+from gateway.model import GENERATE, Account, NewAccount
 from gateway.store import Store, Transaction
 from gateway.store import accounts as rows
 
 BATCH = 250  # lines; about a tenth of a second
 # What a line can ask for; compared where it does.
-_ASKED = ("server", "username", "address", "download", "upload", "password", "private_key", "public_key", "enabled")
+_ASKED = (
+    *("server", "username", "address", "download", "upload", "password", "private_key", "public_key", "enabled"),
+    "preshared_key",
+)
 NO_NAME = "Wrong name (a line needs one, or an import that is run again would make its account once more)"
 
 
@@ -117,6 +120,8 @@ async def _without_done(
 
 
 def _is_as_asked(account: Account, new: NewAccount) -> bool:
+    if new.preshared_key == GENERATE and account.preshared_key:  # whichever it was given the first time
+        new = replace(new, preshared_key=None)
     return all(getattr(new, field) in (None, getattr(account, field)) for field in _ASKED)
 
 

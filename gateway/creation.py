@@ -21,8 +21,8 @@ from typing import Any
 from gateway.allocate import Free, is_assignable, name_of, new_id, new_password
 from gateway.errors import ApiError, Conflict, InvalidValue
 from gateway.group_commit import GroupCommit
-from gateway.keypair import WRONG_KEYS, KeyPair, checked_pair
-from gateway.model import Account, NewAccount, Secret, Server
+from gateway.keypair import WRONG_KEYS, KeyPair, checked_pair, made_preshared
+from gateway.model import NO_SECRET, Account, NewAccount, Secret, Server
 from gateway.store import Store, Transaction, ranges
 from gateway.store import accounts as rows
 from gateway.store import nodes as node_rows
@@ -265,6 +265,7 @@ def _account(newcomer: Newcomer, server: Server, generated: Mapping[str, Any]) -
         download=server.download if new.download is None else new.download,
         upload=server.upload if new.upload is None else new.upload,
         enabled=new.enabled is not False,
+        preshared_key=made_preshared(new.preshared_key or NO_SECRET),
     )
 
 

@@ -28,7 +28,7 @@ from ipaddress import (
 from gateway import endpoint, reach
 from gateway.errors import InvalidValue
 from gateway.keypair import WRONG_KEYS, decoded, spelled
-from gateway.model import AccountEdit, NewAccount, Secret, ServerValues
+from gateway.model import GENERATE, NO_SECRET, AccountEdit, NewAccount, Secret, ServerValues
 
 MAX_RATE = 10_000  # Mbit/s; v1
 MAX_NAME = 64
@@ -50,6 +50,7 @@ WRONG_IP = "Wrong IP format"
 IPV6_FIELDS = ("allowed_IPs_ipv6", "address_ipv6", "dns_1_ipv6", "dns_2_ipv6")
 REFUSED_FIELDS = (*IPV6_FIELDS, "ipv6")
 NO_IPV6 = "IPv6 is not supported yet"
+WRONG_PRESHARED = "Wrong preshared_key (only 1 = generate, 0 = none, or 32 bytes in base64)"
 WRONG_NETWORKS = "Wrong allowed_ips format (only a list of networks: 10.0.0.0/8,192.168.0.0/16)"
 BOOLEANS = {"1": True, "true": True, "0": False, "false": False, "": False}
 
@@ -145,6 +146,7 @@ def new_account(form: Mapping[str, str]) -> NewAccount:
         upload=_number(form, "b_upload", 0, MAX_RATE),
         password=_password(form),
         enabled=_status(form),
+        preshared_key=_preshared_key(form) if _text(form, "preshared_key") else None,
     )
 
 
@@ -158,6 +160,7 @@ def account_edit(form: Mapping[str, str]) -> AccountEdit:
         upload=_number(form, "b_upload", 0, MAX_RATE),
         password=_password(form),
         enabled=_status(form),
+        preshared_key=_preshared_key(form),
     )
 
 
@@ -258,6 +261,22 @@ def _key(form: Mapping[str, str], key: str) -> str | None:
 def _private_key(form: Mapping[str, str]) -> Secret | None:
     text = _key(form, "private_key")
     return None if text is None else Secret(text)
+
+
+def _preshared_key(form: Mapping[str, str]) -> Secret | None:
+    """An explicit empty text, or 0, is none."""
+    if "preshared_key" not in form:
+        return None
+    text = _text(form, "preshared_key") or "0"
+    if text in ("0", "1"):
+        return GENERATE if text == "1" else NO_SECRET
+    try:
+        is_right = spelled(decoded(text, "preshared_key")) == text
+    except InvalidValue:
+        is_right = False
+    if not is_right:
+        raise InvalidValue(WRONG_PRESHARED, "preshared_key")
+    return Secret(text)
 
 
 def _interface(form: Mapping[str, str]) -> str | None:

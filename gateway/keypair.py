@@ -1,4 +1,4 @@
-"""PURE. WireGuard keys (X25519): made as `wg genkey` does, derived as `wg pubkey` does, checked.
+"""PURE. WireGuard keys: X25519 pairs, made as `wg genkey` does, derived as `wg pubkey` does, checked; preshared ones.
 
 Never stores or prints one. Called by creation, servers and fields.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from gateway.errors import InvalidValue
-from gateway.model import Secret
+from gateway.model import GENERATE, Secret
 
 KEY_BYTES = 32
 WRONG_KEYS = "Keys are invalid"
@@ -47,6 +47,11 @@ def checked_pair(private: Secret | None, public: str | None) -> KeyPair:
     if public and spelled(decoded(public, "public_key")) != pair.public:
         raise InvalidValue(WRONG_KEYS, "public_key")
     return pair
+
+
+def made_preshared(asked: Secret) -> Secret:
+    """The key itself, or a new one where GENERATE was asked for; as `wg genpsk` makes it."""
+    return Secret(spelled(secrets.token_bytes(KEY_BYTES))) if asked == GENERATE else asked
 
 
 def _checked_public(text: str) -> str:

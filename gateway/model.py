@@ -30,6 +30,10 @@ class Secret:
     __str__ = __repr__
 
 
+NO_SECRET = Secret()
+GENERATE = Secret("1")  # as a preshared key that is asked for: make one
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A host with one agent. `revision`: what it should hold; `acknowledged`: what it said it holds (of `epoch`)."""
@@ -87,7 +91,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class HeldObject:
-    """A server or an account as a node holds it, or should: every field as text, but no private key."""
+    """A server or an account as a node holds it, or should: every field as text, but no private or preshared key."""
 
     kind: str  # "server" | "account"
     key: str  # a server's name, an account's id
@@ -139,6 +143,7 @@ class Account:
     download: int
     upload: int
     enabled: bool
+    preshared_key: Secret = NO_SECRET  # empty: it has none
     unreadable: tuple[str, ...] = ()  # as of a server
 
 
@@ -156,6 +161,7 @@ class NewAccount:
     private_key: Secret | None = None
     public_key: str | None = None
     enabled: bool | None = None  # None = it is
+    preshared_key: Secret | None = None  # None or empty: it has none; GENERATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +174,7 @@ class AccountEdit:
     upload: int | None = None
     password: Secret | None = None
     enabled: bool | None = None
+    preshared_key: Secret | None = None  # empty takes it away; GENERATE
 
 
 @dataclass(frozen=True, slots=True)

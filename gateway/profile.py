@@ -43,6 +43,8 @@ def config_text(account: Account, server: Server, endpoint: str, tabs: bool = Fa
         f"Endpoint = {with_port(endpoint, server.listen_port)}",
         f"PublicKey = {server.public_key}",
     ]
+    if account.preshared_key:
+        peer.append(f"PresharedKey = {account.preshared_key.reveal()}")
     indent = "\t" if tabs else ""
     lines = chain(
         ["[Interface]"], (indent + line for line in interface), [indent], ["[Peer]"], (indent + line for line in peer)

@@ -6,7 +6,7 @@ happens in the network namespace of the calling thread; the doors of one LinuxKe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from agent.kernel.iptables import Forwardings, IptablesMarks
 from agent.kernel.nftables import Bounded, NftablesMarks, NftForwardings, bounded, foreign
 from agent.kernel.tc import Classes, Qdiscs, class_text
 from agent.kernel.wireguard import Links, Mode, Ownership, Peers, choose_mode
-from agent.objects import Forwarding, HostNetwork, Opening, PeerState, Scope, tunnel_mtu
+from agent.objects import Forwarding, HostNetwork, Opening, PeerKey, PeerState, Scope, tunnel_mtu
 from agent.parts import CLASSES, FORWARDING, LINKS, MARKS, PEERS, QDISCS, Part
 
 K = TypeVar("K")
@@ -83,6 +83,9 @@ class LinuxKernel:
         except KernelError as error:
             if error.retry:  # else a warning says what this kernel lacks
                 raise
+
+    def endpoints(self, keys: Collection[PeerKey]) -> Mapping[PeerKey, str]:
+        return self._peers.endpoints(keys)
 
     def refused_connections(self) -> int:
         return bounded.refused()

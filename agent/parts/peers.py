@@ -9,7 +9,8 @@ from agent.parts.part import AccountPart, Place
 
 
 def _into(held: dict[PeerKey, Peer], account: Account, server: Server, place: Place) -> None:
-    held[server.interface, account.public_key] = Peer(server.interface, account.public_key, account.address, account.id)
+    interface, public_key = server.interface, account.public_key
+    held[interface, public_key] = Peer(interface, public_key, account.address, account.id, account.preshared_key)
 
 
 def _owner(desired: Desired, key: PeerKey) -> int:

@@ -8,7 +8,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Interface, NetmaskValu
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import InvalidValue
 from agent.live import Look
-from agent.model import Account, Reach, Secret, Server
+from agent.model import NO_SECRET, Account, Reach, Secret, Server
 from agent.objects import Counters, PeerState
 from agent.origin import Origin, Version
 from agent.renewal import Standing
@@ -49,7 +49,7 @@ def server_in(message: pb.Server) -> Server:
 
 def account_in(message: pb.Account) -> Account:
     """Raises InvalidValue."""
-    for field in ("name", "server", "address", "public_key"):
+    for field in ("name", "server", "address", "public_key", "preshared_key"):
         bounds.text(f"account.{field}", getattr(message, field))
     return Account(
         message.id,
@@ -61,6 +61,7 @@ def account_in(message: pb.Account) -> Account:
         message.download,
         message.upload,
         message.enabled,
+        Secret(message.preshared_key) if message.preshared_key else NO_SECRET,
     )
 
 
@@ -183,7 +184,7 @@ def status_out(status: Status, standing: Standing | None, version: str) -> pb.St
 
 
 def held_out(desired: Desired, chunk: int) -> Iterator[pb.SnapshotChunk]:
-    """What a snapshot of it would be, but for private keys: they are not told again."""
+    """What a snapshot of it would be, but for private and preshared keys: they are not told again."""
     servers, accounts = tuple(desired.servers.values()), tuple(desired.accounts.values())
     yield pb.SnapshotChunk(
         header=pb.SnapshotHeader(

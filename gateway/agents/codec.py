@@ -32,6 +32,7 @@ from protos.agent.v1 import agent_pb2 as pb
 CHUNK = 500  # objects in one message: at most ~250 bytes each, far below gRPC's default limit of 4 MB
 
 MTUS = range(1280, 9101)  # bytes, of a tunnel; anything else would end in customers' files
+SECRETS = ("private_key", "preshared_key")  # no node tells them again, nor are they shown
 OUTCOMES = {pb.ApplyReply.APPLIED: "applied", pb.ApplyReply.PENDING: "pending", pb.ApplyReply.FAILED: "failed"}
 
 
@@ -60,6 +61,7 @@ def _account(account: Account) -> pb.Account:
         download=account.download,
         upload=account.upload,
         enabled=account.enabled,
+        preshared_key=account.preshared_key.reveal(),
     )
 
 
@@ -122,7 +124,7 @@ def held_objects(chunk: pb.SnapshotChunk) -> Iterator[HeldObject]:
 
 def _fields(message: pb.Server | pb.Account) -> dict[str, str]:
     names = (field.name for field in message.DESCRIPTOR.fields)
-    return {name: str(getattr(message, name)) for name in names if name not in ("id", "private_key")}
+    return {name: str(getattr(message, name)) for name in names if name not in ("id", *SECRETS)}
 
 
 def _failure(failure: pb.Failure) -> Failure:

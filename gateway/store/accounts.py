@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Column, Row, Select, bindparam, collate, delete, func, select, text, update
 
 from gateway.allocate import MARKS, is_assignable, number_of
-from gateway.model import Account, Secret, Server
+from gateway.model import NO_SECRET, Account, Secret, Server
 from gateway.store import nodes as node_rows
 from gateway.store import ranges, tombstones
 from gateway.store.tables import accounts, deleted_accounts, nodes, servers
@@ -26,6 +26,7 @@ _columns = (
     nodes.c.name.label("node_name"),
     accounts.c.address,
     accounts.c.private_key,
+    accounts.c.preshared_key,
     accounts.c.public_key,
     accounts.c.mark,
     accounts.c.download,
@@ -95,16 +96,19 @@ def _place(column: str, account_id: int) -> str:
 
 def _parsed(tx: Transaction, row: Row[Any], *, secrets: bool = True) -> Account:
     # Unpacked at once: with ten thousand rows, access by name costs more than the decryption.
-    account_id, name, username, password, server, node, address, private_key, *rest = row[: len(_columns)]
-    found: dict[str, str | None] = {"password": "", "private_key": ""}
+    account_id, name, username, password, server, node, address, private_key, preshared, *rest = row[: len(_columns)]
+    found: dict[str, str | None] = {"password": "", "private_key": "", "preshared_key": ""}
     if secrets:
         found["password"] = tx.seal.opened(password, _place("password", account_id))
         if private_key is not None:
             found["private_key"] = tx.seal.opened(private_key, _place("private_key", account_id))
+    if preshared is not None:
+        found["preshared_key"] = tx.seal.opened(preshared, _place("preshared_key", account_id))
     opened_password, opened_key = Secret(found["password"] or ""), Secret(found["private_key"] or "")
     # One row that cannot be read is that account's trouble, and nobody else's.
     unreadable = tuple(column for column, text in found.items() if text is None)
     at = IPv4Address(address)
+    rest.append(Secret(found["preshared_key"]) if found["preshared_key"] else NO_SECRET)
     account = Account(account_id, name, username, opened_password, server, node, at, opened_key, *rest)
     return replace(account, unreadable=unreadable) if unreadable else account
 
@@ -138,13 +142,19 @@ async def pages(tx: Transaction) -> AsyncIterator[list[Account]]:
 async def changed_since(tx: Transaction, node_id: int, revision: int) -> list[Account]:
     """Without passwords and private keys: no node gets them."""
     rows = await tx.all(_changed, {"node": node_id, "after": revision})
-    return [_parsed(tx, row, secrets=False) for row in rows]
+    return [_for_node(tx, row) for row in rows]
 
 
 async def parts_of(tx: Transaction, node_id: int) -> AsyncIterator[list[Account]]:
     """All of a node, as `changed_since` has them, never more than PAGE at a time."""
     async for part in tx.parts(_select.where(accounts.c.node_id == node_id), PAGE):
-        yield [_parsed(tx, row, secrets=False) for row in part]
+        yield [_for_node(tx, row) for row in part]
+
+
+def _for_node(tx: Transaction, row: Row[Any]) -> Account:
+    """Whose preshared key cannot be read is switched off there: his client needs it, and others must not do without."""
+    account = _parsed(tx, row, secrets=False)
+    return replace(account, enabled=False) if account.unreadable else account
 
 
 async def by_ids(tx: Transaction, ids: Collection[int]) -> dict[int, Account]:
@@ -246,7 +256,12 @@ def _values(tx: Transaction, kept: KeptAccount) -> dict[str, Any]:
         "upload": account.upload,
         "enabled": account.enabled,
         "revision": kept.revision,
+        "preshared_key": _sealed_preshared(tx, account),
     }
+
+
+def _sealed_preshared(tx: Transaction, account: Account) -> bytes | None:
+    return _sealed(tx, "preshared_key", account.id, account.preshared_key) if account.preshared_key else None
 
 
 async def save(tx: Transaction, kept: KeptAccount) -> None:
@@ -259,6 +274,7 @@ async def save(tx: Transaction, kept: KeptAccount) -> None:
         "upload": account.upload,
         "enabled": account.enabled,
         "revision": kept.revision,
+        "preshared_key": _sealed_preshared(tx, account),
     }
     for column in account.unreadable:
         values.pop(column, None)  # perhaps the right key comes back

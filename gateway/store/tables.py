@@ -136,6 +136,7 @@ accounts = Table(
     Column("upload", Integer, nullable=False),
     Column("enabled", Boolean, nullable=False),
     Column("revision", BigInteger, nullable=False),
+    Column("preshared_key", LargeBinary),  # sealed; NULL = it has none
     UniqueConstraint("node_id", "mark"),
     UniqueConstraint("server_id", "public_key"),  # WireGuard has one peer for each key of an interface
     Index(None, "node_id", "revision"),

@@ -24,6 +24,7 @@ from tests.fakes.agents import FakeAgent, FakeAgents
 from tests.fakes.certificates import NAME, an_authority, an_identity, credentials, free_port, written
 
 SERVER_KEY = "YAnz5TF+lXXJte14tji3zlMNftft3pbcpK+3rJ0FR2Q="
+SHARED_KEY = "FpCyhws9cxwWoV4xELtfJvjJN+zQVRPISllRWgeopVE="
 KINDS = ("fake", "fake over gRPC", "real agent", "real agent over mutual TLS")
 
 
@@ -238,6 +239,11 @@ def test_every_value_of_an_account_crosses_the_wire(told: Callable[[Story], None
         (server,) = it.end.servers()
         for name in ("name", "interface", "listen_port", "address", "mtu", "internal_traffic", "external_ip"):
             assert getattr(server, name) == getattr(a_server(), name)
+        assert account.preshared_key.reveal() == ""
+        epoch = (await it.agents.status(it.node)).epoch
+        keyed = an_account(2, preshared_key=Secret(SHARED_KEY))
+        await it.agents.patch(it.node, Patch(epoch, 5, 6, put_accounts=(keyed,)), 2000)
+        assert {one.preshared_key.reveal() for one in it.end.accounts()} == {"", SHARED_KEY}
         assert str(server.reach) == a_server().reach
         assert server.private_key.reveal() == SERVER_KEY
 
@@ -374,7 +380,7 @@ def test_what_is_late_or_of_another_history_is_not_taken(told: Callable[[Story],
 def test_what_an_agent_holds_is_told_field_by_field_without_keys(told: Callable[[Story], None]) -> None:
     async def story(it: Rig) -> None:
         assert await it.agents.held(it.node) == []
-        accounts = tuple(an_account(n) for n in range(1, 1202))
+        accounts = tuple(an_account(n, preshared_key=Secret(SHARED_KEY)) for n in range(1, 1202))
         snapshot = Snapshot(5, (a_server(),), accounts)
         await it.agents.snapshot(it.node, snapshot, 5000)
         told = await it.agents.held(it.node)
@@ -382,7 +388,7 @@ def test_what_an_agent_holds_is_told_field_by_field_without_keys(told: Callable[
             ("account", str(account.id)) for account in accounts
         }
         assert sorted(told, key=str) == sorted(objects_of(snapshot), key=str)
-        assert SERVER_KEY not in str(told)
+        assert SERVER_KEY not in str(told) and SHARED_KEY not in str(told)
 
     told(story)
 

@@ -18,7 +18,7 @@ from gateway.account_file import Lines
 from gateway.accounts import Accounts
 from gateway.bulk import Counts, Refusal, export_accounts, import_accounts
 from gateway.creation import Creation
-from gateway.model import Account, AccountEdit, NewAccount, ServerValues
+from gateway.model import GENERATE, Account, AccountEdit, NewAccount, Secret, ServerValues
 from gateway.store import Store, open_store
 from gateway.store import accounts as account_rows
 from gateway.store.tables import accounts as accounts_table
@@ -191,6 +191,19 @@ async def test_done_is_what_is_there_exactly_as_asked(store: Store) -> None:
     assert not (await accounts.get("a")).enabled
 
 
+async def test_a_preshared_key_is_imported_or_made_and_is_there_the_second_time(store: Store) -> None:
+    accounts = await ready(store)
+    given = Secret("FpCyhws9cxwWoV4xELtfJvjJN+zQVRPISllRWgeopVE=")
+    head, lines = "name,wg_name,preshared_key\n", f"a,s,{given.reveal()}\nb,s,1\nc,s,0\nd,s,\n"
+    assert (await run_import(store, head + lines)).shown == (4, 4, 0, 0)
+    made = {account.name: account.preshared_key for account in await direct.accounts(accounts)}
+    assert made["a"] == given and len(made["b"].reveal()) == 44 and not made["c"] and not made["d"]
+    assert (await run_import(store, head + lines)).shown == (4, 0, 4, 0)
+    wrong = await run_import(store, head + "a,s,0\nc,s,1\ne,s,abc\n")
+    assert wrong.shown == (3, 0, 0, 3)
+    assert [(line, field) for line, field, _ in wrong.texts] == [(2, "name"), (3, "name"), (4, "preshared_key")]
+
+
 async def test_the_same_line_twice_is_one_account_and_another_one_of_its_name_is_refused(store: Store) -> None:
     await ready(store)
     done = await run_import(store, HEADER + "a,s,1\nb,s,2\na,s,1\na,s,3\n")
@@ -232,6 +245,8 @@ async def test_an_export_is_imported_as_the_same_accounts(store: Store, format_n
     await run_import(store, HEADER + rows(range(1200)))
     first = await accounts.get("c00000")
     await accounts.create(NewAccount("small", name="own_key", public_key=first.public_key, enabled=False))
+    for name in ("c00000", "c00001", "c00002"):  # of these some are deleted below
+        await accounts.edit(name, AccountEdit(preshared_key=GENERATE))
     before = await direct.accounts(accounts)
     text = await exported(store, format_name)
     assert (await run_import(store, text, format_name)).shown == (1201, 0, 1201, 0)

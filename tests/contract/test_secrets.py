@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from gateway.errors import Conflict, NotFound
 from gateway.keys import Keys
-from gateway.model import Account, AccountEdit, NewAccount, Secret, ServerValues
+from gateway.model import GENERATE, Account, AccountEdit, NewAccount, Secret, ServerValues
 from gateway.one_time_links import LEASE_SECONDS, OneTimeLinks
 from gateway.store import Store, open_store
 from gateway.store.tables import metadata
@@ -224,6 +224,27 @@ async def test_an_account_that_cannot_be_read_spoils_only_itself(
     await break_row(store, "accounts", "private_key", broken.id)
     await use.delete(broken.name)
     assert await direct.accounts(use) == [other]
+
+
+async def test_whose_preshared_key_cannot_be_read_is_switched_off_and_nobody_gets_in_without_it(store: Store) -> None:
+    use, other = await one_account(store)
+    keyed = (await use.create(NewAccount(other.server, preshared_key=GENERATE))).value
+    before = {account.id: account for account in (await direct.snapshot(store, NODE)).accounts}
+    assert before[keyed.id].enabled and before[keyed.id].preshared_key == keyed.preshared_key != Secret()
+    await break_row(store, "accounts", "preshared_key", keyed.id)
+    spoiled = replace(keyed, preshared_key=Secret(), unreadable=("preshared_key",))
+    assert await use.get(keyed.name) == spoiled
+    told = {account.id: account for account in (await direct.snapshot(store, NODE)).accounts}
+    assert not told[keyed.id].enabled and told[other.id] == before[other.id]
+    await use.edit(keyed.name, AccountEdit(download=7))
+    await break_row(store, "accounts", "preshared_key", keyed.id)  # the byte is back
+    assert await use.get(keyed.name) == replace(keyed, download=7)
+    await break_row(store, "accounts", "preshared_key", keyed.id)
+    revision = (await direct.node(store, NODE)).revision
+    freed = (await use.edit(keyed.name, AccountEdit(preshared_key=Secret()))).value
+    assert await use.get(keyed.name) == freed == replace(keyed, download=7, preshared_key=Secret())
+    assert (await direct.node(store, NODE)).revision == revision + 1, "its node has to know"
+    assert {account.id: account.enabled for account in (await direct.snapshot(store, NODE)).accounts}[keyed.id]
 
 
 async def test_a_server_that_cannot_be_read_spoils_only_itself(store: Store) -> None:

@@ -28,6 +28,7 @@ from gateway.collect import Collect
 from gateway.creation import Creation
 from gateway.errors import ConfigError, Conflict, DatabaseUnavailable, InvalidValue, NotFound
 from gateway.model import (
+    GENERATE,
     NOBODY,
     Account,
     AccountEdit,
@@ -285,13 +286,14 @@ def modes_in(folder: Path) -> dict[str, int]:
 
 async def test_no_secret_lies_in_the_clear(store: Store, sqlite_url: str, tmp_path: Path) -> None:
     use, _, server = await one_server(store)
-    account = (await use.create(NewAccount(server=server.name, password=Secret("correct-horse-battery")))).value
+    new = NewAccount(server=server.name, password=Secret("correct-horse-battery"), preshared_key=GENERATE)
+    account = (await use.create(new)).value
 
     async def dump(tx: Any) -> str:
         return repr([list(await tx.all(sa.select(table))) for table in metadata.sorted_tables])
 
     text = await store.read(dump)
-    for secret in (account.password, account.private_key, server.private_key):
+    for secret in (account.password, account.private_key, account.preshared_key, server.private_key):
         assert secret.reveal() not in text
         assert secret.reveal().encode().hex() not in text.lower()
     assert account.public_key in text
@@ -367,12 +369,12 @@ async def test_a_node_has_one_name_and_is_removed_only_without_servers(store: St
         await direct.add_node(store, "a b", "unix:/x")
 
 
-async def test_a_patch_holds_what_changed_since_and_no_secret_of_an_account(store: Store) -> None:
+async def test_a_patch_holds_what_changed_since_and_no_secret_of_an_account_but_the_preshared_key(store: Store) -> None:
     use, _, server = await one_server(store)
     await direct.acknowledge(store, NODE, "e", (await direct.node(store, NODE)).revision)
     base = (await direct.node(store, NODE)).acknowledged
     first = (await use.create(NewAccount(server=server.name))).value
-    second = (await use.create(NewAccount(server=server.name))).value
+    second = (await use.create(NewAccount(server=server.name, preshared_key=GENERATE))).value
     await use.delete(first.name)
     patch = (await direct.compared(store, NODE, held("e", base))).patch
     bare = replace(second, password=Secret(), private_key=Secret())
@@ -490,6 +492,21 @@ async def test_a_revision_that_cannot_be_is_not_followed(store: Store) -> None:
     assert (await direct.node(store, NODE)).revision == 1
 
 
+async def test_an_agent_that_was_upgraded_is_told_everything_again(store: Store) -> None:
+    """It says that it holds revision 0 of what it was told (agent/store.py)."""
+    use, _, server = await one_server(store)
+    await use.create(NewAccount(server=server.name))
+    whole = await direct.snapshot(store, NODE)
+    await direct.acknowledge(store, NODE, "e", whole.revision)
+    found = await direct.compared(store, NODE, Held("e", 0, replace(whole.origin, mark=0), 1, 1))
+    assert (found.contested, found.patch) == ("", None)
+    nobody_said = (await direct.compared(store, NODE, held("e", 0))).patch
+    assert nobody_said is not None and (nobody_said.put_servers, nobody_said.put_accounts) == (
+        whole.servers,
+        whole.accounts,
+    )
+
+
 async def test_two_names_for_one_agent_are_refused(store: Store) -> None:
     await direct.add_node(store, NODE, "unix:/run/agent.sock")
     with pytest.raises(Conflict, match=r"unix:/run/agent\.sock is node local already, and one agent is one node"):
@@ -570,9 +587,14 @@ async def test_what_the_agent_need_not_know_is_no_change_for_it(store: Store) ->
     await manage.edit(server.name, ServerValues(dns_1="", keep_alive=25, download=9))
     assert (await direct.node(store, NODE)).revision == before
     assert (await use.get("peer_1")).password.reveal() == "new"
+    await use.edit("peer_1", AccountEdit(preshared_key=Secret()))
+    assert (await direct.node(store, NODE)).revision == before
     await use.edit("peer_1", AccountEdit(download=6))
     await manage.edit(server.name, ServerValues(mtu=1300))
     assert (await direct.node(store, NODE)).revision == before + 2
+    await use.edit("peer_1", AccountEdit(preshared_key=GENERATE))
+    await use.edit("peer_1", AccountEdit(preshared_key=GENERATE))
+    assert (await direct.node(store, NODE)).revision == before + 4
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -98,6 +98,7 @@ def _account(m: pb.Account) -> Account:
         download=m.download,
         upload=m.upload,
         enabled=m.enabled,
+        preshared_key=Secret(m.preshared_key),
     )
 
 

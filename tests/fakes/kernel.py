@@ -91,6 +91,7 @@ class FakeKernel:
         self.fail_at: int | None = None
         self.watch: Callable[[str, str, Any], None] = lambda part, verb, key: None
         self.refused = 0
+        self.clients: dict[Any, str] = {}  # where the client of a peer is, by the peer's key
         self.trouble = ""  # of the node as a whole
         self.beside: tuple[str, ...] = ()  # what it warns of
         self.networks: tuple[HostNetwork, ...] = ()  # the host's own
@@ -119,6 +120,10 @@ class FakeKernel:
         if addresses:
             self.called("connections", "forget")
             self.writes.append(f"forget {' '.join(map(str, sorted(addresses)))}")
+
+    def endpoints(self, keys: Collection[Any]) -> dict[Any, str]:
+        self.called("peers", "endpoints")
+        return {key: self.clients[key] for key in keys if key in self.peers.held and key in self.clients}
 
     def refused_connections(self) -> int:
         return self.refused

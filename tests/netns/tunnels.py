@@ -171,13 +171,17 @@ class Client:
     address: IPv4Address
     interface: str = field(default_factory=unique_name)
     keys: tuple[str, str] = field(default_factory=new_keys)
+    preshared_key: str = ""
 
     @property
     def public_key(self) -> str:
         return self.keys[1]
 
     def peer(self, link: Link) -> tuple[PeerKey, Peer]:
-        return (link.interface, self.public_key), Peer(link.interface, self.public_key, self.address)
+        secret = Secret(self.preshared_key)
+        return (link.interface, self.public_key), Peer(
+            link.interface, self.public_key, self.address, preshared_key=secret
+        )
 
     def connect(self, link: Link) -> None:
         if self.mode == "kernel":
@@ -189,6 +193,8 @@ class Client:
             f"[Interface]\nPrivateKey={self.keys[0]}\n[Peer]\nPublicKey={server_key}\n"
             f"Endpoint={SERVER_OUTER}:{link.listen_port}\nAllowedIPs=0.0.0.0/0\n"
         )
+        if self.preshared_key:
+            text += f"PresharedKey={self.preshared_key}\n"
         within(self.namespace, "wg", "setconf", self.interface, STDIN, stdin=text)
         within(self.namespace, "ip", "address", "add", f"{self.address}/16", "dev", self.interface)
         within(self.namespace, "ip", "link", "set", self.interface, "up")

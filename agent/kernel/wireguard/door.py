@@ -7,13 +7,13 @@ and change peers one by one: never replace-all, so that nobody's session is dist
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Literal, Protocol
 
 from agent.errors import KernelError
-from agent.model import Secret
+from agent.model import NO_SECRET, Secret
 from agent.objects import PeerState
 
 Mode = Literal["kernel", "userspace"]
@@ -51,19 +51,26 @@ class HeldPeer:
     """A peer as WireGuard holds it. `state.address` is None where the allowed IPs are not exactly one /32."""
 
     state: PeerState
-    preshared: bool  # it has a preshared key, which we never give
+    preshared: Secret = NO_SECRET  # base64; empty = none
 
 
 @dataclass(frozen=True, slots=True)
 class PeerChange:
     """What one peer shall be: gone (`address` is None), or there with this one allowed IP.
 
-    `reset`: take away a preshared key and keepalive that somebody has given it.
+    `preshared`: a key that it shall have. `reset`: it may be there already, with a keepalive or another preshared key
+    that somebody has given it: both become right, none is none. `anew`: its session ends.
+
+    `endpoint`: where its client was; "" = leave it. WireGuard sends a handshake there at once, by a keepalive that is
+    switched on and off again, for a client that believes in its old session waits 15 s before it begins a new one.
     """
 
     public_key: str
     address: IPv4Address | None
     reset: bool = False
+    preshared: Secret = NO_SECRET
+    endpoint: str = ""
+    anew: bool = False
 
 
 class WireGuard(Protocol):
@@ -80,8 +87,8 @@ class WireGuard(Protocol):
     def configure(self, interface: str, *, private_key: Secret | None = None, listen_port: int | None = None) -> None:
         """Changes key or port in place; None = as it is; port 0 = any free one. Raises PortBusy."""
 
-    def read_peers(self, interface: str) -> list[HeldPeer]:
-        """All of them, whole, however many messages they take."""
+    def read_peers(self, interface: str, only: Collection[str] | None = None) -> list[HeldPeer]:
+        """All of them, whole, however many messages they take; or those with these public keys, which costs less."""
 
     def set_peers(self, interface: str, changes: Sequence[PeerChange]) -> dict[str, KernelError]:
         """Applies the changes in their order; answers an error for each public key that was refused."""

@@ -3,7 +3,7 @@
 Own packing instead of the netlink library's: that one sends one peer a message and takes 128 us to parse a peer; here
 hundreds of peers go in one message and a peer is parsed in a few. Layout: linux/wireguard.h, linux/genetlink.h.
 
-Traps: the length of a nested attribute is 16 bits, so a message holds some 500 peers. A dump comes in many messages,
+Traps: the length of a nested attribute is 16 bits, so a message holds some 200 peers. A dump comes in many messages,
 and a peer with many allowed IPs goes on in the next one under the same key.
 """
 
@@ -13,19 +13,19 @@ import base64
 import errno
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from agent.errors import KernelError
 from agent.kernel.host import interfaces
 from agent.kernel.netlink import HEADER_BYTES, ListingRefused, Netlink, attribute, attributes, message, nested
 from agent.kernel.wireguard.door import Absent, Device, HeldPeer, PeerChange, PortBusy, Refused, set_in_batches
-from agent.model import Secret
+from agent.model import NO_SECRET, Secret
 from agent.objects import PeerState
 
 FAMILY_NAME = b"wireguard\0"
-PEERS_PER_MESSAGE = 500  # at most 124 bytes each, and all of them in one nested attribute: below 65,535
+PEERS_PER_MESSAGE = 200  # at most 300 bytes each, and all of them in one nested attribute: below 65,535
 
 NETLINK_GENERIC = 16  # linux/netlink.h; Python has no name for it
 NESTED = 0x8000  # NLA_F_NESTED
@@ -37,7 +37,7 @@ DEVICE_IFNAME, DEVICE_PRIVATE_KEY, DEVICE_LISTEN_PORT, DEVICE_PEERS = 2, 3, 6, 8
 PEER_PUBLIC_KEY, PEER_PRESHARED_KEY, PEER_FLAGS, PEER_ENDPOINT, PEER_KEEPALIVE = 1, 2, 3, 4, 5
 PEER_HANDSHAKE, PEER_RX_BYTES, PEER_TX_BYTES, PEER_ALLOWED_IPS = 6, 7, 8, 9
 ALLOWED_FAMILY, ALLOWED_ADDRESS, ALLOWED_MASK = 1, 2, 3
-REMOVE_ME, REPLACE_ALLOWED_IPS = 0x1, 0x2
+REMOVE_ME, REPLACE_ALLOWED_IPS, UPDATE_ONLY = 0x1, 0x2, 0x4
 NO_KEY = bytes(32)
 
 _GENERIC = struct.Struct("=BBH")  # genlmsghdr: command, version, reserved
@@ -79,9 +79,9 @@ class KernelWireGuard:
                 kernel.set(interface, _port(0))  # it would go on naming the port that it did not get
                 raise PortBusy(interface, listen_port) from error
 
-    def read_peers(self, interface: str) -> list[HeldPeer]:
+    def read_peers(self, interface: str, only: Collection[str] | None = None) -> list[HeldPeer]:
         with _wireguard() as kernel:
-            return parse_peers(kernel.dump(interface))
+            return parse_peers(kernel.dump(interface), only)
 
     def set_peers(self, interface: str, changes: Sequence[PeerChange]) -> dict[str, KernelError]:
         with _wireguard() as kernel:
@@ -99,21 +99,49 @@ def _port(number: int) -> bytes:
 
 def peers_attribute(changes: Sequence[PeerChange]) -> bytes:
     """Allowed IPs are replaced peer by peer, which leaves the peer's session alone."""
-    return attribute(DEVICE_PEERS | NESTED, b"".join([attribute(NESTED, _packed_peer(one)) for one in changes]))
+    return attribute(DEVICE_PEERS | NESTED, b"".join([_packed_change(one) for one in changes]))
 
 
-def _packed_peer(change: PeerChange) -> bytes:
+def _packed_change(change: PeerChange) -> bytes:
+    """Peer by peer in the order in which the kernel takes them; the same one may come several times."""
     key = attribute(PEER_PUBLIC_KEY, base64.b64decode(change.public_key))
+    gone = attribute(NESTED, key + _flags(REMOVE_ME))
     if change.address is None:
-        return key + attribute(PEER_FLAGS, _U32.pack(REMOVE_ME))
-    reset = attribute(PEER_PRESHARED_KEY, NO_KEY) + attribute(PEER_KEEPALIVE, _U16.pack(0)) if change.reset else b""
+        return gone
+    packed = (gone if change.anew else b"") + attribute(NESTED, key + _packed_peer(change, change.address))
+    for seconds in (1, 0) if change.endpoint else ():
+        packed += attribute(NESTED, key + _flags(UPDATE_ONLY) + attribute(PEER_KEEPALIVE, _U16.pack(seconds)))
+    return packed
+
+
+def _flags(flags: int) -> bytes:
+    return attribute(PEER_FLAGS, _U32.pack(flags))
+
+
+def _packed_peer(change: PeerChange, address: IPv4Address) -> bytes:
+    packed = b""
+    if change.reset or change.preshared:
+        key = base64.b64decode(change.preshared.reveal()) if change.preshared else NO_KEY
+        packed += attribute(PEER_PRESHARED_KEY, key)
+    if change.reset:
+        packed += attribute(PEER_KEEPALIVE, _U16.pack(0))
+    if change.endpoint:
+        packed += attribute(PEER_ENDPOINT, _socket_address(change.endpoint))
     allowed = (
         attribute(ALLOWED_FAMILY, _U16.pack(socket.AF_INET))
-        + attribute(ALLOWED_ADDRESS, change.address.packed)
+        + attribute(ALLOWED_ADDRESS, address.packed)
         + attribute(ALLOWED_MASK, b"\x20")
     )
-    flags = attribute(PEER_FLAGS, _U32.pack(REPLACE_ALLOWED_IPS))
-    return key + reset + flags + attribute(PEER_ALLOWED_IPS | NESTED, attribute(NESTED, allowed))
+    return packed + _flags(REPLACE_ALLOWED_IPS) + attribute(PEER_ALLOWED_IPS | NESTED, attribute(NESTED, allowed))
+
+
+def _socket_address(endpoint: str) -> bytes:
+    """The way back from _endpoint()."""
+    host, _, port = endpoint.rpartition(":")
+    address, number = ip_address(host.strip("[]")), struct.pack("!H", int(port))
+    if isinstance(address, IPv4Address):
+        return _U16.pack(socket.AF_INET) + number + address.packed + bytes(8)
+    return _U16.pack(socket.AF_INET6) + number + bytes(4) + address.packed + bytes(4)
 
 
 # -- parsing: a message here is what stands behind the generic header, its attributes ------------------------------
@@ -129,11 +157,14 @@ def parse_device(message: bytes) -> Device:
     )
 
 
-def parse_peers(messages: Sequence[bytes]) -> list[HeldPeer]:
-    """All messages of one dump. The pieces of a peer that was cut come one after the other."""
+def parse_peers(messages: Sequence[bytes], only: Collection[str] | None = None) -> list[HeldPeer]:
+    """All messages of one dump. The pieces of a peer that was cut come one after the other. `only`: public keys."""
     peers: dict[bytes, tuple[dict[int, bytes], list[bytes]]] = {}
+    keys = None if only is None else {base64.b64decode(key) for key in only}
     for one in messages:
         for packed in nested(attributes(one).get(DEVICE_PEERS, b"")):
+            if keys is not None and packed[4:36] not in keys:  # the kernel puts the key first
+                continue
             values = attributes(packed)
             allowed = nested(values.get(PEER_ALLOWED_IPS, b""))
             known = peers.setdefault(values[PEER_PUBLIC_KEY], (values, allowed))
@@ -143,6 +174,7 @@ def parse_peers(messages: Sequence[bytes]) -> list[HeldPeer]:
 
 
 def _peer(values: dict[int, bytes], allowed: list[bytes]) -> HeldPeer:
+    preshared = values.get(PEER_PRESHARED_KEY, NO_KEY)
     return HeldPeer(
         PeerState(
             base64.b64encode(values[PEER_PUBLIC_KEY]).decode(),
@@ -153,7 +185,7 @@ def _peer(values: dict[int, bytes], allowed: list[bytes]) -> HeldPeer:
             _U64.unpack(values.get(PEER_RX_BYTES, bytes(8)))[0],
             _U64.unpack(values.get(PEER_TX_BYTES, bytes(8)))[0],
         ),
-        values.get(PEER_PRESHARED_KEY, NO_KEY) != NO_KEY,
+        NO_SECRET if preshared == NO_KEY else Secret(base64.b64encode(preshared).decode()),
     )
 
 

@@ -1,13 +1,15 @@
 """The peers of our links: the part of the kernel that lets an account in.
 
-Owns which peers WireGuard holds on links of ours (`ownership`). Never touches a peer of another link, an endpoint or a
-session: a peer that is right is not written, and one that is wrong is mended in place. The keepalive is the client's
-business, a preshared key is not in use: a peer that has either is drift.
+Owns which peers WireGuard holds on links of ours (`ownership`), with their preshared keys. Never touches a peer of
+another link, nor the session of one that is right; what is wrong is mended in place. Only with another preshared key a
+peer begins anew, for its session would go on without that for two minutes. An endpoint is given to a peer that comes
+back, and to no other. The keepalive is the client's business: a peer that has one is drift.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 
 from agent.errors import KernelError
 from agent.kernel.host.interfaces import Interface, read_interfaces, read_link, set_threaded
@@ -16,6 +18,8 @@ from agent.kernel.wireguard.genetlink import KernelWireGuard
 from agent.kernel.wireguard.ownership import Ownership
 from agent.kernel.wireguard.uapi import UserspaceWireGuard
 from agent.objects import Diff, Peer, PeerKey, PeerState, Scope
+
+SESSION_SECONDS = 180  # WireGuard's own (REJECT_AFTER_TIME): from then on a client begins a new one by itself
 
 
 class Peers:
@@ -40,6 +44,19 @@ class Peers:
                 found[name, peer.state.public_key] = _peer(name, peer)
         return found
 
+    def endpoints(self, keys: Collection[PeerKey]) -> dict[PeerKey, str]:
+        """Of those of these peers that are there, and whose clients may believe in their session. Raises KernelError.
+
+        Reads their links to the end, which takes 10,000 peers some tens of milliseconds.
+        """
+        found: dict[PeerKey, str] = {}
+        for name in sorted({interface for interface, _ in keys}):
+            only = {key for interface, key in keys if interface == name}
+            for held in self._doors[self._link(name).kind].read_peers(name, only):
+                if endpoint := _recent(held):
+                    found[name, held.state.public_key] = endpoint
+        return found
+
     def apply(self, diff: Diff[PeerKey, Peer]) -> Mapping[PeerKey, KernelError]:
         """Link by link: removals first, since they may set free an address that another peer is to have."""
         changes: dict[str, list[PeerChange]] = {}
@@ -47,7 +64,8 @@ class Peers:
             changes.setdefault(interface, []).append(PeerChange(public_key, None))
         for peers, reset in ((diff.change, True), (diff.add, False)):
             for (interface, public_key), peer in peers.items():
-                changes.setdefault(interface, []).append(PeerChange(public_key, peer.address, reset))
+                change = PeerChange(public_key, peer.address, reset, peer.preshared_key, peer.endpoint, peer.anew)
+                changes.setdefault(interface, []).append(change)
         errors: dict[PeerKey, KernelError] = {}
         for interface, wanted in changes.items():
             refused = self._set_peers(interface, wanted)
@@ -82,5 +100,11 @@ class Peers:
 
 
 def _peer(interface: str, held: HeldPeer) -> Peer:
-    plain = not held.preshared and not held.state.keepalive
-    return Peer(interface, held.state.public_key, held.state.address if plain else None)
+    state = held.state
+    address = None if state.keepalive else state.address
+    return Peer(interface, state.public_key, address, preshared_key=held.preshared, endpoint=_recent(held))
+
+
+def _recent(held: HeldPeer) -> str:
+    """The endpoint of a client that may believe in its session; "" = there is none."""
+    return held.state.endpoint if time.time() - held.state.latest_handshake < SESSION_SECONDS else ""

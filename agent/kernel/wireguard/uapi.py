@@ -18,7 +18,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -26,7 +26,7 @@ from pathlib import Path
 from agent.errors import KernelError
 from agent.kernel.host import interfaces
 from agent.kernel.wireguard.door import Absent, Device, HeldPeer, PeerChange, PortBusy, Refused, set_in_batches
-from agent.model import Secret
+from agent.model import NO_SECRET, Secret
 from agent.objects import PeerState
 
 SOCKETS = Path("/var/run/wireguard")  # wireguard-go: ipc/uapi_unix.go; it cannot be told another one
@@ -107,9 +107,9 @@ class UserspaceWireGuard:
             raise PortBusy(interface, listen_port)
         _check(interface, status)
 
-    def read_peers(self, interface: str) -> list[HeldPeer]:
+    def read_peers(self, interface: str, only: Collection[str] | None = None) -> list[HeldPeer]:
         with _talking(interface):
-            return parse_peers(_ask(interface, b"get=1\n\n"))
+            return parse_peers(_ask(interface, b"get=1\n\n"), only)
 
     def set_peers(self, interface: str, changes: Sequence[PeerChange]) -> dict[str, KernelError]:
         def send(batch: Sequence[PeerChange]) -> None:
@@ -126,12 +126,21 @@ def peers_message(changes: Sequence[PeerChange]) -> bytes:
     """One set operation. Allowed IPs are replaced peer by peer, which leaves the peer's session alone."""
     parts = ["set=1\n"]
     for change in changes:
-        key = _hex(change.public_key)
+        key = f"public_key={_hex(change.public_key)}\n"
+        if change.address is None or change.anew:
+            parts.append(f"{key}remove=true\n")
         if change.address is None:
-            parts.append(f"public_key={key}\nremove=true\n")
             continue
-        reset = f"preshared_key={NO_KEY}\npersistent_keepalive_interval=0\n" if change.reset else ""
-        parts.append(f"public_key={key}\n{reset}replace_allowed_ips=true\nallowed_ip={change.address}/32\n")
+        parts.append(key)
+        if change.reset or change.preshared:
+            parts.append(f"preshared_key={_hex(change.preshared.reveal()) if change.preshared else NO_KEY}\n")
+        if change.reset:
+            parts.append("persistent_keepalive_interval=0\n")
+        if change.endpoint:
+            parts.append(f"endpoint={change.endpoint}\n")
+        parts.append(f"replace_allowed_ips=true\nallowed_ip={change.address}/32\n")
+        for seconds in (1, 0) if change.endpoint else ():  # as peers of their own: only a whole one is started
+            parts.append(f"{key}update_only=true\npersistent_keepalive_interval={seconds}\n")
     parts.append("\n")
     return "".join(parts).encode()
 
@@ -148,16 +157,18 @@ def parse_device(answer: bytes) -> Device:
     )
 
 
-def parse_peers(answer: bytes) -> list[HeldPeer]:
-    """All peers of a get operation. Unknown words are passed over."""
+def parse_peers(answer: bytes, only: Collection[str] | None = None) -> list[HeldPeer]:
+    """All peers of a get operation, or those with these public keys. Unknown words are passed over."""
     # The line feed in front: "preshared_key=" and the like must not be taken for the start of a peer.
-    return [_peer(block) for block in ("\n" + answer.decode()).split("\npublic_key=")[1:]]
+    blocks = ("\n" + answer.decode()).split("\npublic_key=")[1:]
+    keys = None if only is None else {_hex(key) for key in only}
+    return [_peer(block) for block in blocks if keys is None or block[: len(NO_KEY)] in keys]
 
 
 def _peer(block: str) -> HeldPeer:
     lines = block.split("\n")
     values = dict([line.split("=", 1) for line in lines[1:] if line])
-    public_key = _base64(lines[0])
+    public_key, preshared = _base64(lines[0]), values.get("preshared_key", NO_KEY)
     return HeldPeer(
         PeerState(
             public_key,
@@ -168,7 +179,7 @@ def _peer(block: str) -> HeldPeer:
             int(values.get("rx_bytes", 0)),
             int(values.get("tx_bytes", 0)),
         ),
-        values.get("preshared_key", NO_KEY) != NO_KEY,
+        NO_SECRET if preshared == NO_KEY else Secret(_base64(preshared)),
     )
 
 

@@ -139,6 +139,7 @@ RATES = (
 )
 PASSWORD = Field("password", "1-128 printable characters")
 STATUS = Field("status", "Disabled accounts have no access", r"^(enable|disable)?$")
+PRESHARED = r"^(|0|1|[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=)$"
 ADDRESS = Field("allowed_IPs", "IPv4 address inside the tunnel, bare or /32")
 NEW_FIELDS = (
     Field("wg_name", "Server of the account", r"^[A-Za-z0-9_-]{1,64}$", required=True),
@@ -149,15 +150,22 @@ NEW_FIELDS = (
     Field("private_key", "WireGuard key, base64; a pair is generated when both keys are absent"),
     Field("public_key", "WireGuard key, base64; alone: the client keeps its private key"),
     STATUS,
+    Field("preshared_key", "Not of v1: 1 = generate one, 0 or empty = none, or 32 bytes in base64", PRESHARED),
     Field("username", "Unique; user_N when absent", r"^[A-Za-z0-9_-]{0,64}$"),
 )
+NEW_PRESHARED = Field(
+    "preshared_key",
+    "Not of v1: 1 = generate another one, 0 or empty = none any more, or 32 bytes in base64",
+    PRESHARED,
+)
 STAYS = Field("wg_name", "Server of the account; another one is refused", r"^[A-Za-z0-9_-]{1,64}$")
+EDIT_FIELDS = (STAYS, ADDRESS, *RATES, PASSWORD, STATUS, NEW_PRESHARED)
 
 CALLS = (
     Call("GET", ACCOUNTS, "Accounts LIST", _list, listing(objects.ACCOUNT)),
     Call("POST", ACCOUNTS, "Account ADD", _add, objects.ACCOUNT, NEW_FIELDS),
     Call("GET", ACCOUNT, "Account DETAIL", _detail, objects.ACCOUNT),
-    Call("PUT", ACCOUNT, "Account EDIT", _edit, objects.ACCOUNT, (STAYS, ADDRESS, *RATES, PASSWORD, STATUS)),
+    Call("PUT", ACCOUNT, "Account EDIT", _edit, objects.ACCOUNT, EDIT_FIELDS),
     Call("DELETE", ACCOUNT, "Account DELETE", _delete, TEXT),
     Call("GET", ACCOUNT + "/config_text", "Account Config Text", _config_text, TEXT),
     Call("GET", ACCOUNT + "/config_qr", "Account Config QR (PNG, base64)", _config_qr, TEXT),

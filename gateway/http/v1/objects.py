@@ -17,7 +17,7 @@ ANYWHERE = "0.0.0.0/0"
 ACCOUNT = texts(
     *("allowed_IPs", "b_download", "b_upload", "mangle", "name", "password", "private_key", "public_key"),
     *("status", "username", "wg_name"),
-    sometimes=("problem",),
+    sometimes=("has_preshared_key", "problem"),
 )
 SERVER = record(
     {
@@ -51,8 +51,15 @@ def account_object(account: Account) -> dict[str, str]:
         "status": _status(account),
         "username": account.username,
         "wg_name": account.server,
+        **_preshared(account),
         **_problem(account),
     }
+
+
+def _preshared(account: Account) -> dict[str, str]:
+    """That there is one, and never which: only the configuration has it. Not under the name of the field that sets it,
+    for a client that sends back what it was given would ask for another one."""
+    return {"has_preshared_key": "1"} if account.preshared_key else {}
 
 
 def _problem(of: Account | Server) -> dict[str, str]:

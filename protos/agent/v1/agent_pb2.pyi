@@ -195,6 +195,7 @@ class Account(_message.Message):
     DOWNLOAD_FIELD_NUMBER: _builtins.int
     UPLOAD_FIELD_NUMBER: _builtins.int
     ENABLED_FIELD_NUMBER: _builtins.int
+    PRESHARED_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     name: _builtins.str
     """for logs and errors only"""
@@ -210,6 +211,8 @@ class Account(_message.Message):
     """Mbit/s, 0 = unlimited"""
     upload: _builtins.int
     enabled: _builtins.bool
+    preshared_key: _builtins.str
+    """base64; secret; "" = none."""
     def __init__(
         self,
         *,
@@ -222,10 +225,11 @@ class Account(_message.Message):
         download: _builtins.int = ...,
         upload: _builtins.int = ...,
         enabled: _builtins.bool = ...,
+        preshared_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "download", b"download", "enabled", b"enabled", "id", b"id", "mark", b"mark", "name", b"name", "public_key", b"public_key", "server", b"server", "upload", b"upload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "download", b"download", "enabled", b"enabled", "id", b"id", "mark", b"mark", "name", b"name", "preshared_key", b"preshared_key", "public_key", b"public_key", "server", b"server", "upload", b"upload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

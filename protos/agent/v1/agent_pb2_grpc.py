@@ -128,7 +128,7 @@ class AgentServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Held(self, request, context):
-        """The desired state that this agent holds, as a snapshot would bring it, without private keys.
+        """The desired state that this agent holds, as a snapshot would bring it, without private and preshared keys.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -58,7 +58,7 @@ class AgentStub:
     Peers: _grpc.UnaryStreamMultiCallable[_agent_pb2.PeersRequest, _agent_pb2.PeersChunk]
     """The peers of one server as WireGuard has them now; streamed."""
     Held: _grpc.UnaryStreamMultiCallable[_agent_pb2.HeldRequest, _agent_pb2.SnapshotChunk]
-    """The desired state that this agent holds, as a snapshot would bring it, without private keys."""
+    """The desired state that this agent holds, as a snapshot would bring it, without private and preshared keys."""
     NewKey: _grpc.UnaryUnaryMultiCallable[_agent_pb2.NewKeyRequest, _agent_pb2.NewKeyReply]
     """A new key of this node, to be certified; it leaves only its public half. INVALID_ARGUMENT: it was never enrolled."""
     SetCertificate: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SetCertificateRequest, _agent_pb2.SetCertificateReply]
@@ -84,7 +84,7 @@ class AgentAsyncStub(AgentStub):
     Peers: _aio.UnaryStreamMultiCallable[_agent_pb2.PeersRequest, _agent_pb2.PeersChunk]  # type: ignore[assignment]
     """The peers of one server as WireGuard has them now; streamed."""
     Held: _aio.UnaryStreamMultiCallable[_agent_pb2.HeldRequest, _agent_pb2.SnapshotChunk]  # type: ignore[assignment]
-    """The desired state that this agent holds, as a snapshot would bring it, without private keys."""
+    """The desired state that this agent holds, as a snapshot would bring it, without private and preshared keys."""
     NewKey: _aio.UnaryUnaryMultiCallable[_agent_pb2.NewKeyRequest, _agent_pb2.NewKeyReply]  # type: ignore[assignment]
     """A new key of this node, to be certified; it leaves only its public half. INVALID_ARGUMENT: it was never enrolled."""
     SetCertificate: _aio.UnaryUnaryMultiCallable[_agent_pb2.SetCertificateRequest, _agent_pb2.SetCertificateReply]  # type: ignore[assignment]
@@ -149,7 +149,7 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.HeldRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.SnapshotChunk], _abc.AsyncIterator[_agent_pb2.SnapshotChunk]]:
-        """The desired state that this agent holds, as a snapshot would bring it, without private keys."""
+        """The desired state that this agent holds, as a snapshot would bring it, without private and preshared keys."""
 
     @_abc_1.abstractmethod
     def NewKey(

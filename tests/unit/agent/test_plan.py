@@ -6,6 +6,7 @@ from ipaddress import IPv4Address
 
 from agent.desired import Desired, Snapshot
 from agent.diff import diffs
+from agent.model import Secret
 from agent.objects import Mark
 from agent.parts import MARKS, PEERS
 from agent.plan import plan
@@ -42,6 +43,16 @@ def test_a_whole_node_is_planned_without_a_secret() -> None:
     shown = "\n".join(of(Wanted()))
     assert server().private_key.reveal() not in shown and key(2) not in shown
     assert "add     link       wg1 10.0.1.1/24 UDP 51821 MTU 1420  (s1)" in shown
+
+
+def test_a_preshared_key_is_drift_and_not_told() -> None:
+    desired = Desired.of(EPOCH, Snapshot(1, (server(),), (account(2, preshared_key=Secret(key(77))),)))
+    want, found = wanted(desired, "eth0"), wanted(DESIRED, "eth0")
+    del found[PEERS]["wg1", key(3)]
+    differ = diffs(want, found)[PEERS]
+    assert set(differ.change) == {("wg1", key(2))} and key(77) not in repr(differ)
+    lines = list(plan(desired, diffs(want, found), {}).lines())
+    assert "change  peer       wg1 10.0.1.2  (a2)" in lines and not any(key(77) in line for line in lines)
 
 
 def test_programs_get_the_same() -> None:

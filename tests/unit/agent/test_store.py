@@ -4,18 +4,20 @@ import os
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
 from agent.desired import Desired, Patch, Snapshot
-from agent.errors import StoreError
-from agent.model import Reach
+from agent.errors import StaleRevision, StoreError
+from agent.model import Reach, Secret
 from agent.objects import NO_COUNTERS, Counters
+from agent.origin import Origin
 from agent.store import Store, only_agent, open_store, open_store_or_new
 from agent.usage import Baseline, Usage, Used
-from tests.fakes.state import account, server
+from tests.fakes.state import account, key, server
 
 A = IPv4Address("10.0.1.2")
 NOW = 1_700_000_000.0
@@ -179,6 +181,7 @@ def test_a_file_of_version_1_is_upgraded_in_place(path: Path) -> None:
     store, desired = filled(path)
     store.close()
     with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE accounts DROP COLUMN preshared_key")
         db.execute("ALTER TABLE servers DROP COLUMN reach")
         db.execute("ALTER TABLE baselines DROP COLUMN since")
         db.execute("PRAGMA user_version = 1")
@@ -186,9 +189,35 @@ def test_a_file_of_version_1_is_upgraded_in_place(path: Path) -> None:
     for _ in range(2):
         again, _, aside = open_store_or_new(path, read)
         assert aside is None and again.epoch == desired.epoch
-        assert again.load() == desired, "servers that were there reach the internet, as new ones do"
+        told_again = replace(desired, revision=0, origin=replace(desired.origin, mark=0))
+        assert again.load() == told_again, "servers that were there reach the internet, as new ones do"
         assert {base.since for base in again.load_baselines().values()} == {0}
         again.close()
+
+
+def test_a_node_that_was_upgraded_is_told_everything_once_more(path: Path) -> None:
+    """A gateway that came before it may have told it of a preshared key, for which it had no room."""
+    store = open_store(path)
+    origin = Origin("database", 7, "n1")
+    before = Desired.of(store.epoch, Snapshot(5, (server(),), (account(2),), "UTC", origin))
+    store.save_snapshot(before)
+    store.close()
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE accounts DROP COLUMN preshared_key")
+        db.execute("PRAGMA user_version = 3")
+    db.close()
+    store = open_store(path)
+    held = store.load()
+    assert held is not None and dict(held.accounts) == dict(before.accounts)  # and serves it until then
+    with pytest.raises(StaleRevision):
+        held.patched(Patch(store.epoch, 5, 6, origin=replace(origin, mark=8), base_mark=7))
+    keyed = Snapshot(5, (server(),), (account(2, preshared_key=Secret(key(77))),), "UTC", origin)
+    held.check_replaced(keyed)
+    store.save_snapshot(Desired.of(store.epoch, keyed))
+    store.close()
+    again = open_store(path)
+    assert again.load() == Desired.of(again.epoch, keyed)
+    again.close()
 
 
 def test_a_reach_is_kept(path: Path) -> None:

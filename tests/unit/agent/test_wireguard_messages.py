@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -51,6 +52,26 @@ def test_uapi_changes_are_one_operation_and_never_replace_all_peers() -> None:
     ]
 
 
+def test_uapi_a_peer_that_comes_back_is_called_once_it_is_whole() -> None:
+    secret = Secret(base64.b64encode(b"\x0b" * 32).decode())
+    change = PeerChange(KEY_A, ADDRESS, preshared=secret, endpoint="192.0.2.1:40000", anew=True)
+    assert uapi.peers_message([change]).decode().split("\n")[1:-2] == [
+        f"public_key={HEX_A}",
+        "remove=true",
+        f"public_key={HEX_A}",
+        "preshared_key=" + "0b" * 32,
+        "endpoint=192.0.2.1:40000",
+        "replace_allowed_ips=true",
+        "allowed_ip=10.0.0.2/32",
+        f"public_key={HEX_A}",
+        "update_only=true",
+        "persistent_keepalive_interval=1",
+        f"public_key={HEX_A}",
+        "update_only=true",
+        "persistent_keepalive_interval=0",
+    ]
+
+
 UAPI_ANSWER = f"""private_key={"0a" * 32}
 listen_port=51820
 fwmark=7
@@ -77,9 +98,14 @@ errno=0
 
 def test_uapi_answer_becomes_peers() -> None:
     assert uapi.parse_peers(UAPI_ANSWER) == [
-        HeldPeer(PeerState(KEY_A, ADDRESS, "192.0.2.1:40000", 0, 1700000000, 22, 11), preshared=False),
-        HeldPeer(PeerState(KEY_B, None, "", 25, 0, 0, 0), preshared=True),
+        HeldPeer(PeerState(KEY_A, ADDRESS, "192.0.2.1:40000", 0, 1700000000, 22, 11)),
+        HeldPeer(PeerState(KEY_B, None, "", 25, 0, 0, 0), Secret(base64.b64encode(b"\x0b" * 32).decode())),
     ]
+
+
+def test_uapi_only_those_asked_for_are_read() -> None:
+    (held,) = uapi.parse_peers(UAPI_ANSWER, [KEY_B, KEY_C])
+    assert held.state.public_key == KEY_B
 
 
 def test_uapi_answer_becomes_a_device() -> None:
@@ -153,10 +179,27 @@ def test_kernel_removal_and_reset_are_understood_by_others() -> None:
 
 
 def test_kernel_message_of_the_largest_batch_fits_a_nested_attribute() -> None:
-    changes = [PeerChange(KEY_A, ADDRESS, reset=True)] * genetlink.PEERS_PER_MESSAGE
-    packed = genetlink.peers_attribute(changes)
+    longest = PeerChange(KEY_A, ADDRESS, True, Secret(KEY_B), "[2001:db8::1]:40000", anew=True)
+    packed = genetlink.peers_attribute([longest] * genetlink.PEERS_PER_MESSAGE)
     assert struct.unpack("=H", packed[:2])[0] == len(packed)
-    assert len(decoded_peers(packed)) == len(changes)
+    assert len(decoded_peers(packed)) == 4 * genetlink.PEERS_PER_MESSAGE
+
+
+@pytest.mark.parametrize("endpoint", ["192.0.2.1:40000", "[2001:db8::1]:40000"])
+def test_kernel_a_peer_that_comes_back_is_called_once_it_is_whole(endpoint: str) -> None:
+    change = PeerChange(KEY_A, ADDRESS, preshared=Secret(KEY_B), endpoint=endpoint, anew=True)
+    gone, whole, called, calm = decoded_peers(genetlink.peers_attribute([change]))
+    assert gone["WGPEER_A_FLAGS"] == 1 and len(gone) == 2
+    assert whole["WGPEER_A_FLAGS"] == 2
+    assert whole["WGPEER_A_PRESHARED_KEY"] == KEY_B.encode()
+    where = whole["WGPEER_A_ENDPOINT"]
+    assert (where["addr"], where["port"]) == (endpoint.rpartition(":")[0].strip("[]"), 40000)
+    for update, seconds in ((called, 1), (calm, 0)):
+        assert update["WGPEER_A_FLAGS"] == 4  # WGPEER_F_UPDATE_ONLY
+        assert update["WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL"] == seconds
+    (again,) = genetlink.parse_peers([genetlink.peers_attribute([replace(change, anew=False)])], [KEY_A, KEY_C])
+    assert (again.state.endpoint, again.preshared) == (endpoint, Secret(KEY_B))
+    assert genetlink.parse_peers([genetlink.peers_attribute([change])], [KEY_C]) == []
 
 
 @settings(deadline=None, max_examples=50)
@@ -197,8 +240,8 @@ FULL_PEER = (
 def test_kernel_dump_becomes_peers() -> None:
     keyed = attribute(1, b"\x02" * 32) + attribute(2, b"\x09" * 32)
     assert genetlink.parse_peers([dumped(FULL_PEER, keyed)]) == [
-        HeldPeer(PeerState(KEY_A, ADDRESS, "192.0.2.1:40000", 25, 1700000000, 1 << 40, 11), preshared=False),
-        HeldPeer(PeerState(KEY_B, None, "", 0, 0, 0, 0), preshared=True),
+        HeldPeer(PeerState(KEY_A, ADDRESS, "192.0.2.1:40000", 25, 1700000000, 1 << 40, 11)),
+        HeldPeer(PeerState(KEY_B, None, "", 0, 0, 0, 0), Secret(base64.b64encode(b"\x09" * 32).decode())),
     ]
 
 

@@ -98,7 +98,7 @@ def test_a_json_line_is_a_form() -> None:
 
 
 @pytest.mark.parametrize(
-    "unknown", ["enabled", "preshared_key", "Statuses", "b_downlaod", "password2", "private-key", "allowed_ips6"]
+    "unknown", ["enabled", "preshared", "Statuses", "b_downlaod", "password2", "private-key", "allowed_ips6"]
 )
 def test_what_is_not_understood_is_an_error_and_never_dropped(unknown: str) -> None:
     with pytest.raises(ConfigError, match=f"columns that are not understood: '{unknown}'"):

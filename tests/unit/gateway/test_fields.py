@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway import fields
 from gateway.errors import InvalidValue
-from gateway.model import AccountEdit, NewAccount, Secret, ServerValues
+from gateway.model import GENERATE, AccountEdit, NewAccount, Secret, ServerValues
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 KEY_WITH_PLUS = "sdxzHEBOdgm9ZzRn2tw2bzdnU1v7mUp1plpAU+craSo="
@@ -32,6 +32,25 @@ def refused(parse: Callable[[Mapping[str, str]], object], **form: str) -> str:
 
 def test_account_that_names_only_its_server_leaves_the_rest_to_be_generated() -> None:
     assert new() == NewAccount(server="Default_1")
+
+
+def test_a_preshared_key_is_made_given_taken_away_or_left() -> None:
+    assert new(preshared_key="").preshared_key is None and fields.account_edit({}).preshared_key is None
+    for text, meant in (("1", GENERATE), ("0", Secret()), (f" {KEY} ", Secret(KEY))):
+        assert new(preshared_key=text).preshared_key == meant
+        assert fields.account_edit({"preshared_key": text}).preshared_key == meant
+    assert fields.account_edit({"preshared_key": ""}).preshared_key == Secret()
+
+
+@pytest.mark.parametrize("text", ["true", "2", "x" * 44, KEY[:-1], KEY[:-2] + "H=", "A" * 43 + "="])
+@pytest.mark.parametrize("parse", [fields.account_edit, fields.new_account])
+def test_a_wrong_preshared_key_is_an_error_that_names_the_field_and_not_the_key(
+    parse: Callable[[Mapping[str, str]], object], text: str
+) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        parse({"wg_name": "Default_1", "preshared_key": text})
+    assert caught.value.field == "preshared_key" and "preshared_key" in caught.value.text
+    assert text not in caught.value.text or len(text) < 5
 
 
 def test_every_field_of_a_new_account_is_read() -> None:

@@ -106,6 +106,13 @@ def test_optional_lines_stand_in_the_documented_order() -> None:
     ]
 
 
+def test_a_preshared_key_is_the_last_line() -> None:
+    secret = Secret("FpCyhws9cxwWoV4xELtfJvjJN+zQVRPISllRWgeopVE=")
+    assert profile.config_text(replace(ACCOUNT, preshared_key=secret), SERVER, "77.87.125.200") == (
+        f"{TEXT}\nPresharedKey = {secret.reveal()}"
+    )
+
+
 def test_a_node_with_narrow_tunnels_has_its_mtu_in_the_text_where_the_server_names_none() -> None:
     assert "MTU = 1380" in profile.config_text(ACCOUNT, SERVER, "192.0.2.1", mtu=1380).split("\n")
     assert "MTU = 1380" in profile.config_text(ACCOUNT, EVERYTHING, "192.0.2.1", mtu=1300).split("\n")
@@ -126,11 +133,13 @@ def test_client_that_keeps_its_key_finds_a_comment_in_its_place() -> None:
 @pytest.mark.parametrize("tabs", [False, True])
 def test_wg_quick_takes_the_text(server: Server, key: Secret, tabs: bool, tmp_path: Path) -> None:
     path = tmp_path / "client.conf"
-    path.write_text(profile.config_text(replace(ACCOUNT, private_key=key), server, "192.0.2.1", tabs))
+    account = replace(ACCOUNT, private_key=key, preshared_key=key)
+    path.write_text(profile.config_text(account, server, "192.0.2.1", tabs))
     path.chmod(0o600)
     run = subprocess.run(["wg-quick", "strip", path], capture_output=True, text=True, timeout=30)
     assert run.returncode == 0, run.stderr
     assert ("\nPrivateKey = " in run.stdout.replace("\t", "")) == bool(key)
+    assert ("\nPresharedKey = " in run.stdout.replace("\t", "")) == bool(key)
     assert "AllowedIPs = " in run.stdout and "Address" not in run.stdout
 
 

@@ -33,6 +33,34 @@ async def test_account_lives_from_add_to_delete(api: Api) -> None:
     assert await api.msg("GET", "/account") == []
 
 
+async def test_a_preshared_key_is_in_the_configuration_and_in_no_other_answer(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def in_text() -> str:
+        text = await api.msg("GET", "/account/one/config_text")
+        assert base64.b64decode(await api.msg("GET", "/account/one/config_qr")) == config_qr(text)
+        return str(text.partition("\nPresharedKey = ")[2])
+
+    given, shown = "FpCyhws9cxwWoV4xELtfJvjJN+zQVRPISllRWgeopVE=", []
+    plain = await api.msg("POST", "/account", wg_name="Default_1", name="one")
+    keyed = plain | {"has_preshared_key": "1"}
+    seen = []
+    for value, told in ((given, keyed), ("1", keyed), ("", plain), ("1", keyed), ("0", plain), (given, keyed)):
+        shown.append(await api.msg("PUT", "/account/one", preshared_key=value))
+        assert shown[-1] == told
+        seen.append(await in_text())
+    assert (seen[0], seen[2], seen[4], seen[5]) == (given, "", "", given)
+    assert len({given, seen[1], seen[3]}) == 3 and {len(seen[1]), len(seen[3])} == {44}
+    shown.append(await api.msg("PUT", "/account/one", b_download="7"))
+    assert await in_text() == given, "what an edit does not name is unchanged"
+    shown += [await api.msg("GET", "/account"), await api.msg("GET", "/wireguard/Default_1/peers")]
+    shown.append(await api.msg("POST", "/account", wg_name="Default_1", preshared_key=given))
+    assert given not in str(shown) + caplog.text and "'preshared_key'" not in str(shown)
+    wrong = await api.error("PUT", "/account/one", preshared_key=given[:-2])
+    assert wrong == "Wrong preshared_key (only 1 = generate, 0 = none, or 32 bytes in base64)"
+    assert await in_text() == given
+
+
 async def test_account_that_is_not_there_is_not_found_by_any_call(api: Api) -> None:
     paths = ("", "/config_text", "/config_qr", "/ikev2_profile", "/otl", "/firewall_mangle_rules", "/traffic_control")
     for path in (*paths, "/dump", "/traffic_statistics/2022/11"):

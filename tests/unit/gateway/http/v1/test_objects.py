@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from ipaddress import IPv4Address, IPv4Interface
 from zoneinfo import ZoneInfo
 
+from gateway.fields import account_edit
 from gateway.http.v1 import objects
 from gateway.model import Account, DayUsage, MarkCounters, PeerState, Secret, Server
 
@@ -40,6 +42,12 @@ def test_account_object_is_all_texts() -> None:
         "username": "user_10",
         "wg_name": "Default_106",
     }
+
+
+def test_of_a_preshared_key_only_that_there_is_one_is_told_and_never_as_a_field_of_an_edit() -> None:
+    told = objects.account_object(replace(ACCOUNT, preshared_key=Secret("SHARED")))
+    assert told == objects.account_object(ACCOUNT) | {"has_preshared_key": "1"}
+    assert account_edit(told).preshared_key is None
 
 
 def test_server_object_mixes_texts_booleans_and_an_integer_as_v1_does() -> None:
