@@ -25,7 +25,8 @@ from typing import Any
 from agent.desired import Desired
 from agent.diff import diff_of
 from agent.doors import Door, Doors
-from agent.objects import Scope
+from agent.model import Address
+from agent.objects import Mark, Scope
 from agent.parts import MARKS
 from agent.usage import BOTH, Usage
 from agent.wanted import wanted
@@ -71,7 +72,10 @@ class Changeover:
             new.marks.clear()  # what one that was called off has left there is counted already
             usage.observe(old.marks.counters(), owners, zone)
             usage.counts_by(BOTH)
-        marks = wanted(desired, "")[MARKS]
+        # IPv6 is nftables' with either of them.
+        marks: dict[Address, Mark] = {
+            address: mark for address, mark in wanted(desired, "")[MARKS].items() if address.version == 4
+        }
         # From whatever the baseline says, also where an address has changed hands: the first pass settles that.
         usage.begin(desired.revision, {})
         starting = usage.start(marks, whoever=True)

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
 from typing import TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from immutables import Map, MapMutation
 
 from agent.errors import InvalidValue, StaleRevision
-from agent.model import Account, Server
+from agent.model import Account, Address, Server
 from agent.origin import NO_WORD, NOBODY, Origin, Version
 
 K = TypeVar("K")
@@ -70,7 +69,7 @@ class Desired:
     time_zone: str = "UTC"
     servers: Mapping[str, Server] = field(default_factory=dict)
     accounts: Map[int, Account] = field(default_factory=Map)
-    by_address: Map[IPv4Address, int] = field(default_factory=Map)
+    by_address: Map[Address, int] = field(default_factory=Map)
     by_mark: Map[int, int] = field(default_factory=Map)
     by_key: Map[tuple[str, str], int] = field(default_factory=Map)
     origin: Origin = NOBODY
@@ -146,9 +145,12 @@ class Desired:
         # Everything touched lets go first, so that two accounts may swap addresses in one patch.
         for account_id in (*remove_accounts, *(account.id for account in put_accounts)):
             if (old := accounts.pop(account_id, None)) is not None:
-                del by_address[old.address], by_mark[old.mark], by_key[old.server, old.public_key]
+                del by_mark[old.mark], by_key[old.server, old.public_key]
+                for address in old.addresses:
+                    del by_address[address]
         for account in put_accounts:
-            _claim(by_address, account.address, account, "address")
+            for address in account.addresses:
+                _claim(by_address, address, account, "address")
             _claim(by_mark, account.mark, account, "mark")
             _claim(by_key, (account.server, account.public_key), account, "public_key")
             accounts[account.id] = account

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from typing import Protocol, TypeVar
 
 from agent.errors import KernelError
+from agent.model import Address
 from agent.objects import Counters, Diff, Forwarding, HostNetwork, Mark, PeerKey, PeerState, Scope
 from agent.parts import Part
 
@@ -34,8 +34,8 @@ class Door(Protocol[K, V]):
         """
 
 
-class MarksDoor(Door[IPv4Address, Mark], Protocol):
-    def counters(self, addresses: Collection[IPv4Address] | None = None) -> dict[IPv4Address, Counters]:
+class MarksDoor(Door[Address, Mark], Protocol):
+    def counters(self, addresses: Collection[Address] | None = None) -> dict[Address, Counters]:
         """What every address has counted, or these; never fewer bytes than really passed before the call."""
 
 
@@ -56,7 +56,7 @@ class Kernel(Protocol):
     def keep_answers(self, serves: bool) -> KernelError | None:
         """Clients who come in by a former uplink are still answered. `serves`: there are servers. None = it is so."""
 
-    def forget_connections(self, addresses: Collection[IPv4Address]) -> None:
+    def forget_connections(self, addresses: Collection[Address]) -> None:
         """Nothing that was on its way to these addresses finds them any more. Raises KernelError."""
 
     def endpoints(self, keys: Collection[PeerKey]) -> Mapping[PeerKey, str]:
@@ -115,7 +115,7 @@ class MovableForwarding(Door[str, Forwarding], Protocol):
 class Guard(Protocol):
     """How nftables defers. Both raise KernelError, and may be repeated."""
 
-    def defer(self, marks: Mapping[IPv4Address, Mark]) -> None:
+    def defer(self, marks: Mapping[Address, Mark]) -> None:
         """Packets that iptables has given one of these marks are left to it."""
 
     def undefer(self) -> None: ...

@@ -29,6 +29,15 @@ def of_address(account: Account, server: Server) -> str:
     ends = (network.network_address, network.broadcast_address) if network.prefixlen < 31 else ()
     if address == server.address.ip or address in ends:
         return f"address {address} is server {server.name}'s own, or an end of its network {network}"
+    return _of_address_ipv6(account, server) if account.address_ipv6 else ""
+
+
+def _of_address_ipv6(account: Account, server: Server) -> str:
+    address, own = account.address_ipv6, server.address_ipv6
+    if own is None:
+        return f"address {address} is IPv6, which server {server.name} has not"
+    if address not in own.network or address in (own.ip, own.network.network_address):
+        return f"address {address} is not within {own.network}, or is server {server.name}'s own"
     return ""
 
 

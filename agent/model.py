@@ -6,7 +6,17 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network, NetmaskValueError, collapse_addresses
+from ipaddress import (
+    AddressValueError,
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    NetmaskValueError,
+    collapse_addresses,
+)
 
 from agent.errors import InvalidValue
 
@@ -15,6 +25,7 @@ MIN_PORT = 1024  # the ports below belong to the services of the box
 WIREGUARD_BYTES = 80  # that a tunnel adds to a packet: IPv6 outer header (40), UDP (8), WireGuard's own 32
 DEFAULT_MTU = 1420  # WireGuard's own: 1500 - 80
 LEAST_MTU = 1280  # what IPv6 asks of every link; below it the outer packet goes in fragments
+Address = IPv4Address | IPv6Address  # inside the tunnel; an account has one of each family at most
 INTERFACE_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # IFNAMSIZ is 16 with the final zero
 LINKS = "wg"  # what the names of our links begin with
 LINK_PATTERN = re.compile(rf"{LINKS}[0-9]{{1,10}}")  # the rules that mark and count know our links by these two letters
@@ -113,12 +124,18 @@ CLOSED = tuple(
     )
 )
 
+# The internet of IPv6 is 2000::/3 (RFC 4291) without these: Teredo and what else is special, 6to4, which leads to any
+# IPv4 address. NAT64's 64:ff9b::/96 is outside of it, for the same reason.
+INTERNET_IPV6 = IPv6Network("2000::/3")
+CLOSED_IPV6 = (IPv6Network("2001::/23"), IPv6Network("2002::/16"))
+
 
 @dataclass(frozen=True, slots=True)
 class Reach:
     """Where behind the uplink the accounts of a server may go: the internet, networks by name, or both.
 
-    The internet is everything but CLOSED. `all` is the one network 0.0.0.0/0.
+    The internet is everything but CLOSED. `all` is the one network 0.0.0.0/0. Of IPv6 there is the internet alone, with
+    either of them.
     """
 
     internet: bool = True
@@ -165,6 +182,8 @@ class Server:
     internal_traffic: bool = False  # may its accounts reach one another
     external_ip: IPv4Address | None = None  # source address on the uplink; None = the uplink's own
     reach: Reach = INTERNET
+    address_ipv6: IPv6Interface | None = None  # as `address`; None = its accounts have no IPv6
+    nat_ipv6: bool = False  # they leave with the uplink's own address; else their network is routed to this node
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -181,6 +200,8 @@ class Server:
             raise InvalidValue("server.listen_port", f"{self.listen_port} must be within {MIN_PORT}-65535")
         if self.mtu and not 576 <= self.mtu <= 9100:
             raise InvalidValue("server.mtu", f"{self.mtu} must be 0 (default) or within 576-9100")
+        if self.address_ipv6 and 0 < self.mtu < LEAST_MTU:
+            raise InvalidValue("server.mtu", f"{self.mtu} is too small for IPv6, which needs {LEAST_MTU}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +218,11 @@ class Account:
     upload: int = 0
     enabled: bool = True
     preshared_key: Secret = NO_SECRET  # empty = none
+    address_ipv6: IPv6Address | None = None
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        return (self.address, self.address_ipv6) if self.address_ipv6 else (self.address,)
 
     def __post_init__(self) -> None:
         if not 0 < self.id < 1 << 63:

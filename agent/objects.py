@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
 from typing import Generic, TypeVar
 
 from agent.model import (
@@ -18,6 +18,7 @@ from agent.model import (
     NO_SECRET,
     SOMEBODY,
     WIREGUARD_BYTES,
+    Address,
     Reach,
     Secret,
 )
@@ -32,6 +33,7 @@ class Link:
     listen_port: int
     address: IPv4Interface
     mtu: int
+    address_ipv6: IPv6Interface | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,14 @@ class Opening:
     port: int
 
 
+@dataclass(frozen=True, slots=True)
+class ForwardingIPv6:
+    """What of a server's traffic is IPv6. `nat`: it leaves with the uplink's own address."""
+
+    address: IPv6Interface  # the server's own, with the network its accounts live in
+    nat: bool
+
+
 # Where on the uplink connections of accounts come from, TCP and UDP: drawn anew for each, of ports that neither a
 # service of the box has nor a connection of its own (net.ipv4.ip_local_port_range begins above). Could an account
 # choose the port, its connection could stand where a stranger expects a service of the box, or a server's WireGuard.
@@ -80,6 +90,7 @@ class Forwarding:
     external_ip: IPv4Address | None
     reach: Reach = INTERNET
     nat_ports: tuple[int, int] = NAT_PORTS  # the first and last that its connections have on the uplink
+    ipv6: ForwardingIPv6 | None = None
 
     @property
     def network(self) -> IPv4Network:
@@ -129,7 +140,7 @@ class Mark:
     `at`, `after`: see stamp_after().
     """
 
-    address: IPv4Address
+    address: Address
     mark: int
     owner: int = field(default=0, compare=False)
     counters: Counters = field(default=NO_COUNTERS, compare=False)
@@ -138,17 +149,18 @@ class Mark:
     after: int = field(default=ANY_STAMP, compare=False)
 
 
-def stamp_after(diff: Diff[IPv4Address, Mark], said: int) -> int | None:
-    """What a table shall say of itself afterwards, that says `said` now; None = the same.
+def stamp_after(diff: Diff[Address, Mark], said: int) -> int | None:
+    """What the table of IPv4 shall say of itself afterwards, that says `said` now; None = the same. That of IPv6 says
+    nothing, and is believed.
 
     The revision (`at`) at which rules last went or were begun anew: from then on an address may have another owner. Not
     where only a part of the table is looked at and it does not say what it should (`after`): then it is a save that
     somebody put back. ANY_STAMP: all of it is looked at.
     """
     going = [*diff.remove.values(), *(mark for mark in diff.change.values() if mark.restart)]
-    at = {mark.at for mark in going if mark.after in (ANY_STAMP, said)}
+    at = {mark.at for mark in going if mark.after in (ANY_STAMP, said) and mark.address.version == 4}
     if said == NO_STAMP:
-        at |= {mark.at for mark in (*diff.add.values(), *diff.change.values())}
+        at |= {mark.at for mark in (*diff.add.values(), *diff.change.values()) if mark.address.version == 4}
     return max(at, default=0) or None
 
 
@@ -165,11 +177,16 @@ class Peer:
 
     interface: str
     public_key: str
-    address: IPv4Address | None  # None = found with other allowed IPs than exactly one /32
+    address: IPv4Address | None  # None = found with other allowed IPs than one address, or one of each family
     owner: int = field(default=0, compare=False)
     preshared_key: Secret = NO_SECRET  # empty = none
     endpoint: str = field(default="", compare=False, repr=False)
     anew: bool = field(default=False, compare=False)
+    address_ipv6: IPv6Address | None = None
+
+    @property
+    def addresses(self) -> tuple[Address | None, ...]:
+        return (self.address, self.address_ipv6) if self.address_ipv6 else (self.address,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +200,7 @@ class PeerState:
     latest_handshake: int  # Unix seconds, 0 = never
     rx_bytes: int
     tx_bytes: int
+    address_ipv6: IPv6Address | None = None
 
 
 @dataclass(frozen=True, slots=True)

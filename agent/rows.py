@@ -5,39 +5,65 @@ Raises ValueError or InvalidValue where a row cannot be right. No I/O. Called by
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Interface
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from typing import Any
 
-from agent.model import NO_SECRET, Account, Reach, Secret, Server
+from agent.model import NO_SECRET, Account, Address, Reach, Secret, Server
+from agent.objects import Counters
 from agent.usage import Baseline
 
 
-def baseline_rows(baselines: Mapping[IPv4Address, Baseline]) -> Iterator[tuple[int, ...]]:
-    for address, base in baselines.items():
+def by_version(addresses: Iterable[Address]) -> dict[int, list[Address]]:
+    """Each family has a table of baselines."""
+    found: dict[int, list[Address]] = {}
+    for address in addresses:
+        found.setdefault(address.version, []).append(address)
+    return found
+
+
+def key_of(address: Address) -> int | bytes:
+    return int(address) if isinstance(address, IPv4Address) else address.packed
+
+
+def baseline_rows(
+    addresses: Iterable[Address], baselines: Mapping[Address, Baseline]
+) -> Iterator[tuple[int | bytes, ...]]:
+    for address in addresses:
+        base = baselines[address]
         c = base.counters
         counted = c.download_packets, c.download_bytes, c.upload_packets, c.upload_bytes
-        yield int(address), base.owner, *counted, base.since
+        yield key_of(address), base.owner, *counted, base.since
+
+
+def baseline_of(row: tuple[int, ...]) -> Baseline:
+    return Baseline(row[1], Counters(*row[2:6]), row[6])
 
 
 def account_row(a: Account) -> tuple[object, ...]:
     rates, key = (a.download, a.upload), a.preshared_key.reveal()
-    return a.id, a.name, a.server, int(a.address), a.public_key, a.mark, *rates, a.enabled, key
+    ipv6 = a.address_ipv6.packed if a.address_ipv6 else None
+    return a.id, a.name, a.server, int(a.address), a.public_key, a.mark, *rates, a.enabled, key, ipv6
 
 
-def account_of(row: tuple[int, str, str, int, str, int, int, int, int, str]) -> Account:
-    number, name, server, address, key, mark, download, upload, enabled, preshared = row
-    secret = Secret(preshared) if preshared else NO_SECRET
-    return Account(number, name, server, IPv4Address(address), key, mark, download, upload, bool(enabled), secret)
+def account_of(row: tuple[Any, ...]) -> Account:
+    number, name, server, address, key, mark, download, upload, enabled, preshared, ipv6 = row
+    secret, second = Secret(preshared) if preshared else NO_SECRET, IPv6Address(ipv6) if ipv6 else None
+    first = number, name, server, IPv4Address(address), key, mark, download, upload, bool(enabled)
+    return Account(*first, secret, second)
 
 
 def server_row(s: Server) -> tuple[object, ...]:
     external = str(s.external_ip) if s.external_ip else None
-    key = s.private_key.reveal()
-    return s.name, s.interface, key, s.listen_port, str(s.address), s.mtu, s.internal_traffic, external, str(s.reach)
+    key, reach = s.private_key.reveal(), str(s.reach)
+    ipv6 = str(s.address_ipv6) if s.address_ipv6 else None
+    row = s.name, s.interface, key, s.listen_port, str(s.address), s.mtu, s.internal_traffic, external, reach
+    return *row, ipv6, s.nat_ipv6
 
 
-def server_of(row: tuple[str, str, str, int, str, int, int, str | None, str]) -> Server:
-    name, interface, key, port, address, mtu, internal, external, reach = row
+def server_of(row: tuple[Any, ...]) -> Server:
+    name, interface, key, port, address, mtu, internal, external, reach, ipv6, nat = row
     external_ip = IPv4Address(external) if external else None
-    secret, own = Secret(key), IPv4Interface(address)
-    return Server(name, interface, secret, port, own, mtu, bool(internal), external_ip, Reach.parse(reach))
+    secret, own, second = Secret(key), IPv4Interface(address), IPv6Interface(ipv6) if ipv6 else None
+    fields = name, interface, secret, port, own, mtu, bool(internal), external_ip, Reach.parse(reach)
+    return Server(*fields, second, bool(nat))

@@ -20,7 +20,6 @@ Owned by writer.py, which makes a Pass for each pass and takes over what it `fou
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from ipaddress import IPv4Address
 from typing import Any, TypeVar
 
 from agent.desired import Desired
@@ -28,7 +27,7 @@ from agent.diff import Diffs, sliced
 from agent.doors import Kernel
 from agent.endpoints import Endpoints
 from agent.errors import KernelError
-from agent.model import minor
+from agent.model import Address, minor
 from agent.objects import Diff, Mark
 from agent.parts import (
     ACCOUNT_PARTS,
@@ -70,7 +69,7 @@ class Pass:
         uplink: str,
         found: Wanted,
         diffs: Diffs,
-        addresses: Iterable[IPv4Address],
+        addresses: Iterable[Address],
     ) -> None:
         self._kernel = kernel
         self._usage = usage
@@ -86,8 +85,8 @@ class Pass:
         self._report = Report(uplink)
         self._failed_devices: set[str] = set()
         self._failed_owners: set[int] = set()
-        self._stuck: set[IPv4Address | None] = set()  # addresses whose rules stay
-        self._moving: list[IPv4Address | None] = []  # that peers leave
+        self._stuck: set[Address | None] = set()  # addresses whose rules stay
+        self._moving: list[Address | None] = []  # that peers leave
 
     def run(self) -> Report:
         for step in ORDER:
@@ -119,7 +118,7 @@ class Pass:
         if going.keys() - self._stuck:
             self._sample()
 
-    def _addresses_in_use(self, going: Iterable[IPv4Address]) -> set[IPv4Address | None]:
+    def _addresses_in_use(self, going: Iterable[Address]) -> set[Address | None]:
         """Of peers that could not be removed, or stay as they are because something failed; and of rules that do.
 
         `going`: addresses that are to lose their rules.
@@ -134,20 +133,20 @@ class Pass:
         dark = {server.name for device in self._failed_devices if (server := self._before.server_on(device))}
         owned = {a: self._before.accounts.get(self._before.by_address.get(a, 0)) for a in going if dark}
         unseen = {address for address, account in owned.items() if account and account.server in dark}
-        return {self.found[PEERS][key].address for key in kept} | held_back | unseen
+        return {a for key in kept for a in self.found[PEERS][key].addresses} | held_back | unseen
 
     def forget_connections_of_the_freed(self) -> None:
-        freed = (peer.address for peer in self._diffs[PEERS].remove.values())
-        self._moving = [self.found[PEERS][key].address for key in self._diffs[PEERS].change]
+        freed = (address for peer in self._diffs[PEERS].remove.values() for address in peer.addresses)
+        self._moving = [address for key in self._diffs[PEERS].change for address in self.found[PEERS][key].addresses]
         self._forget_connections((*self._diffs[MARKS].remove, *freed))
 
     def forget_connections_of_the_moved(self) -> None:
         self._forget_connections(self._moving)
 
-    def _forget_connections(self, addresses: Iterable[IPv4Address | None]) -> None:
+    def _forget_connections(self, addresses: Iterable[Address | None]) -> None:
         """Of these, but for those that a peer of this pass still has."""
         peers = (*self._diffs[PEERS].remove, *self._diffs[PEERS].change)
-        kept = {self.found[PEERS][key].address for key in peers if key in self.found[PEERS]}
+        kept = {address for key in peers if key in self.found[PEERS] for address in self.found[PEERS][key].addresses}
         try:
             self._kernel.forget_connections({address for address in addresses if address} - kept)
         except KernelError as error:
@@ -176,9 +175,9 @@ class Pass:
         change = {a: mark for a, mark in marks.change.items() if a not in heirs and a not in again}
         self._diffs[MARKS] = Diff(self._usage.start(marks.add), self._usage.start(change), marks.remove)
 
-    def _wanted_marks(self, addresses: Iterable[IPv4Address]) -> dict[IPv4Address, Mark]:
-        accounts = (self._desired.accounts[self._desired.by_address[address]] for address in addresses)
-        return {one.address: Mark(one.address, one.mark, one.id) for one in accounts}
+    def _wanted_marks(self, addresses: Iterable[Address]) -> dict[Address, Mark]:
+        accounts = ((a, self._desired.accounts[self._desired.by_address[a]]) for a in addresses)
+        return {address: Mark(address, one.mark, one.id) for address, one in accounts}
 
     def _sample(self) -> None:
         """Of the addresses of this pass only: the rest has its own time."""

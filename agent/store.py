@@ -18,21 +18,20 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TypeVar
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import BrokenStore, InvalidValue, StoreError
-from agent.model import Account, Server
-from agent.objects import Counters
+from agent.model import Account, Address, Server
 from agent.origin import Origin
-from agent.rows import account_of, account_row, baseline_rows, server_of, server_row
+from agent.rows import account_of, account_row, baseline_of, baseline_rows, by_version, key_of, server_of, server_row
 from agent.usage import Baseline, DayTotal, Used
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 KEPT_DAYS = 100  # of usage; a gateway that is away for longer than this loses the oldest days
 RECENT_ROWS = 50_000
 ROOM = 65_536  # bytes; with less SQLite cannot even begin: its shared memory alone takes half of it
@@ -42,12 +41,12 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE servers (
     name TEXT PRIMARY KEY, interface TEXT NOT NULL, private_key TEXT NOT NULL, listen_port INTEGER NOT NULL,
     address TEXT NOT NULL, mtu INTEGER NOT NULL, internal_traffic INTEGER NOT NULL, external_ip TEXT,
-    reach TEXT NOT NULL DEFAULT 'internet'
+    reach TEXT NOT NULL DEFAULT 'internet', address_ipv6 TEXT, nat_ipv6 INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE TABLE accounts (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, server TEXT NOT NULL, address INTEGER NOT NULL,
     public_key TEXT NOT NULL, mark INTEGER NOT NULL, download INTEGER NOT NULL, upload INTEGER NOT NULL,
-    enabled INTEGER NOT NULL, preshared_key TEXT NOT NULL DEFAULT ''
+    enabled INTEGER NOT NULL, preshared_key TEXT NOT NULL DEFAULT '', address_ipv6 BLOB
 );
 -- how far the mark rules of an address have been counted, and for whom
 CREATE TABLE baselines (
@@ -55,6 +54,12 @@ CREATE TABLE baselines (
     download_bytes INTEGER NOT NULL, upload_packets INTEGER NOT NULL, upload_bytes INTEGER NOT NULL,
     since INTEGER NOT NULL DEFAULT 0 -- what the table of marks said of itself when the owner got the address
 );
+-- the same of addresses of IPv6, which are longer than an INTEGER
+CREATE TABLE baselines_ipv6 (
+    address BLOB PRIMARY KEY, owner INTEGER NOT NULL, download_packets INTEGER NOT NULL,
+    download_bytes INTEGER NOT NULL, upload_packets INTEGER NOT NULL, upload_bytes INTEGER NOT NULL,
+    since INTEGER NOT NULL
+) WITHOUT ROWID;
 -- totals that only grow; seq says in which sample a row changed last
 CREATE TABLE usage (
     account_id INTEGER NOT NULL, day INTEGER NOT NULL, download INTEGER NOT NULL, upload INTEGER NOT NULL,
@@ -64,6 +69,8 @@ CREATE INDEX usage_seq ON usage (seq);
 CREATE INDEX usage_day ON usage (day);
 """
 
+_IPV6 = SCHEMA[SCHEMA.index("CREATE TABLE baselines_ipv6") : SCHEMA.index("-- totals")]
+
 # From each version to the next; what is there stays, but for the number by which the gateway knows what this node
 # holds: a gateway of a later version may have told it what it had no column for, so it is told everything once more.
 TOLD_AGAIN = "UPDATE meta SET value = '0' WHERE key IN ('revision', 'revision_mark');"
@@ -71,13 +78,18 @@ UPGRADES = {
     1: "ALTER TABLE servers ADD COLUMN reach TEXT NOT NULL DEFAULT 'internet';",
     2: "ALTER TABLE baselines ADD COLUMN since INTEGER NOT NULL DEFAULT 0;",
     3: "ALTER TABLE accounts ADD COLUMN preshared_key TEXT NOT NULL DEFAULT '';",
+    4: f"""
+        ALTER TABLE servers ADD COLUMN address_ipv6 TEXT;
+        ALTER TABLE servers ADD COLUMN nat_ipv6 INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE accounts ADD COLUMN address_ipv6 BLOB;
+        {_IPV6}""",
 }
 
-PUT_ACCOUNT = "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-PUT_SERVER = "INSERT OR REPLACE INTO servers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-PUT_BASELINE = "INSERT OR REPLACE INTO baselines VALUES (?, ?, ?, ?, ?, ?, ?)"
+PUT_ACCOUNT = "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+PUT_SERVER = "INSERT OR REPLACE INTO servers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+BASELINES = {4: "baselines", 6: "baselines_ipv6"}  # by version of the address
 EXPECT_BASELINE = """
-INSERT OR IGNORE INTO baselines
+INSERT OR IGNORE INTO {}
 VALUES (?, ?, 0, 0, 0, 0, COALESCE((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'stamp'), 0))
 """
 PUT_META = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
@@ -157,7 +169,9 @@ class Store:
         db.executemany(PUT_SERVER, map(server_row, servers))
         db.executemany(PUT_ACCOUNT, map(account_row, accounts))
         # Whose bytes the rules will count must be known even if the account is gone again before the first sample.
-        db.executemany(EXPECT_BASELINE, ((int(a.address), a.id) for a in accounts))
+        db.executemany(EXPECT_BASELINE.format(BASELINES[4]), ((int(a.address), a.id) for a in accounts))
+        second = [(a.address_ipv6.packed, a.id) for a in accounts if a.address_ipv6]
+        db.executemany(EXPECT_BASELINE.format(BASELINES[6]), second)
         origin = desired.origin
         said = {"identity": origin.identity, "revision_mark": str(origin.mark), "node": origin.node}
         said |= {"revision": str(desired.revision), "time_zone": desired.time_zone}
@@ -175,11 +189,13 @@ class Store:
 
     # -- usage: what agent/usage.py needs --
 
-    def load_baselines(self) -> dict[IPv4Address, Baseline]:
+    def load_baselines(self) -> dict[Address, Baseline]:
         with self._lock, _translated(self._path):
             rows = self._db.execute("SELECT * FROM baselines").fetchall()
+            second = self._db.execute("SELECT * FROM baselines_ipv6").fetchall()
         try:
-            return {IPv4Address(row[0]): Baseline(row[1], Counters(*row[2:6]), row[6]) for row in rows}
+            found: dict[Address, Baseline] = {IPv4Address(row[0]): baseline_of(row) for row in rows}
+            return found | {IPv6Address(row[0]): baseline_of(row) for row in second}
         except ValueError as error:
             raise BrokenStore(f"the state file holds a value that cannot be right: {error}") from error
 
@@ -205,14 +221,14 @@ class Store:
 
     def save_sample(
         self,
-        baselines: Mapping[IPv4Address, Baseline],
+        baselines: Mapping[Address, Baseline],
         used: Mapping[int, Used],
         day: int,
         at: float,
         counted_by: str = "",
     ) -> None:
         with self._transaction() as db:
-            db.executemany(PUT_BASELINE, baseline_rows(baselines))
+            _put_baselines(db, baselines)
             seq = _seq(db) + 1
             db.executemany(
                 ADD_USAGE, ((i, day, u.download, u.upload, seq) for i, u in used.items() if u.download or u.upload)
@@ -223,15 +239,16 @@ class Store:
                 db.execute(FORGET_OLD_DAYS)
         self._pruned_on = day
 
-    def save_baselines(self, baselines: Mapping[IPv4Address, Baseline]) -> None:
+    def save_baselines(self, baselines: Mapping[Address, Baseline]) -> None:
         with self._transaction() as db:
-            db.executemany(PUT_BASELINE, baseline_rows(baselines))
+            _put_baselines(db, baselines)
 
-    def forget_baselines(self, addresses: Iterable[IPv4Address], stamp: int) -> None:
+    def forget_baselines(self, addresses: Iterable[Address], stamp: int) -> None:
         """`stamp`: what the table of marks says now. Whoever gets such an address is told apart by it."""
         with self._transaction() as db:
             db.execute(PUT_META, ("stamp", str(stamp)))
-            db.executemany("DELETE FROM baselines WHERE address = ?", ((int(a),) for a in addresses))
+            for version, gone in by_version(addresses).items():
+                db.executemany(f"DELETE FROM {BASELINES[version]} WHERE address = ?", ((key_of(a),) for a in gone))
 
     # -- usage: what the gateway asks --
 
@@ -368,3 +385,9 @@ def _seq(db: sqlite3.Connection) -> int:
     """The number of the last sample."""
     row = db.execute("SELECT value FROM meta WHERE key = 'seq'").fetchone()
     return int(row[0]) if row else 0
+
+
+def _put_baselines(db: sqlite3.Connection, baselines: Mapping[Address, Baseline]) -> None:
+    for version, addresses in by_version(baselines).items():
+        put = f"INSERT OR REPLACE INTO {BASELINES[version]} VALUES (?, ?, ?, ?, ?, ?, ?)"
+        db.executemany(put, baseline_rows(addresses, baselines))

@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from ipaddress import IPv4Address
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
+from agent.model import Address
 from agent.objects import ANY_STAMP, NO_COUNTERS, NO_STAMP, Counters, Diff, Mark, stamp_after
 
 DAY_SECONDS = 86_400
@@ -63,7 +63,7 @@ class DayTotal:
 class Keeper(Protocol):
     """The durable side, in agent/store.py. Each call is one transaction."""
 
-    def load_baselines(self) -> dict[IPv4Address, Baseline]: ...
+    def load_baselines(self) -> dict[Address, Baseline]: ...
     def load_sampled_at(self) -> float | None: ...
     def load_counted_by(self) -> str: ...
     def load_stamp(self) -> int: ...
@@ -71,24 +71,24 @@ class Keeper(Protocol):
     def load_recent(self) -> list[int]: ...
     def save_sample(
         self,
-        baselines: Mapping[IPv4Address, Baseline],
+        baselines: Mapping[Address, Baseline],
         used: Mapping[int, Used],
         day: int,
         at: float,
         counted_by: str = "",  # "" = as it was
     ) -> None: ...
-    def save_baselines(self, baselines: Mapping[IPv4Address, Baseline]) -> None: ...
-    def forget_baselines(self, addresses: Iterable[IPv4Address], stamp: int) -> None: ...
+    def save_baselines(self, baselines: Mapping[Address, Baseline]) -> None: ...
+    def forget_baselines(self, addresses: Iterable[Address], stamp: int) -> None: ...
 
 
 def advance(
-    baselines: Mapping[IPv4Address, Baseline], sample: Mapping[IPv4Address, Counters], owners: Mapping[IPv4Address, int]
-) -> tuple[dict[IPv4Address, Baseline], dict[int, Used]]:
+    baselines: Mapping[Address, Baseline], sample: Mapping[Address, Counters], owners: Mapping[Address, int]
+) -> tuple[dict[Address, Baseline], dict[int, Used]]:
     """What a sample brings: the baselines that moved, and the bytes by account. PURE.
 
     An address without a baseline is a rule that we made and never sampled: it started from zero.
     """
-    moved: dict[IPv4Address, Baseline] = {}
+    moved: dict[Address, Baseline] = {}
     used: dict[int, Used] = {}
     for address, now in sample.items():
         base = baselines.get(address)
@@ -136,8 +136,8 @@ class Usage:
 
     def observe(
         self,
-        sample: Mapping[IPv4Address, Counters],
-        owners: Mapping[IPv4Address, int],
+        sample: Mapping[Address, Counters],
+        owners: Mapping[Address, int],
         zone: str,
         *,
         whole: bool = True,
@@ -165,11 +165,11 @@ class Usage:
 
     def end_changeover(
         self,
-        final: Mapping[IPv4Address, Counters],
-        owners: Mapping[IPv4Address, int],
+        final: Mapping[Address, Counters],
+        owners: Mapping[Address, int],
         zone: str,
         backend: str,
-        moved: Collection[IPv4Address],
+        moved: Collection[Address],
     ) -> None:
         """Takes in the last reading of the old backend, and leaves the baselines of the addresses that have `moved` to
         the other one, which has started from them."""
@@ -194,46 +194,44 @@ class Usage:
         """Ids of the accounts that used anything, the latest first. Of thousands perhaps not all."""
         return self._keeper.load_recent()
 
-    def addresses(self) -> frozenset[IPv4Address]:
+    def addresses(self) -> frozenset[Address]:
         """Those that count for somebody."""
         return frozenset(self._baselines)
 
-    def start_of(self, address: IPv4Address, owner: int) -> Counters:
+    def start_of(self, address: Address, owner: int) -> Counters:
         """What rules made for this account start from."""
         base = self._baselines.get(address)
         return base.counters if base and base.owner == owner else NO_COUNTERS
 
     # -- what a pass asks and tells, in this order --
 
-    def begin(self, revision: int, found: Mapping[IPv4Address, Mark] | None = None) -> None:
+    def begin(self, revision: int, found: Mapping[Address, Mark] | None = None) -> None:
         """A pass for this desired state. `found`: all marks, of a pass that looks at everything."""
         self._revision, self._is_whole = revision, found is not None
         if found is not None:
             self._stamped(min((mark.counters.made for mark in found.values()), default=NO_STAMP))
 
-    def heirs(self, owners: Mapping[IPv4Address, int]) -> dict[IPv4Address, int]:
+    def heirs(self, owners: Mapping[Address, int]) -> dict[Address, int]:
         """Of these addresses and who has them, those that count for somebody else yet. They have to be read before
         anything else happens to them."""
         baselines = self._baselines
         return {a: owner for a, owner in owners.items() if a in baselines and baselines[a].owner != owner}
 
-    def restarted(self, owners: Mapping[IPv4Address, int]) -> None:
+    def restarted(self, owners: Mapping[Address, int]) -> None:
         """The rules of these addresses have started from zero for them, or are not there yet."""
         self._save({a: Baseline(owner, NO_COUNTERS, self._latest) for a, owner in owners.items()})
 
-    def expect(self, owners: Mapping[IPv4Address, int]) -> None:
+    def expect(self, owners: Mapping[Address, int]) -> None:
         """Rules for these accounts are about to be made where there were none. The store knew it with the account."""
         for address, owner in owners.items():
             self._baselines.setdefault(address, Baseline(owner, NO_COUNTERS, self._latest))
 
-    def foreign(self, standing: Mapping[IPv4Address, Counters]) -> list[IPv4Address]:
+    def foreign(self, standing: Mapping[Address, Counters]) -> list[Address]:
         """Addresses whose rules show numbers from before their owner had them: a save that somebody put back."""
         baselines = self._baselines
         return [a for a, one in standing.items() if a in baselines and one.made < baselines[a].since]
 
-    def start(
-        self, marks: Mapping[IPv4Address, Mark], *, anew: bool = False, whoever: bool = False
-    ) -> dict[IPv4Address, Mark]:
+    def start(self, marks: Mapping[Address, Mark], *, anew: bool = False, whoever: bool = False) -> dict[Address, Mark]:
         """The same marks with what their rules shall start from, and what the table shall say of itself afterwards.
 
         That is how far the address has been counted for the mark's owner, nothing for an heir; `whoever`: for whomever
@@ -249,11 +247,11 @@ class Usage:
             started[address] = replace(mark, counters=counters, restart=anew, at=at, after=after)
         return started
 
-    def wrote(self, difference: Diff[IPv4Address, Mark], *, is_there: bool) -> None:
+    def wrote(self, difference: Diff[Address, Mark], *, is_there: bool) -> None:
         """These marks were written, all of them. `is_there`: marks are left."""
         self._stamped(stamp_after(difference, self._stamp) or self._stamp, is_there=is_there)
 
-    def forget(self, addresses: Iterable[IPv4Address]) -> None:
+    def forget(self, addresses: Iterable[Address]) -> None:
         """Nobody has these addresses, and they have no rules (any more); what those had counted was read."""
         gone = [address for address in addresses if self._baselines.pop(address, None)]
         if gone:
@@ -265,7 +263,7 @@ class Usage:
             self._latest = max(self._latest, stamp)
         self._stamp = stamp if is_there else NO_STAMP
 
-    def _save(self, baselines: dict[IPv4Address, Baseline]) -> None:
+    def _save(self, baselines: dict[Address, Baseline]) -> None:
         if baselines:
             self._keeper.save_baselines(baselines)
             self._baselines.update(baselines)

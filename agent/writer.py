@@ -10,7 +10,6 @@ The order of a pass is steps.py's.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address
 
 from agent.desired import Desired
 from agent.diff import Diffs, diff, diffs, diffs_of
@@ -18,6 +17,7 @@ from agent.doors import Kernel
 from agent.endpoints import Endpoints
 from agent.errors import BrokenStore, KernelError, StoreError
 from agent.misfits import of_accounts, of_servers
+from agent.model import Address
 from agent.objects import Diff, Scope
 from agent.parts import FORWARDING, LINKS, MARKS, PARTS, PEERS
 from agent.report import Report
@@ -106,12 +106,10 @@ class Writer:
         want, old = wanted_accounts(desired, ids, uplink), wanted_accounts(self._applied, ids, uplink)
         differ = diffs_of((want, old), want, found)
         accounts = (state.accounts.get(i) for state in (self._applied, desired) for i in ids)
-        addresses = {account.address for account in accounts if account}
+        addresses = {address for account in accounts if account for address in account.addresses}
         return self._finish(desired, self._pass(desired, uplink, found, differ, addresses), ids)
 
-    def _pass(
-        self, desired: Desired, uplink: str, found: Wanted, differ: Diffs, addresses: Iterable[IPv4Address]
-    ) -> Pass:
+    def _pass(self, desired: Desired, uplink: str, found: Wanted, differ: Diffs, addresses: Iterable[Address]) -> Pass:
         known = self._kernel, self._usage, self._endpoints, self._applied
         return Pass(*known, desired, uplink, found, differ, addresses)
 

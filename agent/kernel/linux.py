@@ -7,20 +7,22 @@ happens in the network namespace of the calling thread; the doors of one LinuxKe
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Interface
 from typing import Any, TypeVar
 
 from agent.doors import Door, Doors, MarksDoor
 from agent.errors import KernelError
+from agent.kernel.families import MarksOfBoth
 from agent.kernel.host import conntrack, ip_forward, routed
 from agent.kernel.host.answers import Answers
 from agent.kernel.host.interfaces import read_addresses, read_uplink_mtu, uplink
 from agent.kernel.host.networks import told
 from agent.kernel.host.watch import ANY, watch
 from agent.kernel.iptables import Forwardings, IptablesMarks
-from agent.kernel.nftables import Bounded, NftablesMarks, NftForwardings, bounded, foreign
+from agent.kernel.nftables import BothFamilies, Bounded, NftablesMarks, NftForwardings, bounded, foreign
 from agent.kernel.tc import Classes, Qdiscs, class_text
 from agent.kernel.wireguard import Links, Mode, Ownership, Peers, choose_mode
+from agent.model import Address
 from agent.objects import Forwarding, HostNetwork, Opening, PeerKey, PeerState, Scope, tunnel_mtu
 from agent.parts import CLASSES, FORWARDING, LINKS, MARKS, PEERS, QDISCS, Part
 
@@ -51,13 +53,13 @@ class LinuxKernel:
         self._is_userspace, self._uplink = mode == "userspace", uplink
         self._links, self._peers = Links(mode, owned, allow_public), Peers(owned)
         self._answers = Answers()
-        self.marks: MarksDoor = doors.marks
+        self.marks: MarksDoor = MarksOfBoth(doors.marks, NftablesMarks(ipv6=True))
         self._doors: dict[Part[Any, Any], Door[Any, Any]] = {
             LINKS: self._links,
             QDISCS: Qdiscs(),
             CLASSES: Classes(),
-            FORWARDING: Bounded(doors.forwarding, connections),
-            MARKS: doors.marks,
+            FORWARDING: Bounded(BothFamilies(doors.forwarding, opened), connections),
+            MARKS: self.marks,
             PEERS: self._peers,
         }
 
@@ -77,7 +79,7 @@ class LinuxKernel:
             return error
         return None
 
-    def forget_connections(self, addresses: Collection[IPv4Address]) -> None:
+    def forget_connections(self, addresses: Collection[Address]) -> None:
         try:
             conntrack.forget(addresses)
         except KernelError as error:

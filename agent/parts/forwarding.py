@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from agent.model import Server
-from agent.objects import NAT_PORTS, Forwarding
+from agent.objects import NAT_PORTS, Forwarding, ForwardingIPv6
 from agent.parts.part import Place, ServerPart
 
 
@@ -27,11 +27,13 @@ def _into(held: dict[str, Forwarding], server: Server, place: Place) -> None:
         server.external_ip,
         server.reach,
         place.nat_ports,
+        ForwardingIPv6(server.address_ipv6, server.nat_ipv6) if server.address_ipv6 else None,
     )
 
 
 def _detail(one: Forwarding) -> str:
-    return f"{one.interface} {one.network} to {one.uplink}" if one.interface else "rules that are damaged or nobody's"
+    networks = f"{one.network}, {one.ipv6.address.network}" if one.ipv6 else str(one.network)
+    return f"{one.interface} {networks} to {one.uplink}" if one.interface else "rules that are damaged or nobody's"
 
 
 FORWARDING = ServerPart[str, Forwarding](name="forwarding", noun="forwarding", device=str, detail=_detail, into=_into)

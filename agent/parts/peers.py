@@ -10,7 +10,8 @@ from agent.parts.part import AccountPart, Place
 
 def _into(held: dict[PeerKey, Peer], account: Account, server: Server, place: Place) -> None:
     interface, public_key = server.interface, account.public_key
-    held[interface, public_key] = Peer(interface, public_key, account.address, account.id, account.preshared_key)
+    given = account.address, account.id, account.preshared_key
+    held[interface, public_key] = Peer(interface, public_key, *given, address_ipv6=account.address_ipv6)
 
 
 def _owner(desired: Desired, key: PeerKey) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from ipaddress import AddressValueError, IPv4Address, IPv4Interface, NetmaskValueError
+from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, NetmaskValueError
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import InvalidValue
@@ -26,7 +26,7 @@ OUTCOMES = {
 
 def server_in(message: pb.Server) -> Server:
     """Raises InvalidValue."""
-    for field in ("name", "interface", "private_key", "address", "external_ip"):
+    for field in ("name", "interface", "private_key", "address", "external_ip", "address_ipv6"):
         bounds.text(f"server.{field}", getattr(message, field))
     bounds.text("server.reach", message.reach, bounds.LONGEST_REACH)
     try:
@@ -44,12 +44,22 @@ def server_in(message: pb.Server) -> Server:
         message.internal_traffic,
         external,
         Reach.parse(message.reach),
+        _interface_ipv6(message),
+        message.nat_ipv6,
     )
+
+
+def _interface_ipv6(message: pb.Server) -> IPv6Interface | None:
+    try:
+        return IPv6Interface(message.address_ipv6) if message.address_ipv6 else None
+    except ValueError:
+        problem = f"{message.address_ipv6!r} is not like fd00::1/64"
+        raise InvalidValue(f"server {message.name}: address_ipv6", problem) from None
 
 
 def account_in(message: pb.Account) -> Account:
     """Raises InvalidValue."""
-    for field in ("name", "server", "address", "public_key", "preshared_key"):
+    for field in ("name", "server", "address", "public_key", "preshared_key", "address_ipv6"):
         bounds.text(f"account.{field}", getattr(message, field))
     return Account(
         message.id,
@@ -62,7 +72,16 @@ def account_in(message: pb.Account) -> Account:
         message.upload,
         message.enabled,
         Secret(message.preshared_key) if message.preshared_key else NO_SECRET,
+        _address_ipv6(message),
     )
+
+
+def _address_ipv6(message: pb.Account) -> IPv6Address | None:
+    try:
+        return IPv6Address(message.address_ipv6) if message.address_ipv6 else None
+    except AddressValueError:
+        problem = f"{message.address_ipv6!r} is not an IPv6 address"
+        raise InvalidValue(f"account {message.name}: address_ipv6", problem) from None
 
 
 def _address(field: str, text: str) -> IPv4Address:
@@ -211,6 +230,8 @@ def _server_out(server: Server) -> pb.Server:
         internal_traffic=server.internal_traffic,
         external_ip=str(server.external_ip) if server.external_ip else "",
         reach=str(server.reach),
+        address_ipv6=str(server.address_ipv6) if server.address_ipv6 else "",
+        nat_ipv6=server.nat_ipv6,
     )
 
 
@@ -225,6 +246,7 @@ def _account_out(account: Account) -> pb.Account:
         download=account.download,
         upload=account.upload,
         enabled=account.enabled,
+        address_ipv6=str(account.address_ipv6) if account.address_ipv6 else "",
     )
 
 

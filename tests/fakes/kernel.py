@@ -12,7 +12,7 @@ from threading import RLock
 from typing import Any
 
 from agent.errors import KernelError
-from agent.model import DEFAULT_MTU
+from agent.model import DEFAULT_MTU, Address
 from agent.objects import Class, Counters, Diff, HostNetwork, Mark, PeerState, Qdisc, Scope
 from agent.parts import Part
 
@@ -69,7 +69,7 @@ class FakeMarks(FakePart):
             value = replace(value, counters=old.counters)
         super().put(verb, key, value if verb == "remove" else replace(value, owner=0, restart=False))
 
-    def counters(self, addresses: Collection[IPv4Address] | None = None) -> dict[IPv4Address, Counters]:
+    def counters(self, addresses: Collection[Address] | None = None) -> dict[Address, Counters]:
         with self.kernel.lock:
             self.kernel.called("marks", "counters")
             return {a: mark.counters for a, mark in self.held.items() if addresses is None or a in addresses}
@@ -116,7 +116,7 @@ class FakeKernel:
     def keep_answers(self, serves: bool) -> KernelError | None:
         return None
 
-    def forget_connections(self, addresses: Collection[IPv4Address]) -> None:
+    def forget_connections(self, addresses: Collection[Address]) -> None:
         if addresses:
             self.called("connections", "forget")
             self.writes.append(f"forget {' '.join(map(str, sorted(addresses)))}")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
-from agent.model import Account, Secret, Server
+from agent.model import Account, Address, Secret, Server
 from agent.objects import NO_COUNTERS
 from agent.usage import Baseline, Used
 
@@ -48,7 +48,7 @@ class MemoryKeeper:
     """What agent/usage.py needs of a store, in memory. `days`: (account, day) -> total."""
 
     def __init__(self) -> None:
-        self.baselines: dict[IPv4Address, Baseline] = {}
+        self.baselines: dict[Address, Baseline] = {}
         self.days: dict[tuple[int, int], Used] = {}
         self.sampled_at: float | None = None
         self.counted_by = ""
@@ -59,7 +59,7 @@ class MemoryKeeper:
         for new in accounts:
             self.baselines.setdefault(new.address, Baseline(new.id, NO_COUNTERS))
 
-    def load_baselines(self) -> dict[IPv4Address, Baseline]:
+    def load_baselines(self) -> dict[Address, Baseline]:
         return dict(self.baselines)
 
     def load_sampled_at(self) -> float | None:
@@ -79,7 +79,7 @@ class MemoryKeeper:
 
     def save_sample(
         self,
-        baselines: Mapping[IPv4Address, Baseline],
+        baselines: Mapping[Address, Baseline],
         used: Mapping[int, Used],
         day: int,
         at: float,
@@ -91,10 +91,10 @@ class MemoryKeeper:
             self.days[account_id, day] = self.days.get((account_id, day), Used()) + new
         self.sampled_at = at
 
-    def save_baselines(self, baselines: Mapping[IPv4Address, Baseline]) -> None:
+    def save_baselines(self, baselines: Mapping[Address, Baseline]) -> None:
         self.baselines.update(baselines)
 
-    def forget_baselines(self, addresses: Iterable[IPv4Address], stamp: int) -> None:
+    def forget_baselines(self, addresses: Iterable[Address], stamp: int) -> None:
         self.stamp = stamp
         for address in addresses:
             self.baselines.pop(address, None)

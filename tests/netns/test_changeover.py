@@ -77,7 +77,7 @@ def test_the_agent_starts_where_the_other_backend_does_not_exist(
         monkeypatch.setattr(tables, "has_table", lambda table: False)
     else:
         monkeypatch.setattr(nft, "listing", refuse)
-        monkeypatch.setattr(nft, "has_table", lambda table: False)
+        monkeypatch.setattr(nft, "has_table", lambda *of: False)
     assert run(move, MemoryKeeper(), only) == only
 
 

@@ -19,8 +19,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Collection, Iterable
-from ipaddress import IPv4Address
-from socket import AF_INET
+from socket import AF_INET, AF_INET6
 
 from agent.errors import KernelError
 from agent.kernel.netlink import (
@@ -32,6 +31,7 @@ from agent.kernel.netlink import (
     attributes,
     message,
 )
+from agent.model import Address
 from agent.objects import Scope
 
 ASK_AT_MOST = 2  # addresses looked for one by one
@@ -40,11 +40,13 @@ FULL_SHARE = 0.9  # of the table, from which on the operator is warned
 # linux/netfilter/nfnetlink_conntrack.h; 1 << 8 is NFNL_SUBSYS_CTNETLINK
 _GET, _DELETE, _GET_STATS = 1 << 8 | 1, 1 << 8 | 2, 1 << 8 | 5
 _ORIG, _REPLY, _ZONE, _FILTER = 1, 2, 18, 25
-_TUPLE_IP, _IP_SOURCE = 1, 1
+_TUPLE_IP = 1
+_IP_SOURCE = {4: 1, 16: 3}  # by the length of an address
 _BY_SOURCE = struct.pack("=I", 1)  # CTA_FILTER_FLAG(CTA_IP_SRC)
 _BY_NOTHING = struct.pack("=I", 0)
 _NESTED = 0x8000
-_IPV4 = struct.pack("=BBH", AF_INET, 0, 0)  # nfgenmsg
+_OF = {length: struct.pack("=BBH", family, 0, 0) for length, family in ((4, AF_INET), (16, AF_INET6))}  # nfgenmsg
+_IPV4 = _OF[4]
 _STATS_ENTRIES, _STATS_MOST = 1, 2
 _LENGTH = struct.Struct("=H")
 # Where the parts of an entry lie: the tuple that began is the first attribute, the reply the next; in each the source
@@ -53,22 +55,28 @@ _ORIG_AT = HEADER_BYTES + len(_IPV4)
 _SOURCE_AT = 12
 
 
-def forget(addresses: Collection[IPv4Address]) -> int:
+def forget(addresses: Collection[Address]) -> int:
     """No packet is led to or from these addresses by what was before. Returns how many entries went.
 
     Raises KernelError; with retry False where the kernel cannot be asked.
     """
-    if not addresses:
+    return sum(_forget(length, {a.packed for a in addresses if len(a.packed) == length}) for length in _OF)
+
+
+def _forget(length: int, some: Collection[bytes]) -> int:
+    """Of one family: addresses of this length."""
+    if not some:
         return 0
-    some = {address.packed for address in addresses}
     with Netlink(NETLINK_NETFILTER) as netlink:
         if not _entries(netlink):
             return 0
         found: dict[bytes, None] = {}  # an entry may be found by both tuples
-        for request in _requests(some):
-            entries = netlink.dump(request, torn_will_do=True, keep=lambda entry: not some.isdisjoint(_sources(entry)))
+        for request in _requests(length, some):
+            entries = netlink.dump(
+                request, torn_will_do=True, keep=lambda entry: any(one in some for one in _sources(entry, length))
+            )
             found |= dict.fromkeys(map(_name, entries))
-        refusals = netlink.send([message(_DELETE, 0, _IPV4 + name) for name in found])
+        refusals = netlink.send([message(_DELETE, 0, _OF[length] + name) for name in found])
     for refusal in refusals:
         if refusal.errno != errno.ENOENT:  # gone by itself meanwhile
             raise KernelError(f"connection tracking: an entry could not be deleted: {refusal.text}")
@@ -106,25 +114,25 @@ def _stats(netlink: Netlink) -> dict[int, int]:
     return {kind: int.from_bytes(number, "big") for kind, number in attributes(answer or b"", _ORIG_AT).items()}
 
 
-def _requests(some: Collection[bytes]) -> list[bytes]:
+def _requests(length: int, some: Collection[bytes]) -> list[bytes]:
     if len(some) > ASK_AT_MOST:
-        return [message(_GET, 0, _IPV4)]
-    return [message(_GET, 0, _IPV4 + _selecting(tuple_, raw)) for raw in some for tuple_ in (_ORIG, _REPLY)]
+        return [message(_GET, 0, _OF[length])]
+    return [message(_GET, 0, _OF[length] + _selecting(tuple_, raw)) for raw in some for tuple_ in (_ORIG, _REPLY)]
 
 
 def _selecting(tuple_: int, source: bytes) -> bytes:
     """Older kernels (before 5.8) show everything all the same."""
-    named = attribute(_TUPLE_IP | _NESTED, attribute(_IP_SOURCE, source))
+    named = attribute(_TUPLE_IP | _NESTED, attribute(_IP_SOURCE[len(source)], source))
     by = {which: _BY_SOURCE if which == tuple_ else _BY_NOTHING for which in (_ORIG, _REPLY)}
     flags = b"".join(attribute(which, flag) for which, flag in by.items())
     return attribute(tuple_ | _NESTED, named) + attribute(_FILTER | _NESTED, flags)
 
 
-def _sources(entry: bytes) -> tuple[bytes, bytes]:
+def _sources(entry: bytes, length: int) -> tuple[bytes, bytes]:
     """Of both tuples. Written for speed: once for each of perhaps 250,000 entries."""
     reply_at = _ORIG_AT + _LENGTH.unpack_from(entry, _ORIG_AT)[0]
     first, second = _ORIG_AT + _SOURCE_AT, reply_at + _SOURCE_AT
-    return entry[first : first + 4], entry[second : second + 4]
+    return entry[first : first + length], entry[second : second + length]
 
 
 def _name(entry: bytes) -> bytes:

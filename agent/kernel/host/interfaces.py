@@ -15,9 +15,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
 from pathlib import Path
-from socket import AF_INET, if_indextoname, if_nameindex
+from socket import AF_INET, AF_INET6, if_indextoname, if_nameindex
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -35,6 +35,8 @@ IFF_UP = 0x1  # linux/if.h
 # linux/rtnetlink.h, linux/if_link.h
 RTM_GETLINK, RTM_GETADDR = 18, 22
 IFA_ADDRESS, IFA_LOCAL = 1, 2
+IFA_F_NODAD = 0x2  # linux/if_addr.h: usable at once, for no neighbour could have it too
+RT_SCOPE_UNIVERSE = 0
 IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_IFALIAS = 3, 4, 18, 20
 IFLA_INFO_KIND = 1
 _ADDRESS = struct.Struct("=BBBBi")  # ifaddrmsg: family, prefix length, flags, scope, index
@@ -181,6 +183,30 @@ def add_address(interface: Interface, address: IPv4Interface) -> None:
             route.addr("add", index=interface.index, address=str(address.ip), prefixlen=address.network.prefixlen)
         except NetlinkError as error:
             if error.code != errno.EEXIST:
+                raise
+
+
+def read_addresses_ipv6() -> dict[int, list[IPv6Interface]]:
+    """By index of the interface, but for those that mean something on one link alone."""
+    addresses = defaultdict[int, list[IPv6Interface]](list)
+    with Netlink() as netlink:
+        for data in netlink.dump(message(RTM_GETADDR, 0, _ADDRESS.pack(AF_INET6, 0, 0, 0, 0))):
+            _, prefix, _, scope, index = _ADDRESS.unpack_from(data, HEADER_BYTES)
+            values = attributes(data, HEADER_BYTES + _ADDRESS.size)
+            if scope == RT_SCOPE_UNIVERSE:
+                raw = values.get(IFA_LOCAL) or values[IFA_ADDRESS]
+                addresses[index].append(IPv6Interface((IPv6Address(raw), prefix)))
+    return addresses
+
+
+def change_address_ipv6(verb: str, interface: Interface, address: IPv6Interface) -> None:
+    """`verb`: "add", with the route to its network, or "del"."""
+    with explained(f"cannot {verb} address {address} of link {interface.name}"), IPRoute() as route:
+        try:
+            named = {"index": interface.index, "address": str(address.ip), "prefixlen": address.network.prefixlen}
+            route.addr(verb, family=AF_INET6, **named, **({"flags": IFA_F_NODAD} if verb == "add" else {}))
+        except NetlinkError as error:
+            if error.code not in (errno.EEXIST, errno.EADDRNOTAVAIL):
                 raise
 
 

@@ -47,6 +47,7 @@ from agent.kernel.iptables.marktree import (
     standing_rules,
 )
 from agent.kernel.iptables.xtables import Hook, Transaction
+from agent.model import Address
 from agent.objects import Counters, Diff, Mark, Scope, stamp_after
 
 TABLE = "mangle"
@@ -60,7 +61,7 @@ BROKEN = IPv4Address("0.0.0.0")
 class IptablesMarks:
     """`agent.parts.MarksPart` by iptables. Any thread, any network namespace; each call opens what it needs."""
 
-    def read(self, scope: Scope) -> dict[IPv4Address, Mark]:
+    def read(self, scope: Scope) -> dict[Address, Mark]:
         """What is right, with the current counters, and `BROKEN` if something is not. Raises KernelError."""
         image = tables.read(TABLE)
         own = _own(image)
@@ -81,7 +82,7 @@ class IptablesMarks:
             found[BROKEN] = Mark(BROKEN, 0)
         return found
 
-    def counters(self, addresses: Collection[IPv4Address] | None = None) -> dict[IPv4Address, Counters]:
+    def counters(self, addresses: Collection[Address] | None = None) -> dict[Address, Counters]:
         """What both rules of each address have counted, wherever they are led to or not. Raises KernelError.
 
         An address that has lost one of its rules is left out: its counters go on when it is repaired, from a reading
@@ -93,7 +94,7 @@ class IptablesMarks:
         upward, downward = standing_rules(image, FROM, only), standing_rules(image, TO, only)
         return {address_of(raw): _counters(up, downward[raw], made) for raw, up in upward.items() if raw in downward}
 
-    def apply(self, diff: Diff[IPv4Address, Mark]) -> Mapping[IPv4Address, KernelError]:
+    def apply(self, diff: Diff[Address, Mark]) -> Mapping[Address, KernelError]:
         """One transaction. All or nothing: raises KernelError, and returns no errors of single addresses."""
         if not diff:
             return {}
@@ -148,7 +149,7 @@ def _counted(*numbers: int) -> Counters:
 class _Edit:
     """One `apply` inside its transaction."""
 
-    def __init__(self, transaction: Transaction, diff: Diff[IPv4Address, Mark]) -> None:
+    def __init__(self, transaction: Transaction, diff: Diff[Address, Mark]) -> None:
         self._to = transaction
         self._diff = diff
         self._own = _own(transaction.image)

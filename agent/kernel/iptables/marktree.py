@@ -30,6 +30,7 @@ from typing import Any
 
 from agent.kernel.iptables import entries
 from agent.kernel.iptables.entries import Image
+from agent.model import Address
 from agent.objects import NO_STAMP
 
 PREFIXES = (20, 24, 28)  # lengths of the levels under a root; the last are the leaves
@@ -120,7 +121,7 @@ def stamp_of(chains: Iterable[str]) -> int:
 
 
 @lru_cache(1 << 16)
-def address_of(raw: bytes) -> IPv4Address:
+def address_of(raw: bytes) -> Address:
     """The same object each time: to make one costs as much as to read one rule."""
     return IPv4Address(raw)
 

@@ -3,6 +3,7 @@
 from agent.kernel.nftables import bounded, foreign
 from agent.kernel.nftables.bounded import Bounded
 from agent.kernel.nftables.forwarding import NftForwardings
+from agent.kernel.nftables.forwarding_ipv6 import BothFamilies
 from agent.kernel.nftables.marks import NftablesMarks
 
-__all__ = ["Bounded", "NftForwardings", "NftablesMarks", "bounded", "foreign"]
+__all__ = ["BothFamilies", "Bounded", "NftForwardings", "NftablesMarks", "bounded", "foreign"]

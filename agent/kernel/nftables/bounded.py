@@ -1,6 +1,7 @@
 """How many connections an account may have at a time: a bound, so that one cannot use up the table of all.
 
-Owns the nftables table `ip wirelane_connections` whole, whatever marks the packets: legacy iptables counts connections
+Owns the nftables tables `ip wirelane_connections` and, where a server has IPv6, `ip6 wirelane_connections` (a bound for
+each family) whole, whatever marks the packets: legacy iptables counts connections
 too, but forgets all of them whenever anybody writes the same table. Wraps the part that lets traffic through, for the
 two come and go together. Called by the reconciler.
 
@@ -40,12 +41,7 @@ _EVERYWHERE = Scope(frozenset(), "")
 BOUND, REFUSE, FULL = "bound", "refuse", "full"
 HOOKS = {"forwarded": Chain("filter", "forward", 50), "arriving": Chain("filter", "input", 50)}
 
-_write = Writing(TABLE)
-_SOURCE = {"payload": {"protocol": "ip", "field": "saddr"}}
-_OTHER_END = [
-    {"payload": {"protocol": protocol, "field": field}}
-    for protocol, field in (("ip", "daddr"), ("th", "sport"), ("th", "dport"))
-]
+FAMILIES = ("ip", "ip6")
 COUNTER, DROP, RETURN = (Piece(word, {word: None}) for word in ("counter", "drop", "return"))
 
 
@@ -60,41 +56,57 @@ def _goto(chain: str) -> Piece:
 FROM_LINK = _match('iifname "wg*"', {"meta": {"key": "iifname"}}, "wg*")
 NEW = _match("ct state new", {"ct": {"key": "state"}}, "new")
 KNOWN = _match("ct status confirmed", {"ct": {"key": "status"}}, "confirmed")  # not its first packet
-WAS_REFUSED = _match(f"ip saddr @{FULL}", _SOURCE, f"@{FULL}")
-REMEMBER = Piece(f"add @{FULL} {{ ip saddr }}", {"set": {"op": "add", "elem": _SOURCE, "set": f"@{FULL}"}})
 
 
-def _count(held: str, most: int) -> Piece:
-    listed = {"op": "add", "elem": _SOURCE, "set": f"@{held}", "stmt": [{"ct count": {"val": most, "inv": True}}]}
-    return Piece(f"add @{held} {{ ip saddr ct count over {most} }}", {"set": listed})
+def _source(family: str) -> dict[str, Any]:
+    return {"payload": {"protocol": family, "field": "saddr"}}
 
 
-def _shared_out(shares: int) -> Piece:
+def _was_refused(family: str) -> Piece:
+    return _match(f"{family} saddr @{FULL}", _source(family), f"@{FULL}")
+
+
+def _remember(family: str) -> Piece:
+    listed = {"set": {"op": "add", "elem": _source(family), "set": f"@{FULL}"}}
+    return Piece(f"add @{FULL} {{ {family} saddr }}", listed)
+
+
+def _count(family: str, held: str, most: int) -> Piece:
+    counted = [{"ct count": {"val": most, "inv": True}}]
+    listed = {"op": "add", "elem": _source(family), "set": f"@{held}", "stmt": counted}
+    return Piece(f"add @{held} {{ {family} saddr ct count over {most} }}", {"set": listed})
+
+
+def _shared_out(family: str, shares: int) -> Piece:
     if shares == 1:
         return _goto("share0")
     text = ", ".join(f"{i} : goto share{i}" for i in range(shares))
     data = {"set": [[i, {"goto": {"target": f"share{i}"}}] for i in range(shares)]}
-    key = {"jhash": {"mod": shares, "expr": {"concat": _OTHER_END}}}
+    ends = ((family, "daddr"), ("th", "sport"), ("th", "dport"))
+    other_end = [{"payload": {"protocol": protocol, "field": field}} for protocol, field in ends]
+    key = {"jhash": {"mod": shares, "expr": {"concat": other_end}}}
     return Piece(
-        f"jhash ip daddr . th sport . th dport mod {shares} vmap {{ {text} }}", {"vmap": {"key": key, "data": data}}
+        f"jhash {family} daddr . th sport . th dport mod {shares} vmap {{ {text} }}",
+        {"vmap": {"key": key, "data": data}},
     )
 
 
-def wanted_rules(limit: int) -> dict[str, tuple[Rule, ...]]:
+def wanted_rules(limit: int, family: str = "ip") -> dict[str, tuple[Rule, ...]]:
     """By chain; what is led to comes before what leads there."""
     shares = min(max(limit // SHARE, 1), MOST_SHARES)
     return {
-        REFUSE: ((REMEMBER, COUNTER, DROP),),
-        **{f"share{i}": ((_count(f"held{i}", limit // shares), _goto(REFUSE)),) for i in range(shares)},
-        BOUND: ((KNOWN, RETURN), (WAS_REFUSED, COUNTER, DROP), (_shared_out(shares),)),
+        REFUSE: ((_remember(family), COUNTER, DROP),),
+        **{f"share{i}": ((_count(family, f"held{i}", limit // shares), _goto(REFUSE)),) for i in range(shares)},
+        BOUND: ((KNOWN, RETURN), (_was_refused(family), COUNTER, DROP), (_shared_out(family, shares),)),
         **{name: ((FROM_LINK, NEW, _goto(BOUND)),) for name in HOOKS},
     }
 
 
-def _sets(rules: Mapping[str, object]) -> list[Set]:
+def _sets(rules: Mapping[str, object], family: str) -> list[Set]:
+    kind = "ipv4_addr" if family == "ip" else "ipv6_addr"
     held = [f"held{name.removeprefix('share')}" for name in rules if name.startswith("share")]
-    memory = Set("set", FULL, "type ipv4_addr; size 65535; flags dynamic,timeout; timeout 1s;", {})
-    return [memory, *(Set("set", name, "type ipv4_addr; size 65535; flags dynamic;", {}) for name in held)]
+    memory = Set("set", FULL, f"type {kind}; size 65535; flags dynamic,timeout; timeout 1s;", {})
+    return [memory, *(Set("set", name, f"type {kind}; size 65535; flags dynamic;", {}) for name in held)]
 
 
 class Inner(Protocol):
@@ -114,8 +126,7 @@ class Bounded:
     def read(self, scope: Scope) -> dict[str, Forwarding]:
         """What the wrapped part says, and `BROKEN` if the bound is not as it should be. Raises KernelError."""
         found = self._inner.read(scope)
-        wanted = bool(self._limit and found)
-        if _is_usable() and not self._is_right(_read_table(), wanted):
+        if _is_usable() and not all(self._is_right(of, _read_table(of), _has(found, of)) for of in FAMILIES):
             found[BROKEN] = _NOTHING
         return found
 
@@ -123,50 +134,52 @@ class Bounded:
         """The bound stands before what it bounds, and goes after it. An error of the bound spoils nothing else."""
         errors: dict[str, KernelError] = {}
         if diff.add or diff.change:
-            errors = self._make(True)
+            errors = self._make({**self._inner.read(_EVERYWHERE), **diff.add, **diff.change})
         errors |= self._inner.apply(diff)
-        return errors | self._make(any(self._inner.read(_EVERYWHERE)))
+        return errors | self._make(self._inner.read(_EVERYWHERE))
 
-    def _make(self, wanted: bool) -> dict[str, KernelError]:
+    def _make(self, bounded: Mapping[str, Forwarding]) -> dict[str, KernelError]:
         if not _is_usable():
             return {}
         try:
-            table = _read_table()
-            if not self._is_right(table, wanted and bool(self._limit)):
-                nft.apply(self._commands(table, wanted and bool(self._limit)))
+            for family in FAMILIES:
+                table, wanted = _read_table(family), _has(bounded, family)
+                if not self._is_right(family, table, wanted):
+                    nft.apply(self._commands(family, table, wanted and bool(self._limit)))
         except KernelError as error:
             return {BROKEN: KernelError(f"bound of connections: {error}", retry=error.retry)}
         return {}
 
-    def _is_right(self, table: Table | None, wanted: bool) -> bool:
+    def _is_right(self, family: str, table: Table | None, wanted: bool) -> bool:
+        wanted = wanted and bool(self._limit)
         if table is None or not wanted:
             return table is None and not wanted
-        rules = wanted_rules(self._limit)
+        rules = wanted_rules(self._limit, family)
         chains = {name: HOOKS.get(name) for name in rules}
-        sets = table.sets.keys() == {one.name for one in _sets(rules)}
+        sets = table.sets.keys() == {one.name for one in _sets(rules, family)}
         led = all(table.has_rules(name, chain) for name, chain in rules.items())
         return table.chains == chains and sets and led and not (table.flags or table.others)
 
-    def _commands(self, table: Table | None, wanted: bool) -> list[str]:
+    def _commands(self, family: str, table: Table | None, wanted: bool) -> list[str]:
         """All anew: what was counted begins at zero."""
-        gone = [_write.delete_table()] if table is not None else []
+        write = Writing(TABLE, family)
+        gone = [write.delete_table()] if table is not None else []
         if not wanted:
             return gone
-        rules = wanted_rules(self._limit)
-        made = [_write.add_table(), *(_write.add_set(one) for one in _sets(rules))]
+        rules = wanted_rules(self._limit, family)
+        made = [write.add_table(), *(write.add_set(one) for one in _sets(rules, family))]
         for name, chain in rules.items():
             hangs = HOOKS.get(name)
-            made.append(_write.add_chain(name, hangs) if hangs else _write.add_plain_chain(name))
-            made += _write.add_rules(name, chain)
+            made.append(write.add_chain(name, hangs) if hangs else write.add_plain_chain(name))
+            made += write.add_rules(name, chain)
         return [*gone, *made]
 
 
 def refused() -> int:
     """How many packets that would have begun a connection were refused since the table was made."""
-    table = _read_table() if _is_usable() else None
-    if table is None:
-        return 0
-    pieces = [piece for chain in (BOUND, REFUSE) for rule in table.rules.get(chain, []) for piece in rule]
+    tables = [table for family in FAMILIES if (table := _read_table(family))] if _is_usable() else []
+    rules = [rule for table in tables for chain in (BOUND, REFUSE) for rule in table.rules.get(chain, [])]
+    pieces = [piece for rule in rules for piece in rule]
     return sum(piece["counter"]["packets"] for piece in pieces if isinstance(piece.get("counter"), dict))
 
 
@@ -187,5 +200,10 @@ def _is_usable() -> bool:
     return True
 
 
-def _read_table() -> Table | None:
-    return ruleset.find(nft.listing(TABLE), TABLE)
+def _has(found: Mapping[str, Forwarding], family: str) -> bool:
+    """Is there anything to bound? Also what is damaged may let something through."""
+    return any(one.ipv6 for one in found.values()) if family == "ip6" else bool(found)
+
+
+def _read_table(family: str) -> Table | None:
+    return ruleset.find(nft.listing(TABLE, family), TABLE, family)

@@ -45,7 +45,7 @@ from agent.objects import NAT_PORTS, Diff, Forwarding, Opening, Scope
 TABLE = "wirelane_forwarding"
 BROKEN = ""
 """Key of the extra entry in what `read` returns when our table is damaged. It is never the name of an interface."""
-_NOTHING = Forwarding(BROKEN, IPv4Interface("0.0.0.0/32"), "", 0, False, None)
+NOTHING = Forwarding(BROKEN, IPv4Interface("0.0.0.0/32"), "", 0, False, None)
 
 NAT, MSS, FORWARD, INPUT = "postrouting", "clamp", "forward", "input"
 CHAINS = {
@@ -66,7 +66,7 @@ def _match(left: Mapping[str, Any], right: Any, op: str = "==") -> dict[str, Any
     return {"match": {"op": op, "left": left, "right": right}}
 
 
-def _interface(key: str, name: str, op: str = "==") -> Piece:
+def on_interface(key: str, name: str, op: str = "==") -> Piece:
     sign = "" if op == "==" else f"{op} "
     return Piece(f'{key} {sign}"{name}"', _match({"meta": {"key": key}}, name, op))
 
@@ -77,7 +77,7 @@ def _address(field: str, network: IPv4Network) -> Piece:
     return Piece(f"ip {field} {network}", _match({"payload": {"protocol": "ip", "field": field}}, listed))
 
 
-def _port(port: int, protocol: str = "udp") -> Piece:
+def to_port(port: int, protocol: str = "udp") -> Piece:
     return Piece(f"{protocol} dport {port}", _match({"payload": {"protocol": protocol, "field": "dport"}}, port))
 
 
@@ -113,7 +113,7 @@ CLAMP = Piece(
 TCP_OR_UDP = Piece("meta l4proto { tcp, udp }", _match({"meta": {"key": "l4proto"}}, {"set": ["tcp", "udp"]}))
 
 
-def _translation(address: IPv4Address | None, ports: tuple[int, int] | None) -> Piece:
+def translation(address: IPv4Address | None, ports: tuple[int, int] | None) -> Piece:
     """`address`: None = the uplink's own. With `ports` the rule must match TCP or UDP before."""
     name, to = ("masquerade", "") if address is None else ("snat", str(address))
     listed: dict[str, Any] = {"addr": to} if to else {}
@@ -129,22 +129,22 @@ def _translation(address: IPv4Address | None, ports: tuple[int, int] | None) -> 
 def wanted_rules(forwarding: Forwarding, opened: tuple[Opening, ...] = ()) -> Rules:
     """The rules of one interface."""
     network, external = forwarding.network, forwarding.external_ip
-    from_link, to_link = _interface("iifname", forwarding.interface), _interface("oifname", forwarding.interface)
-    from_uplink, to_uplink = _interface("iifname", forwarding.uplink), _interface("oifname", forwarding.uplink)
-    elsewhere = _interface("iifname", forwarding.interface, "!=")
+    from_link, to_link = on_interface("iifname", forwarding.interface), on_interface("oifname", forwarding.interface)
+    from_uplink, to_uplink = on_interface("iifname", forwarding.uplink), on_interface("oifname", forwarding.uplink)
+    elsewhere = on_interface("iifname", forwarding.interface, "!=")
     out = (from_link, to_uplink, _address("saddr", network))
     reached = [_address("daddr", one) for one in forwarding.reach.networks]
     reached += [THE_INTERNET] if forwarding.reach.internet else []
     own = _address("daddr", IPv4Network(forwarding.address.ip))
-    doors = (ECHO, *(_port(one.port, one.protocol) for one in opened))
+    doors = (ECHO, *(to_port(one.port, one.protocol) for one in opened))
     outside = (
         *((*out, there, ACCEPT) for there in reached),
         (from_uplink, to_link, _address("daddr", network), ESTABLISHED, ACCEPT),
     )
     out_of = (_address("saddr", network), to_uplink)
     nat = (
-        (*out_of, TCP_OR_UDP, _translation(external, forwarding.nat_ports)),
-        (*out_of, _translation(external, None)),
+        (*out_of, TCP_OR_UDP, translation(external, forwarding.nat_ports)),
+        (*out_of, translation(external, None)),
     )
     return {
         NAT: nat if forwarding.uplink else (),
@@ -161,7 +161,7 @@ def wanted_rules(forwarding: Forwarding, opened: tuple[Opening, ...] = ()) -> Ru
             (from_link, ANSWER, REPLY, ACCEPT),
             *((from_link, own, door, ACCEPT) for door in doors),
             (from_link, DROP),
-            *([(elsewhere, _port(forwarding.listen_port), ACCEPT)] if forwarding.listen_port else []),
+            *([(elsewhere, to_port(forwarding.listen_port), ACCEPT)] if forwarding.listen_port else []),
         ),
     }
 
@@ -173,7 +173,7 @@ def all_rules(
     each = [wanted_rules(one, opened) for one in sorted(forwardings, key=lambda one: one.interface)]
     joined = {chain: tuple(rule for rules in each for rule in rules[chain]) for chain in CHAINS}
     joined[INPUT] = tuple(sorted(joined[INPUT], key=lambda rule: "!=" in rule[0].text))
-    last = ((_interface("iifname", uplink), VERDICTS[verdict]) for uplink, verdict in (endings or {}).items())
+    last = ((on_interface("iifname", uplink), VERDICTS[verdict]) for uplink, verdict in (endings or {}).items())
     return {**joined, FORWARD: (*joined[FORWARD], *last)}
 
 
@@ -185,7 +185,7 @@ def _listed(rule: Rule) -> Expressions:
     return listed
 
 
-def _matched(rule: Expressions, field: str, op: str = "==") -> Any:
+def matched(rule: Expressions, field: str, op: str = "==") -> Any:
     """What a rule compares a field of the packet with; None = it does not."""
     for piece in rule:
         match = piece.get("match", {}) if isinstance(piece, dict) else {}
@@ -229,25 +229,25 @@ def _nat_ports(rule: Expressions) -> tuple[int, int] | None:
 def guessed(rules: Mapping[str, list[Expressions]]) -> dict[str, Forwarding]:
     """The Forwarding that the listed rules of each interface seem to be, right or not."""
     inputs = rules.get(INPUT, [])
-    ports = {_matched(rule, "iifname", "!="): _matched(rule, "dport") for rule in inputs}
+    ports = {matched(rule, "iifname", "!="): matched(rule, "dport") for rule in inputs}
     own = {
-        _matched(rule, "iifname"): _network(_matched(rule, "daddr"))
+        matched(rule, "iifname"): _network(matched(rule, "daddr"))
         for rule in inputs
-        if _matched(rule, "type") is not None
+        if matched(rule, "type") is not None
     }
     sources = {
-        (_network(_matched(rule, "saddr")), _matched(rule, "oifname")): _source(rule) for rule in rules.get(NAT, [])
+        (_network(matched(rule, "saddr")), matched(rule, "oifname")): _source(rule) for rule in rules.get(NAT, [])
     }
-    ports_of = {_network(_matched(rule, "saddr")): found for rule in rules.get(NAT, []) if (found := _nat_ports(rule))}
+    ports_of = {_network(matched(rule, "saddr")): found for rule in rules.get(NAT, []) if (found := _nat_ports(rule))}
     guesses: dict[str, Forwarding] = {}
     for rule in rules.get(FORWARD, []):
-        link, uplink, network = _matched(rule, "iifname"), _matched(rule, "oifname"), _network(_matched(rule, "saddr"))
+        link, uplink, network = matched(rule, "iifname"), matched(rule, "oifname"), _network(matched(rule, "saddr"))
         port, address = ports.get(link, 0), own.get(link)
         if link in guesses or not isinstance(port, int) or network is None or (network, uplink) not in sources:
             continue
         if address is None:
             continue
-        inside = _listed((_interface("iifname", link), _interface("oifname", link), ACCEPT))
+        inside = _listed((on_interface("iifname", link), on_interface("oifname", link), ACCEPT))
         internal = inside in rules.get(FORWARD, [])
         interface = IPv4Interface((address.network_address, network.prefixlen))
         reach = _reach(rules, link, uplink)
@@ -259,10 +259,10 @@ def guessed(rules: Mapping[str, list[Expressions]]) -> dict[str, Forwarding]:
 def _reach(rules: Mapping[str, list[Expressions]], link: str, uplink: str) -> Reach:
     internet, networks = False, []
     for rule in rules.get(FORWARD, []):
-        if (_matched(rule, "iifname"), _matched(rule, "oifname")) != (link, uplink):
+        if (matched(rule, "iifname"), matched(rule, "oifname")) != (link, uplink):
             continue
-        there = _network(_matched(rule, "daddr"))
-        internet = internet or _matched(rule, "daddr", "!=") is not None
+        there = _network(matched(rule, "daddr"))
+        internet = internet or matched(rule, "daddr", "!=") is not None
         if there is not None:
             networks.append(there)
     return Reach(internet, tuple(networks))
@@ -282,11 +282,13 @@ def last_rules(found: Mapping[str, list[Expressions]]) -> dict[str, str]:
     """DROP or RETURN by uplink, as `ip_forward` means them. What is dropped both ways is a link."""
     rules, ends = found.get(FORWARD, []), {}
     for rule in rules:
-        device = _matched(rule, "iifname")
+        device = matched(rule, "iifname")
         for verdict, piece in VERDICTS.items():
-            if isinstance(device, str) and rule == _listed((_interface("iifname", device), piece)):
+            if isinstance(device, str) and rule == _listed((on_interface("iifname", device), piece)):
                 ends[device] = verdict
-    return {device: end for device, end in ends.items() if _listed((_interface("oifname", device), DROP)) not in rules}
+    return {
+        device: end for device, end in ends.items() if _listed((on_interface("oifname", device), DROP)) not in rules
+    }
 
 
 # -- the door -----------------------------------------------------------------------------------------------------
@@ -306,8 +308,8 @@ class NftForwardings:
         table = _read_table()
         if table is None:
             return {}
-        if not _is_framed(table):
-            return {BROKEN: _NOTHING}
+        if not is_framed(table):
+            return {BROKEN: NOTHING}
         rules = _rules(table)
         right = sound(rules, self._opened)
         uplinks = {one.uplink for one in right.values()}
@@ -315,7 +317,7 @@ class NftForwardings:
         whole = bool(right) and all(table.has_rules(chain, wanted[chain]) for chain in CHAINS)
         result = {link: one for link, one in right.items() if not ip_forward.is_off(link)}
         if not whole or any(map(ip_forward.is_off, uplinks)):
-            result[BROKEN] = _NOTHING
+            result[BROKEN] = NOTHING
         return result
 
     def apply(self, diff: Diff[str, Forwarding]) -> Mapping[str, KernelError]:
@@ -352,7 +354,7 @@ def _write_all(table: Table | None, final: Iterable[Forwarding], wanted: Rules) 
     for one in final:
         if one.uplink and not INTERFACE_PATTERN.fullmatch(one.uplink):  # nft(8) would take some for a pattern
             raise KernelError(f"nftables: the uplink's name {one.uplink!r} cannot be used in a rule", retry=False)
-    if table is not None and _is_framed(table):
+    if table is not None and is_framed(table):
         if all(table.has_rules(chain, wanted[chain]) for chain in CHAINS):
             return
         frame = [_write.flush_rules()]
@@ -366,7 +368,7 @@ def _read_table() -> Table | None:
     return ruleset.find(nft.listing(TABLE), TABLE)
 
 
-def _is_framed(table: Table) -> bool:
+def is_framed(table: Table) -> bool:
     """Is all but the rules as it should be?"""
     return table.chains == CHAINS and not (table.flags or table.sets or table.others)
 

@@ -1,7 +1,8 @@
 """The marks of the accounts by nftables: two maps from an address to its mark, with a counter for each element.
 
-Owns the table `ip wirelane` whole; whatever else is found in it goes. Touches no other table. Called by the reconciler
-(read, apply), the sampler (counters) and whoever moves a host from one backend to the other (the verbs at the end).
+Owns the tables `ip wirelane` and `ip6 wirelane` whole, which are alike but for stamp and guard; whatever else is found
+in them goes. Touches no other table. Called by the reconciler (read, apply), the sampler (counters) and whoever moves a
+host from one backend to the other (the verbs at the end).
 
     map towards, map from   address : mark, counter
     chain marks             postrouting, priority -149: just after the mangle chain of iptables, see decision 0010
@@ -29,12 +30,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from agent.errors import KernelError
 from agent.kernel.nftables import nft, readout, ruleset
 from agent.kernel.nftables.readout import Element
-from agent.kernel.nftables.ruleset import Chain, Piece, Set, Table, Writing
+from agent.kernel.nftables.ruleset import Chain, Piece, Rule, Set, Table, Writing
+from agent.model import Address
 from agent.objects import NO_STAMP, Counters, Diff, Mark, Scope, stamp_after
 
 TABLE = "wirelane"
@@ -45,20 +47,12 @@ BEFORE = Chain("filter", "forward", -149)  # of the version before
 STAMP = IPv4Address("0.0.0.1").packed
 BROKEN = IPv4Address("0.0.0.0")
 """Key of the extra entry in what `read` returns when our table is damaged. It is never the address of an account."""
+BROKEN_IPV6 = IPv6Address("::")
 ASK_AT_MOST = 300  # elements asked for one by one (10 us each); for more all of them are read
 
 # The size is a promise: the kernel takes a table of fixed size with a faster lookup, and wakes up for no housekeeping.
 # There are 34,475 marks.
 _SIZE = 65536
-
-
-def _map(name: str) -> Set:
-    listed = {"type": "ipv4_addr", "map": "mark", "size": _SIZE, "stmt": [{"counter": None}]}
-    return Set("map", name, f"type ipv4_addr : mark; size {_SIZE}; counter;", listed)
-
-
-TOWARDS, FROM = _map("towards"), _map("from")
-MOVED = Set("set", "moved", "type ipv4_addr . mark;", {"type": ["ipv4_addr", "mark"]})
 
 
 def _meta(key: str, op: str, value: str, text: str) -> Piece:
@@ -68,168 +62,196 @@ def _meta(key: str, op: str, value: str, text: str) -> Piece:
 FROM_LINK = _meta("iifname", "==", "wg*", 'iifname "wg*"')
 TO_LINK = _meta("oifname", "==", "wg*", 'oifname "wg*"')
 FORWARDED = _meta("iif", "!=", "0", "meta iif != 0")  # what the box itself sends has come in nowhere
+RETURN = Piece("return", {"return": None})
+LET_GO = (_meta("mark", "!=", "0", "meta mark != 0"), RETURN)
 
 
-def _mark_rule(field: str, name: str) -> Piece:
-    value = {"map": {"key": {"payload": {"protocol": "ip", "field": field}}, "data": f"@{name}"}}
-    return Piece(
-        f"meta mark set ip {field} map @{name}", {"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}}
-    )
+class Frame:
+    """Everything but the elements, in the words of one family: "ip" or "ip6"."""
+
+    def __init__(self, family: str) -> None:
+        self.family = family
+        self.length = 4 if family == "ip" else 16  # of an address, bytes
+        self.broken: Address = BROKEN if family == "ip" else BROKEN_IPV6
+        self.write = Writing(TABLE, family)
+        kind = f"{family.replace('ip', 'ipv') if family == 'ip6' else 'ipv4'}_addr"
+        self.towards, self.from_ = self._map("towards", kind), self._map("from", kind)
+        self.moved = Set("set", "moved", f"type {kind} . mark;", {"type": [kind, "mark"]})
+        self.plain: tuple[Rule, ...] = (
+            (FROM_LINK, self._mark_rule("saddr", self.from_.name)),
+            (TO_LINK, FORWARDED, self._mark_rule("daddr", self.towards.name)),
+        )
+        self.guarded: tuple[Rule, ...] = (self._guard_rule("daddr"), self._guard_rule("saddr"), *self.plain)
+
+    @staticmethod
+    def _map(name: str, kind: str) -> Set:
+        listed = {"type": kind, "map": "mark", "size": _SIZE, "stmt": [{"counter": None}]}
+        return Set("map", name, f"type {kind} : mark; size {_SIZE}; counter;", listed)
+
+    def _mark_rule(self, field: str, name: str) -> Piece:
+        value = {"map": {"key": {"payload": {"protocol": self.family, "field": field}}, "data": f"@{name}"}}
+        listed = {"mangle": {"key": {"meta": {"key": "mark"}}, "value": value}}
+        return Piece(f"meta mark set {self.family} {field} map @{name}", listed)
+
+    def _guard_rule(self, field: str) -> Rule:
+        key = {"concat": [{"payload": {"protocol": self.family, "field": field}}, {"meta": {"key": "mark"}}]}
+        match = {"match": {"op": "==", "left": key, "right": f"@{self.moved.name}"}}
+        return Piece(f"{self.family} {field} . meta mark @{self.moved.name}", match), RETURN
+
+    @property
+    def maps(self) -> tuple[Set, Set]:
+        return self.from_, self.towards
+
+    def read(self) -> Table | None:
+        return ruleset.find(nft.listing(TABLE, self.family), TABLE, self.family)
+
+    def elements(self, one: Set, *, torn_will_do: bool = False) -> dict[bytes, Element]:
+        return readout.read(TABLE, one.name, torn_will_do=torn_will_do, length=self.length)
+
+    def some(self, one: Set, addresses: Iterable[bytes]) -> dict[bytes, Element]:
+        return readout.read_some(TABLE, one.name, addresses, self.length)
+
+    def held(self, table: Table, one: Set) -> dict[bytes, Element]:
+        """The elements of a map that is as it should be; another kind of map holds nothing of use."""
+        return self.elements(one) if table.holds(one) else {}
 
 
-def _guard_rule(field: str) -> tuple[Piece, Piece]:
-    key = {"concat": [{"payload": {"protocol": "ip", "field": field}}, {"meta": {"key": "mark"}}]}
-    match = {"match": {"op": "==", "left": key, "right": f"@{MOVED.name}"}}
-    return Piece(f"ip {field} . meta mark @{MOVED.name}", match), Piece("return", {"return": None})
-
-
-PLAIN = (
-    (FROM_LINK, _mark_rule("saddr", FROM.name)),
-    (TO_LINK, FORWARDED, _mark_rule("daddr", TOWARDS.name)),
-)
-LET_GO = (_meta("mark", "!=", "0", "meta mark != 0"), Piece("return", {"return": None}))
-GUARDED = (_guard_rule("daddr"), _guard_rule("saddr"), *PLAIN)
-
-_write = Writing(TABLE)
+IPV4, IPV6 = Frame("ip"), Frame("ip6")
+TOWARDS = IPV4.towards
 
 
 class NftablesMarks:
     """`agent.parts.MarksPart` by nftables. Any thread, any network namespace; each call opens what it needs."""
 
-    def read(self, scope: Scope) -> dict[IPv4Address, Mark]:
+    def __init__(self, ipv6: bool = False) -> None:
+        self._of = IPV6 if ipv6 else IPV4
+        self._stamp = () if ipv6 else (STAMP,)
+
+    def read(self, scope: Scope) -> dict[Address, Mark]:
         """What is right, with the current counters, and `BROKEN` if something is not. Raises KernelError."""
-        table = _read_table()
+        table = self._of.read()
         if table is None:
             return {}
-        upward, downward = _held(table, FROM), _held(table, TOWARDS)
+        upward, downward = self._of.held(table, self._of.from_), self._of.held(table, self._of.towards)
         made = _taken_stamp(upward, downward)
         sound = _sound(upward, downward)
         found = {}
-        if not table.flags and table.chains.get(MARKS) == CHAIN and _leads(table):
+        if not table.flags and table.chains.get(MARKS) == CHAIN and _leads(self._of, table):
             for raw in sound:
                 up, down = upward[raw], downward[raw]
                 found[_address_of(raw)] = Mark(_address_of(raw), up[0], counters=_counters(up, down, made))
-        if not (_is_whole(table) and sound and len(upward) == len(downward) == len(sound)):
-            found[BROKEN] = Mark(BROKEN, 0)
+        if not (_is_whole(self._of, table) and sound and len(upward) == len(downward) == len(sound)):
+            found[self._of.broken] = Mark(self._of.broken, 0)
         return found
 
-    def counters(self, addresses: Collection[IPv4Address] | None = None) -> dict[IPv4Address, Counters]:
+    def counters(self, addresses: Collection[Address] | None = None) -> dict[Address, Counters]:
         """What both elements of each address have counted, wherever packets are led. Raises KernelError.
 
         An address that has lost one of them is left out, as in iptables; so may be some while others keep changing
         their tables.
         """
         if addresses is not None and len(addresses) <= ASK_AT_MOST:
-            some = {STAMP, *(address.packed for address in addresses)}
-            upward, downward = (readout.read_some(TABLE, one.name, some) for one in (FROM, TOWARDS))
+            some = {*self._stamp, *(address.packed for address in addresses)}
+            upward, downward = (self._of.some(one, some) for one in self._of.maps)
         else:
-            upward, downward = (readout.read(TABLE, one.name, torn_will_do=True) for one in (FROM, TOWARDS))
+            upward, downward = (self._of.elements(one, torn_will_do=True) for one in self._of.maps)
         made = _taken_stamp(upward, downward)
         if addresses is not None:
             upward = {raw: up for address in addresses if (up := upward.get(raw := address.packed))}
         return {_address_of(raw): _counters(up, downward[raw], made) for raw, up in upward.items() if raw in downward}
 
-    def apply(self, diff: Diff[IPv4Address, Mark]) -> Mapping[IPv4Address, KernelError]:
+    def apply(self, diff: Diff[Address, Mark]) -> Mapping[Address, KernelError]:
         """One transaction. All or nothing: raises KernelError, and returns no errors of single addresses."""
         if diff:
-            table = _usable_table()
+            table = _usable_table(self._of)
             if table is not None and table.chains.get(MARKS) == BEFORE:
                 # A packet that the version before has marked already is let go, until all of these are through.
-                nft.apply([*_emptied(table), *_write.add_rules(MARKS, (LET_GO, *PLAIN))])
-                table = _usable_table()
-            nft.apply(_Edit(table, diff).commands())
+                nft.apply([*_emptied(self._of, table), *self._of.write.add_rules(MARKS, (LET_GO, *self._of.plain))])
+                table = _usable_table(self._of)
+            nft.apply(_Edit(self._of, table, diff).commands())
         return {}
 
     # -- moving from one backend to the other ----------------------------------------------------------------------
 
     def is_there(self) -> bool:
         """Is anything of ours there? Raises KernelError; False where there is no nftables."""
-        return nft.has_table(TABLE)
+        return nft.has_table(TABLE, self._of.family)
 
     def unhook(self) -> None:
         """No packet is marked or counted any more; the elements stay, for `counters`. Raises KernelError."""
-        table = _read_table()
+        table = self._of.read()
         if table is not None and MARKS in table.chains:
-            nft.apply([_write.flush_chain(MARKS)])
+            nft.apply([self._of.write.flush_chain(MARKS)])
 
     def clear(self) -> None:
         """Removes everything, counters and guard too. Raises KernelError."""
         if self.is_there():
-            nft.apply([_write.delete_table()])
+            nft.apply([self._of.write.delete_table()])
 
-    def defer(self, marks: Mapping[IPv4Address, Mark]) -> None:
+    def defer(self, marks: Mapping[Address, Mark]) -> None:
         """From now on packets that iptables has given one of these marks, for that address, are left to it.
 
         Makes the table if need be; call it before the first element is added, with all that stands in iptables.
         Again: with other marks. Raises KernelError.
         """
-        table = _usable_table()
+        table = _usable_table(self._of)
         keys = [f"{address} . {mark.mark}" for address, mark in marks.items()]
         nft.apply(
             [
-                *_emptied(table, with_guard=True),
-                *(_write.elements("add", MOVED.name, keys)),
-                *_write.add_rules(MARKS, GUARDED),
+                *_emptied(self._of, table, with_guard=True),
+                *(self._of.write.elements("add", self._of.moved.name, keys)),
+                *self._of.write.add_rules(MARKS, self._of.guarded),
             ]
         )
 
     def undefer(self) -> None:
         """Marks and counts every packet from now on. Does nothing without a table. Raises KernelError."""
-        table = _read_table()
-        if table is not None and not _is_whole(table):
-            nft.apply([*_emptied(table), *_write.add_rules(MARKS, PLAIN)])
+        table = self._of.read()
+        if table is not None and not _is_whole(self._of, table):
+            nft.apply([*_emptied(self._of, table), *self._of.write.add_rules(MARKS, self._of.plain)])
 
 
-def _read_table() -> Table | None:
-    return ruleset.find(nft.listing(TABLE), TABLE)
-
-
-def _usable_table() -> Table | None:
+def _usable_table(of: Frame) -> Table | None:
     """Our table, after what has to happen in transactions of its own. Nothing of it is of use to a packet before."""
-    table = _read_table()
+    table = of.read()
     if table is not None and table.flags:  # the kernel wakes a table alone
-        nft.apply([_write.add_table()])
-    if table is not None and any(one.name in table.sets and not table.holds(one) for one in (TOWARDS, FROM)):
+        nft.apply([of.write.add_table()])
+    if table is not None and any(one.name in table.sets and not table.holds(one) for one in of.maps):
         # libnftables would judge new elements by the old map.
-        kept = [one.name for one in (TOWARDS, FROM) if table.holds(one)]
-        nft.apply([_write.flush_rules(), *_write.delete_strays(table, kept, table.chains)])
-        return _read_table()
+        kept = [one.name for one in of.maps if table.holds(one)]
+        nft.apply([of.write.flush_rules(), *of.write.delete_strays(table, kept, table.chains)])
+        return of.read()
     return table
 
 
-def _held(table: Table, one: Set) -> dict[bytes, Element]:
-    """The elements of a map that is as it should be; another kind of map holds nothing of use."""
-    return readout.read(TABLE, one.name) if table.holds(one) else {}
+def _leads(of: Frame, table: Table) -> bool:
+    return table.has_rules(MARKS, of.plain) or _is_guarded(of, table)
 
 
-def _leads(table: Table) -> bool:
-    return table.has_rules(MARKS, PLAIN) or _is_guarded(table)
+def _is_guarded(of: Frame, table: Table) -> bool:
+    return table.has_rules(MARKS, of.guarded) and table.holds(of.moved)
 
 
-def _is_guarded(table: Table) -> bool:
-    return table.has_rules(MARKS, GUARDED) and table.holds(MOVED)
-
-
-def _is_whole(table: Table, with_guard: bool = False) -> bool:
+def _is_whole(of: Frame, table: Table, with_guard: bool = False) -> bool:
     """Is everything but the elements as it should be, and nothing else there?"""
-    names = {TOWARDS.name, FROM.name, MOVED.name} if with_guard else {TOWARDS.name, FROM.name}
-    led = _is_guarded(table) if with_guard else table.has_rules(MARKS, PLAIN)
-    maps = table.sets.keys() == names and table.holds(TOWARDS) and table.holds(FROM)
+    names = {one.name for one in (*of.maps, *([of.moved] if with_guard else []))}
+    led = _is_guarded(of, table) if with_guard else table.has_rules(MARKS, of.plain)
+    maps = table.sets.keys() == names and all(table.holds(one) for one in of.maps)
     return not table.flags and maps and table.chains == {MARKS: CHAIN} and led and not table.others
 
 
-def _emptied(table: Table | None, with_guard: bool = False) -> list[str]:
+def _emptied(of: Frame, table: Table | None, with_guard: bool = False) -> list[str]:
     """The commands that make table, maps and chain right and leave the chain empty. Good maps keep their elements."""
-    commands = [_write.add_table()]
-    maps, chains = [TOWARDS, FROM], {MARKS}
+    commands = [of.write.add_table()]
+    maps, chains = [*of.maps], {MARKS}
     if table is not None:
         kept = [one for one in maps if table.holds(one)]
         maps = [one for one in maps if one not in kept]
         chains = {MARKS} if table.chains.get(MARKS) == CHAIN else set()
-        commands += [_write.flush_rules(), *_write.delete_strays(table, {one.name for one in kept}, chains)]
+        commands += [of.write.flush_rules(), *of.write.delete_strays(table, {one.name for one in kept}, chains)]
         chains = {MARKS} - chains
-    commands += [_write.add_set(one) for one in (*maps, *([MOVED] if with_guard else []))]
-    return commands + [_write.add_chain(name, CHAIN) for name in chains]
+    commands += [of.write.add_set(one) for one in (*maps, *([of.moved] if with_guard else []))]
+    return commands + [of.write.add_chain(name, CHAIN) for name in chains]
 
 
 def _sound(upward: Mapping[bytes, Element], downward: Mapping[bytes, Element]) -> set[bytes]:
@@ -254,52 +276,58 @@ def _counted(*numbers: int) -> Counters:
 
 
 @lru_cache(1 << 16)
-def _address_of(raw: bytes) -> IPv4Address:
+def _address_of(raw: bytes) -> Address:
     """The same object each time, as in iptables/marktree.py."""
-    return IPv4Address(raw)
+    return IPv4Address(raw) if len(raw) == 4 else IPv6Address(raw)
 
 
 class _Edit:
     """One `apply`."""
 
-    def __init__(self, table: Table | None, diff: Diff[IPv4Address, Mark]) -> None:
+    def __init__(self, of: Frame, table: Table | None, diff: Diff[Address, Mark]) -> None:
+        self._of = of
+        self._stamp = {STAMP} if of is IPV4 else set()
         self._table = table
         self._diff = diff
         self._put = {mark.address.packed: mark for mark in (*diff.add.values(), *diff.change.values())}
-        self._gone = {address.packed for address in diff.remove if address != BROKEN} - self._put.keys()
-        self._repair = BROKEN in diff.remove
+        self._gone = {address.packed for address in diff.remove if address != of.broken} - self._put.keys()
+        self._repair = of.broken in diff.remove
 
     def commands(self) -> list[str]:
         """What has to be done, nothing if all is well. Reads the elements concerned."""
-        held = {one.name: self._touched(one) for one in (FROM, TOWARDS)}
+        held = {one.name: self._touched(one) for one in self._of.maps}
         if self._repair:
             # Whoever is wanted and has no two good elements is in `add`; the rest is nobody's.
             upward, downward = held.values()
             self._gone |= (upward.keys() | downward.keys()) - _sound(upward, downward) - self._put.keys()
         if not self._put and self._is_emptied(held):
-            return [_write.delete_table()] if self._table is not None else []
-        return self._framed([line for one in (FROM, TOWARDS) for line in self._elements(one, held[one.name])])
+            return [self._of.write.delete_table()] if self._table is not None else []
+        return self._framed([line for one in self._of.maps for line in self._elements(one, held[one.name])])
 
     def _framed(self, elements: list[str]) -> list[str]:
         """With whatever has to be put right around the elements. A guard stays unless all is repaired."""
         table = self._table
-        if table is not None and (_is_whole(table) or (not self._repair and _is_whole(table, with_guard=True))):
+        if table is not None and (
+            _is_whole(self._of, table) or (not self._repair and _is_whole(self._of, table, with_guard=True))
+        ):
             return elements
-        return [*_emptied(table), *elements, *_write.add_rules(MARKS, PLAIN)]
+        return [*_emptied(self._of, table), *elements, *self._of.write.add_rules(MARKS, self._of.plain)]
 
     def _touched(self, one: Set) -> dict[bytes, Element]:
         """What the map holds of the addresses of the difference; all it holds, if all may matter."""
         if self._table is None or not self._table.holds(one):
             return {}
-        addresses = self._put.keys() | self._gone | {STAMP}
+        addresses = self._put.keys() | self._gone | self._stamp
         if self._repair or len(addresses) > ASK_AT_MOST:
-            return readout.read(TABLE, one.name)
-        return readout.read_some(TABLE, one.name, addresses)
+            return self._of.elements(one)
+        return self._of.some(one, addresses)
 
     def _is_emptied(self, held: Mapping[str, dict[bytes, Element]]) -> bool:
         """Will both maps be empty, if nothing is put?"""
-        present = [one for one in (FROM, TOWARDS) if self._table is not None and self._table.holds(one)]
-        return not any(_outlast(one, held[one.name], self._gone | {STAMP}, self._repair) for one in present)
+        present = [one for one in self._of.maps if self._table is not None and self._table.holds(one)]
+        return not any(
+            _outlast(self._of, one, held[one.name], self._gone | self._stamp, self._repair) for one in present
+        )
 
     def _elements(self, one: Set, held: Mapping[bytes, Element]) -> list[str]:
         doomed = [raw for raw in self._gone if raw in held]
@@ -317,24 +345,24 @@ class _Edit:
             made.append(f"{mark.address} counter packets {packets} bytes {octets} : {mark.mark}")
         said = held[STAMP][2] if STAMP in held else NO_STAMP
         at = stamp_after(self._diff, said)
-        if at not in (None, said):
+        if self._stamp and at not in (None, said):
             doomed += [STAMP] if STAMP in held else []
             made.append(f"{_address_of(STAMP)} counter packets 0 bytes {at} : 0")
         gone = [str(_address_of(raw)) for raw in dict.fromkeys(doomed)]
-        return _write.elements("delete", one.name, gone) + _write.elements("add", one.name, made)
+        return self._of.write.elements("delete", one.name, gone) + self._of.write.elements("add", one.name, made)
 
 
-def _outlast(one: Set, held: Iterable[bytes], gone: Collection[bytes], complete: bool) -> bool:
+def _outlast(of: Frame, one: Set, held: Iterable[bytes], gone: Collection[bytes], complete: bool) -> bool:
     """Does any element of a map outlast the removal? `held`: some of its elements, or `complete`."""
     if complete or any(raw not in gone for raw in held):
         return any(raw not in gone for raw in held)
-    few = readout.peek(TABLE, one.name)
+    few = readout.peek(TABLE, one.name, of.length)
     if any(raw not in gone for raw in few):
         return True
-    return bool(few) and any(raw not in gone for raw in readout.read(TABLE, one.name))
+    return bool(few) and any(raw not in gone for raw in of.elements(one))
 
 
 def _start(one: Set, counters: Counters) -> tuple[int, int]:
-    if one is FROM:
+    if one.name == IPV4.from_.name:
         return counters.upload_packets, counters.upload_bytes
     return counters.download_packets, counters.download_bytes

@@ -58,23 +58,23 @@ _ERROR = re.compile(r"Error: (.*)")
 _one_at_a_time = threading.Lock()
 
 
-def listing(table: str) -> list[dict[str, Any]]:
+def listing(table: str, family: str = FAMILY) -> list[dict[str, Any]]:
     """The objects of a table, and perhaps of others, as libnftables-json(5) has them, without elements.
 
     Empty where there is no such table. While any table of the family has flags, named counters and the like are not
     in it. Raises KernelError.
     """
-    tables = _tables()
+    tables = _tables(family)
     if table not in tables:
         return []
     if not any(tables.values()):
-        return _ask(f"list ruleset {FAMILY}")
-    objects: list[dict[str, Any]] = [{"table": {"family": FAMILY, "name": table, "flags": tables[table]}}]
+        return _ask(f"list ruleset {family}")
+    objects: list[dict[str, Any]] = [{"table": {"family": family, "name": table, "flags": tables[table]}}]
     for kind in ("maps", "sets", "chains"):
-        objects += _ask(f"list {kind} {FAMILY}")
+        objects += _ask(f"list {kind} {family}")
     chains = [one["chain"]["name"] for one in objects if one.get("chain", {}).get("table") == table]
     for chain in chains:
-        objects += [one for one in _ask(f"list chain {FAMILY} {table} {chain}") if "rule" in one]
+        objects += [one for one in _ask(f"list chain {family} {table} {chain}") if "rule" in one]
     return objects
 
 
@@ -134,10 +134,10 @@ def _text(data: bytes) -> str:
     return data.rstrip(b"\0").decode(errors="surrogateescape")
 
 
-def has_table(table: str) -> bool:
+def has_table(table: str, family: str = FAMILY) -> bool:
     """Without the library; False too where the kernel has no nf_tables. Raises KernelError."""
     try:
-        return table in _tables()
+        return table in _tables(family)
     except KernelError as error:
         if error.retry:
             raise
@@ -146,7 +146,7 @@ def has_table(table: str) -> bool:
 
 def check() -> None:
     """Raises KernelError where library or kernel cannot do it."""
-    _tables()
+    _tables(FAMILY)
     _ask(f"list chains {FAMILY}")
 
 
@@ -159,9 +159,9 @@ def _ask(question: str) -> list[dict[str, Any]]:
     return objects
 
 
-def _tables() -> dict[str, int]:
-    """The tables of our family with their flags. Raises KernelError, without retry where there is no nf_tables."""
-    return {name: flags for family, name, flags in _tables_of_all() if family == FAMILY}
+def _tables(wanted: str) -> dict[str, int]:
+    """The tables of a family with their flags. Raises KernelError, without retry where there is no nf_tables."""
+    return {name: flags for family, name, flags in _tables_of_all() if family == wanted}
 
 
 def _tables_of_all() -> list[tuple[str, str, int]]:

@@ -27,7 +27,8 @@ from agent.kernel.netlink import (
 )
 
 _GET_ELEMENTS = 10 << 8 | 13  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETSETELEM
-_OF_IPV4 = struct.pack("=BBH", socket.AF_INET, 0, 0)  # nfgenmsg
+_FAMILIES = {4: socket.AF_INET, 16: socket.AF_INET6}  # by the length of an address in bytes
+_GENERAL = struct.Struct("=BBH")  # nfgenmsg: family, version, resource
 _NESTED = 0x8000  # NLA_F_NESTED
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEMENT = 1
@@ -44,87 +45,92 @@ def _heads(*heads: tuple[int, int]) -> bytes:
     return b"".join(_ATTRIBUTE.pack(*head) for head in heads)
 
 
-# An element as Linux lists it on machines that need no padding: a frame with four holes, numbers in network order.
-_WHOLE = struct.Struct(">12s4s8s4s24sQ4sQ")
-_FRAMES = (
-    _heads((72, _LIST_ELEMENT), (12, _KEY), (8, _DATA_VALUE)),
-    _heads((12, _DATA), (8, _DATA_VALUE)),
-    _heads((44, _EXPRESSION), (12, _EXPRESSION_NAME)) + b"counter\0" + _heads((28, _EXPRESSION_DATA), (12, _BYTES)),
-    _heads((12, _PACKETS)),
-)
+# An element as Linux lists it on machines that need no padding: a frame with four holes, numbers in network order. By
+# the length of the address.
+_WHOLE = {length: struct.Struct(f">12s{length}s8s4s24sQ4sQ") for length in _FAMILIES}
+_FRAMES = {
+    length: (
+        _heads((length + 68, _LIST_ELEMENT), (length + 8, _KEY), (length + 4, _DATA_VALUE)),
+        _heads((12, _DATA), (8, _DATA_VALUE)),
+        _heads((44, _EXPRESSION), (12, _EXPRESSION_NAME)) + b"counter\0" + _heads((28, _EXPRESSION_DATA), (12, _BYTES)),
+        _heads((12, _PACKETS)),
+    )
+    for length in _FAMILIES
+}
 
 
-def read(table: str, name: str, *, torn_will_do: bool = False) -> dict[bytes, Element]:
-    """All elements by address (4 bytes); none if there is no such map. Raises KernelError.
+def read(table: str, name: str, *, torn_will_do: bool = False, length: int = 4) -> dict[bytes, Element]:
+    """All elements by address (`length` bytes); none if there is no such map. Raises KernelError.
 
     `torn_will_do`: if the table keeps changing meanwhile, some may be missing.
     """
     try:
         with Netlink(NETLINK_NETFILTER) as netlink:
-            return dict(_parsed(netlink.dump(_request(table, name), torn_will_do=torn_will_do)))
+            return dict(_parsed(netlink.dump(_request(table, name, length), torn_will_do=torn_will_do), length))
     except ListingRefused as error:
         if error.errno == errno.ENOENT:
             return {}
         raise
 
 
-def read_some(table: str, name: str, addresses: Iterable[bytes]) -> dict[bytes, Element]:
+def read_some(table: str, name: str, addresses: Iterable[bytes], length: int = 4) -> dict[bytes, Element]:
     """Those of these addresses that are there; one question for each. Raises KernelError."""
     found: dict[bytes, Element] = {}
     with Netlink(NETLINK_NETFILTER) as netlink:
         for address in addresses:
-            answer = netlink.ask(_request(table, name, address))
+            answer = netlink.ask(_request(table, name, length, address))
             if isinstance(answer, Refusal) and answer.errno != errno.ENOENT:
                 raise ListingRefused(answer)
             if isinstance(answer, bytes):
-                found.update(_parsed([answer]))
+                found.update(_parsed([answer], length))
     return found
 
 
-def peek(table: str, name: str) -> dict[bytes, Element]:
+def peek(table: str, name: str, length: int = 4) -> dict[bytes, Element]:
     """A few elements, none only if there are none. Raises KernelError."""
     try:
         with Netlink(NETLINK_NETFILTER) as netlink:
-            return dict(_parsed(netlink.peek(_request(table, name))))
+            return dict(_parsed(netlink.peek(_request(table, name, length)), length))
     except ListingRefused as error:
         if error.errno == errno.ENOENT:
             return {}
         raise
 
 
-def _request(table: str, name: str, address: bytes | None = None) -> bytes:
-    body = _OF_IPV4 + attribute(_LIST_TABLE, table.encode() + b"\0") + attribute(_LIST_SET, name.encode() + b"\0")
+def _request(table: str, name: str, length: int, address: bytes | None = None) -> bytes:
+    general = _GENERAL.pack(_FAMILIES[length], 0, 0)
+    body = general + attribute(_LIST_TABLE, table.encode() + b"\0") + attribute(_LIST_SET, name.encode() + b"\0")
     if address is not None:
         key = attribute(_KEY | _NESTED, attribute(_DATA_VALUE, address))
         body += attribute(_LIST_ELEMENTS | _NESTED, attribute(_LIST_ELEMENT | _NESTED, key))
     return message(_GET_ELEMENTS, 0, body)
 
 
-def _parsed(messages: Iterable[bytes]) -> Iterator[tuple[bytes, Element]]:
+def _parsed(messages: Iterable[bytes], length: int = 4) -> Iterator[tuple[bytes, Element]]:
     for data in messages:
-        offset, end = HEADER_BYTES + len(_OF_IPV4), len(data)
+        offset, end = HEADER_BYTES + _GENERAL.size, len(data)
         while offset + 4 <= end:
-            length, kind = _ATTRIBUTE.unpack_from(data, offset)
+            size, kind = _ATTRIBUTE.unpack_from(data, offset)
             if kind & ~_NESTED == _LIST_ELEMENTS:
-                yield from _parsed_list(data[offset + 4 : offset + length])
-            offset += max(length, 4) + 3 & ~3
+                yield from _parsed_list(data[offset + 4 : offset + size], length)
+            offset += max(size, 4) + 3 & ~3
 
 
-def _parsed_list(data: bytes) -> Iterator[tuple[bytes, Element]]:
+def _parsed_list(data: bytes, length: int) -> Iterator[tuple[bytes, Element]]:
     """Written for speed: ten thousand times in a sample."""
-    if len(data) % _WHOLE.size == 0:
-        first, second, third, fourth = _FRAMES
+    if len(data) % _WHOLE[length].size == 0:
+        first, second, third, fourth = _FRAMES[length]
         made, order, number = [], sys.byteorder, int.from_bytes
-        for a, address, b, mark, c, octets, d, packets in _WHOLE.iter_unpack(data):
+        for a, address, b, mark, c, octets, d, packets in _WHOLE[length].iter_unpack(data):
             if a != first or b != second or c != third or d != fourth:
                 break
             made.append((address, (number(mark, order), packets, octets)))
         else:
             return iter(made)
-    return _parsed_slowly(data)
+    return _parsed_slowly(data, length)
 
 
-def _parsed_slowly(data: bytes) -> Iterator[tuple[bytes, Element]]:
+def _parsed_slowly(data: bytes, wanted: int) -> Iterator[tuple[bytes, Element]]:
     """Elements in any layout; those that are not an address with a mark are left out."""
     offset = 0
     while offset + 4 <= len(data):
@@ -133,7 +139,7 @@ def _parsed_slowly(data: bytes) -> Iterator[tuple[bytes, Element]]:
         key = attributes(held.get(_KEY, b"")).get(_DATA_VALUE, b"")
         mark = attributes(held.get(_DATA, b"")).get(_DATA_VALUE, b"")
         expression = attributes(held.get(_EXPRESSION, b"") or attributes(held.get(_EXPRESSIONS, b"")).get(1, b""))
-        if len(key) == len(mark) == 4:
+        if len(key) == wanted and len(mark) == 4:
             counted = {}
             if expression.get(_EXPRESSION_NAME) == b"counter\0":
                 counted = attributes(expression.get(_EXPRESSION_DATA, b""))

@@ -71,14 +71,14 @@ class Table:
         return _same(self.rules.get(chain, []), [[piece.listed for piece in rule] for rule in wanted])
 
 
-def find(listing: Iterable[Mapping[str, Any]], name: str) -> Table | None:
+def find(listing: Iterable[Mapping[str, Any]], name: str, family: str = FAMILY) -> Table | None:
     """The table of this name, or None."""
     found: Table | None = None
     for entry in listing:
         for kind, value in entry.items():
-            if kind == "table" and value["name"] == name and value["family"] == FAMILY:
+            if kind == "table" and value["name"] == name and value["family"] == family:
                 found = Table(name, bool(value.get("flags")))
-            elif found and value.get("table") == name and value["family"] == FAMILY:
+            elif found and value.get("table") == name and value["family"] == family:
                 _take(found, kind, value)
     return found
 
@@ -131,9 +131,8 @@ def normal(value: Any) -> Any:
 class Writing:
     """The commands for one table, in the language of nft(8)."""
 
-    def __init__(self, table: str) -> None:
-        self.table = table
-        self._at = f"{FAMILY} {table}"
+    def __init__(self, table: str, family: str = FAMILY) -> None:
+        self._at = f"{family} {table}"
 
     def add_table(self) -> str:
         """Also wakes a dormant one."""

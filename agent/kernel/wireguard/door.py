@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Literal, Protocol
 
 from agent.errors import KernelError
@@ -48,7 +48,8 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class HeldPeer:
-    """A peer as WireGuard holds it. `state.address` is None where the allowed IPs are not exactly one /32."""
+    """A peer as WireGuard holds it. `state.address` is None where the allowed IPs are not exactly one address,
+    or one of each family."""
 
     state: PeerState
     preshared: Secret = NO_SECRET  # base64; empty = none
@@ -56,7 +57,7 @@ class HeldPeer:
 
 @dataclass(frozen=True, slots=True)
 class PeerChange:
-    """What one peer shall be: gone (`address` is None), or there with this one allowed IP.
+    """What one peer shall be: gone (`address` is None), or there with these allowed IPs and no others.
 
     `preshared`: a key that it shall have. `reset`: it may be there already, with a keepalive or another preshared key
     that somebody has given it: both become right, none is none. `anew`: its session ends.
@@ -71,6 +72,7 @@ class PeerChange:
     preshared: Secret = NO_SECRET
     endpoint: str = ""
     anew: bool = False
+    address_ipv6: IPv6Address | None = None
 
 
 class WireGuard(Protocol):

@@ -25,7 +25,7 @@ from agent.model import NO_SECRET, Secret
 from agent.objects import PeerState
 
 FAMILY_NAME = b"wireguard\0"
-PEERS_PER_MESSAGE = 200  # at most 300 bytes each, and all of them in one nested attribute: below 65,535
+PEERS_PER_MESSAGE = 200  # at most 320 bytes each, and all of them in one nested attribute: below 65,535
 
 NETLINK_GENERIC = 16  # linux/netlink.h; Python has no name for it
 NESTED = 0x8000  # NLA_F_NESTED
@@ -127,12 +127,16 @@ def _packed_peer(change: PeerChange, address: IPv4Address) -> bytes:
         packed += attribute(PEER_KEEPALIVE, _U16.pack(0))
     if change.endpoint:
         packed += attribute(PEER_ENDPOINT, _socket_address(change.endpoint))
-    allowed = (
-        attribute(ALLOWED_FAMILY, _U16.pack(socket.AF_INET))
-        + attribute(ALLOWED_ADDRESS, address.packed)
-        + attribute(ALLOWED_MASK, b"\x20")
-    )
-    return packed + _flags(REPLACE_ALLOWED_IPS) + attribute(PEER_ALLOWED_IPS | NESTED, attribute(NESTED, allowed))
+    allowed = attribute(NESTED, _packed_allowed(socket.AF_INET, address.packed))
+    if change.address_ipv6:
+        allowed += attribute(NESTED, _packed_allowed(socket.AF_INET6, change.address_ipv6.packed))
+    return packed + _flags(REPLACE_ALLOWED_IPS) + attribute(PEER_ALLOWED_IPS | NESTED, allowed)
+
+
+def _packed_allowed(family: int, address: bytes) -> bytes:
+    whole = bytes([len(address) * 8])
+    named = attribute(ALLOWED_FAMILY, _U16.pack(family)) + attribute(ALLOWED_ADDRESS, address)
+    return named + attribute(ALLOWED_MASK, whole)
 
 
 def _socket_address(endpoint: str) -> bytes:
@@ -175,26 +179,31 @@ def parse_peers(messages: Sequence[bytes], only: Collection[str] | None = None) 
 
 def _peer(values: dict[int, bytes], allowed: list[bytes]) -> HeldPeer:
     preshared = values.get(PEER_PRESHARED_KEY, NO_KEY)
+    address, address_ipv6 = _only_addresses(allowed)
     return HeldPeer(
         PeerState(
             base64.b64encode(values[PEER_PUBLIC_KEY]).decode(),
-            _only_address(allowed),
+            address,
             _endpoint(values.get(PEER_ENDPOINT, b"")),
             _U16.unpack(values.get(PEER_KEEPALIVE, b"\0\0"))[0],
             _S64.unpack_from(values.get(PEER_HANDSHAKE, bytes(8)))[0],
             _U64.unpack(values.get(PEER_RX_BYTES, bytes(8)))[0],
             _U64.unpack(values.get(PEER_TX_BYTES, bytes(8)))[0],
+            address_ipv6,
         ),
         NO_SECRET if preshared == NO_KEY else Secret(base64.b64encode(preshared).decode()),
     )
 
 
-def _only_address(allowed: list[bytes]) -> IPv4Address | None:
-    if len(allowed) != 1:
-        return None
-    values = attributes(allowed[0])
-    address = values.get(ALLOWED_ADDRESS, b"")
-    return IPv4Address(address) if len(address) == 4 and values.get(ALLOWED_MASK) == b"\x20" else None
+def _only_addresses(allowed: list[bytes]) -> tuple[IPv4Address | None, IPv6Address | None]:
+    held: dict[int, bytes] = {}
+    for values in map(attributes, allowed):
+        address = values.get(ALLOWED_ADDRESS, b"")
+        if values.get(ALLOWED_MASK) == bytes([len(address) * 8]):
+            held[len(address)] = address
+    if len(held) != len(allowed) or 4 not in held:
+        return None, None
+    return IPv4Address(held[4]), IPv6Address(held[16]) if 16 in held else None
 
 
 def _endpoint(address: bytes) -> str:

@@ -9,7 +9,8 @@ WireGuard link without key, peer and IPv4 address, as an agent leaves it that is
 A link of ours that the other implementation made (the mode was changed since) is kept and used as it is, because to
 make it anew would drop every session on it; remove it by hand to have it made in the new mode.
 
-Only IPv4 is managed: what IPv6 address the kernel gives to the link is left alone.
+The address of IPv6 comes last, for a link that goes down loses it. What address the kernel itself gives to the link, of
+the link alone, is left there.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from pathlib import Path
 
 from agent.errors import KernelError
+from agent.kernel.host import ipv6_forward
 from agent.kernel.host.interfaces import (
     OUR_ALIAS,
     Interface,
     add_address,
     add_device_route,
+    change_address_ipv6,
+    read_addresses_ipv6,
     read_device_routes,
     read_interface,
     read_interfaces,
@@ -43,6 +47,7 @@ from agent.model import Secret
 from agent.objects import Diff, HostNetwork, Link, Scope
 
 NO_ADDRESS = IPv4Interface("0.0.0.0/0")  # found: none, or others than one
+NO_ADDRESS_IPV6 = IPv6Interface("::/0")
 NO_DEVICE = Device(Secret(""), 0, has_peers=False)  # found: no WireGuard answers
 KINDS: dict[Mode, str] = {"kernel": "wireguard", "userspace": "tun"}
 Routes = frozenset[tuple[IPv4Network, str]]
@@ -77,7 +82,11 @@ class Links:
         """All links of ours, wanted or not, in whatever state: what is wrong reads as something nobody wants."""
         ports, routes = udp_ports(), read_device_routes()
         ours = (link for link in read_interfaces().values() if self._is_ours(link, scope))
-        return {link.name: self._found(link, ports, routes) for link in ours}
+        found = {link: self._found(link, ports, routes) for link in ours}
+        ipv6 = read_addresses_ipv6() if found else {}
+        return {
+            link.name: replace(one, address_ipv6=_address_ipv6(ipv6.get(link.index))) for link, one in found.items()
+        }
 
     def _is_ours(self, interface: Interface, scope: Scope) -> bool:
         """Also one that carries our server's key under another sign, as after a restart of the agent."""
@@ -144,6 +153,7 @@ class Links:
         self._listen(interface, device, link.listen_port)
         if (link.address.network, link.interface) not in read_device_routes():
             add_device_route(interface, link.address)
+        _set_address_ipv6(interface, link.address_ipv6)
 
     def host_networks(self) -> tuple[HostNetwork, ...]:
         """The host's networks that are not of our links."""
@@ -255,6 +265,39 @@ def _address(interface: Interface) -> IPv4Interface:
     (one,) = interface.addresses
     address = IPv4Interface((one.local, one.prefix))
     return address if one.is_just(address) else NO_ADDRESS
+
+
+def _address_ipv6(held: list[IPv6Interface] | None) -> IPv6Interface | None:
+    """The only one; what nobody wants where there are several, or its route is gone."""
+    if not held:
+        return None
+    return held[0] if len(held) == 1 and _is_routed(held[0].network) else NO_ADDRESS_IPV6
+
+
+def _is_routed(network: IPv6Network) -> bool:
+    """By whatever interface: a stranger's route in its place is refused when ours is made."""
+    start = f"{network.network_address.packed.hex()} {network.prefixlen:02x} "
+    routes = Path("/proc/thread-self/net/ipv6_route").read_text().splitlines()
+    return network.prefixlen == 128 or any(line.startswith(start) for line in routes)
+
+
+def _set_address_ipv6(interface: Interface, wanted: IPv6Interface | None) -> None:
+    """Exactly this one; the route to its network comes with it."""
+    every = read_addresses_ipv6()
+    held = every.pop(interface.index, [])
+    if _address_ipv6(held) == wanted:
+        return
+    for other in (one for several in every.values() for one in several if wanted):
+        if wanted and other.network.overlaps(wanted.network):
+            raise KernelError(
+                f"network {wanted.network} overlaps {other.network}, which the host has: give the server another "
+                "IPv6 address"
+            )
+    for address in held:
+        change_address_ipv6("del", interface, address)
+    if wanted:
+        ipv6_forward.enable(interface.name)
+        change_address_ipv6("add", interface, wanted)
 
 
 def _set_address(interface: Interface, wanted: IPv4Interface) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from agent.errors import KernelError
 from agent.kernel.host.interfaces import Interface, read_interfaces, read_link, set_threaded
@@ -64,8 +65,8 @@ class Peers:
             changes.setdefault(interface, []).append(PeerChange(public_key, None))
         for peers, reset in ((diff.change, True), (diff.add, False)):
             for (interface, public_key), peer in peers.items():
-                change = PeerChange(public_key, peer.address, reset, peer.preshared_key, peer.endpoint, peer.anew)
-                changes.setdefault(interface, []).append(change)
+                given = peer.preshared_key, peer.endpoint, peer.anew, peer.address_ipv6
+                changes.setdefault(interface, []).append(PeerChange(public_key, peer.address, reset, *given))
         errors: dict[PeerKey, KernelError] = {}
         for interface, wanted in changes.items():
             refused = self._set_peers(interface, wanted)
@@ -101,8 +102,9 @@ class Peers:
 
 def _peer(interface: str, held: HeldPeer) -> Peer:
     state = held.state
-    address = None if state.keepalive else state.address
-    return Peer(interface, state.public_key, address, preshared_key=held.preshared, endpoint=_recent(held))
+    address, second = (None, None) if state.keepalive else (state.address, state.address_ipv6)
+    found = Peer(interface, state.public_key, address, preshared_key=held.preshared, endpoint=_recent(held))
+    return replace(found, address_ipv6=second) if second else found
 
 
 def _recent(held: HeldPeer) -> str:

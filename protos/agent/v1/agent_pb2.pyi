@@ -141,6 +141,8 @@ class Server(_message.Message):
     INTERNAL_TRAFFIC_FIELD_NUMBER: _builtins.int
     EXTERNAL_IP_FIELD_NUMBER: _builtins.int
     REACH_FIELD_NUMBER: _builtins.int
+    ADDRESS_IPV6_FIELD_NUMBER: _builtins.int
+    NAT_IPV6_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     interface: _builtins.str
     """"wg1" """
@@ -159,6 +161,10 @@ class Server(_message.Message):
     """Where behind the uplink its accounts may go: "internet" (no link-local, private or other network that is not routed
     on it), "all", or a list, in which "internet" may stand too: "internet,10.20.0.0/16". "" = "internet".
     """
+    address_ipv6: _builtins.str
+    """its own address of IPv6 with its network: "fd00::1/64"; "" = its accounts have none"""
+    nat_ipv6: _builtins.bool
+    """they leave with the uplink's own address; else that network is routed to this node"""
     def __init__(
         self,
         *,
@@ -171,10 +177,12 @@ class Server(_message.Message):
         internal_traffic: _builtins.bool = ...,
         external_ip: _builtins.str = ...,
         reach: _builtins.str = ...,
+        address_ipv6: _builtins.str = ...,
+        nat_ipv6: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "external_ip", b"external_ip", "interface", b"interface", "internal_traffic", b"internal_traffic", "listen_port", b"listen_port", "mtu", b"mtu", "name", b"name", "private_key", b"private_key", "reach", b"reach"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "address_ipv6", b"address_ipv6", "external_ip", b"external_ip", "interface", b"interface", "internal_traffic", b"internal_traffic", "listen_port", b"listen_port", "mtu", b"mtu", "name", b"name", "nat_ipv6", b"nat_ipv6", "private_key", b"private_key", "reach", b"reach"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -196,6 +204,7 @@ class Account(_message.Message):
     UPLOAD_FIELD_NUMBER: _builtins.int
     ENABLED_FIELD_NUMBER: _builtins.int
     PRESHARED_KEY_FIELD_NUMBER: _builtins.int
+    ADDRESS_IPV6_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     name: _builtins.str
     """for logs and errors only"""
@@ -213,6 +222,8 @@ class Account(_message.Message):
     enabled: _builtins.bool
     preshared_key: _builtins.str
     """base64; secret; "" = none."""
+    address_ipv6: _builtins.str
+    """"fd00::2"; "" = none"""
     def __init__(
         self,
         *,
@@ -226,10 +237,11 @@ class Account(_message.Message):
         upload: _builtins.int = ...,
         enabled: _builtins.bool = ...,
         preshared_key: _builtins.str = ...,
+        address_ipv6: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "download", b"download", "enabled", b"enabled", "id", b"id", "mark", b"mark", "name", b"name", "preshared_key", b"preshared_key", "public_key", b"public_key", "server", b"server", "upload", b"upload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "address_ipv6", b"address_ipv6", "download", b"download", "enabled", b"enabled", "id", b"id", "mark", b"mark", "name", b"name", "preshared_key", b"preshared_key", "public_key", b"public_key", "server", b"server", "upload", b"upload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

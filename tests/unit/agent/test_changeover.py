@@ -13,6 +13,7 @@ from agent.changeover import Changeover
 from agent.desired import Desired, Snapshot
 from agent.doors import Doors
 from agent.errors import KernelError
+from agent.model import Address
 from agent.objects import Counters, Diff, Forwarding, Mark, Scope
 from agent.usage import Usage, Used
 from tests.fakes.state import EPOCH, MemoryKeeper, account, server
@@ -35,7 +36,7 @@ class Host:
         self.fail: type[Exception] = Crash
         self.passed = dict.fromkeys(ADDRESSES, 0)
         self.sides = {name: Side(self) for name in ("iptables", "nftables")}
-        self.guard: set[tuple[IPv4Address, int]] = set()
+        self.guard: set[tuple[Address, int]] = set()
         old = self.sides[standing]
         old.hooked = True
         old.held = {a: Mark(a, DESIRED.accounts[DESIRED.by_address[a]].mark) for a in ADDRESSES}
@@ -65,7 +66,7 @@ class Host:
         }
         return Changeover(Usage(keeper, lambda: 1_700_000_000.0), doors).to(chosen, desired)
 
-    def defer(self, marks: Mapping[IPv4Address, Mark]) -> None:
+    def defer(self, marks: Mapping[Address, Mark]) -> None:
         self.called()
         self.guard = {(address, mark.mark) for address, mark in marks.items()}
         self.sides["nftables"].hooked = True
@@ -78,7 +79,7 @@ class Host:
 class Side:
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.held: dict[IPv4Address, Mark] = {}
+        self.held: dict[Address, Mark] = {}
         self.hooked = False
         self.forwarded: dict[str, Forwarding] = {}
 
@@ -90,15 +91,15 @@ class Side:
         self.held[address] = replace(mark, counters=replace(c, download_bytes=c.download_bytes + 100))
         return True
 
-    def read(self, scope: Scope) -> dict[IPv4Address, Mark]:
+    def read(self, scope: Scope) -> dict[Address, Mark]:
         self.host.called()
         return dict(self.held) if self.hooked else {}
 
-    def counters(self, addresses: Collection[IPv4Address] | None = None) -> dict[IPv4Address, Counters]:
+    def counters(self, addresses: Collection[Address] | None = None) -> dict[Address, Counters]:
         self.host.called()
         return {address: mark.counters for address, mark in self.held.items()}
 
-    def apply(self, diff: Diff[IPv4Address, Mark]) -> dict[IPv4Address, KernelError]:
+    def apply(self, diff: Diff[Address, Mark]) -> dict[Address, KernelError]:
         self.host.called()
         assert not diff.remove
         self.held.update({a: mark for a, mark in diff.add.items() if a not in self.held})

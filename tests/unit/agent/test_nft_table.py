@@ -8,7 +8,7 @@ from typing import Any
 
 from agent.kernel.nftables import ruleset
 from agent.kernel.nftables.forwarding import CHAINS, FORWARD, INPUT, MSS, NAT, all_rules, guessed, sound
-from agent.kernel.nftables.marks import CHAIN, GUARDED, MARKS, MOVED, PLAIN, TOWARDS
+from agent.kernel.nftables.marks import CHAIN, IPV4, MARKS, TOWARDS
 from agent.kernel.nftables.ruleset import Chain, Set, Writing, normal
 from agent.model import CLOSED
 from agent.objects import Forwarding
@@ -86,8 +86,8 @@ def test_a_table_is_found_among_others_with_all_that_is_in_it() -> None:
     table = ruleset.find(LISTING, "wirelane")
     assert table is not None
     assert table.chains == {MARKS: CHAIN, "loose": None}
-    assert table.holds(TOWARDS) and not table.holds(MOVED)
-    assert table.has_rules(MARKS, PLAIN) and not table.has_rules(MARKS, GUARDED)
+    assert table.holds(TOWARDS) and not table.holds(IPV4.moved)
+    assert table.has_rules(MARKS, IPV4.plain) and not table.has_rules(MARKS, IPV4.guarded)
     assert table.others == [("counter", "stray")]
     assert ruleset.find(LISTING, "nowhere") is None
     other = ruleset.find(LISTING, "other")

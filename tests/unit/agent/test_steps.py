@@ -9,6 +9,7 @@ import pytest
 
 from agent import steps
 from agent.desired import Desired, Snapshot
+from agent.model import Address
 from agent.objects import Counters
 from agent.usage import Usage
 from agent.writer import Writer
@@ -59,7 +60,7 @@ class Tracing(MemoryKeeper):
         super().__init__()
         self.trace = trace
 
-    def forget_baselines(self, addresses: Iterable[IPv4Address], stamp: int) -> None:
+    def forget_baselines(self, addresses: Iterable[Address], stamp: int) -> None:
         self.trace.append("close accounts")
         super().forget_baselines(addresses, stamp)
 
@@ -74,11 +75,11 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     kernel.refuses["classes", "add", ("ppp0", 0x104)] = "no buffer space"
     counters = kernel.marks.counters
 
-    def sampled(some: Collection[IPv4Address] | None = None) -> dict[IPv4Address, Counters]:
+    def sampled(some: Collection[Address] | None = None) -> dict[Address, Counters]:
         found.append("sample")
         return counters(some)
 
-    def forget(some: Collection[IPv4Address]) -> None:
+    def forget(some: Collection[Address]) -> None:
         found.extend(["forget connections"] if some else [])
 
     monkeypatch.setattr(kernel.marks, "counters", sampled)

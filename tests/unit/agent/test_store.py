@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface
 from pathlib import Path
 
 import pytest
@@ -177,6 +177,13 @@ def test_a_file_that_lacks_something_is_put_aside(path: Path, damage: str) -> No
     fresh.close()
 
 
+def to_version_4(db: sqlite3.Connection) -> None:
+    db.execute("ALTER TABLE servers DROP COLUMN address_ipv6")
+    db.execute("ALTER TABLE servers DROP COLUMN nat_ipv6")
+    db.execute("ALTER TABLE accounts DROP COLUMN address_ipv6")
+    db.execute("DROP TABLE baselines_ipv6")
+
+
 def test_a_file_of_version_1_is_upgraded_in_place(path: Path) -> None:
     store, desired = filled(path)
     store.close()
@@ -184,6 +191,7 @@ def test_a_file_of_version_1_is_upgraded_in_place(path: Path) -> None:
         db.execute("ALTER TABLE accounts DROP COLUMN preshared_key")
         db.execute("ALTER TABLE servers DROP COLUMN reach")
         db.execute("ALTER TABLE baselines DROP COLUMN since")
+        to_version_4(db)
         db.execute("PRAGMA user_version = 1")
     db.close()
     for _ in range(2):
@@ -203,6 +211,7 @@ def test_a_node_that_was_upgraded_is_told_everything_once_more(path: Path) -> No
     store.save_snapshot(before)
     store.close()
     with sqlite3.connect(path) as db:
+        to_version_4(db)
         db.execute("ALTER TABLE accounts DROP COLUMN preshared_key")
         db.execute("PRAGMA user_version = 3")
     db.close()
@@ -228,4 +237,23 @@ def test_a_reach_is_kept(path: Path) -> None:
     store.close()
     again = open_store(path)
     assert again.load() == desired
+    again.close()
+
+
+def test_a_second_family_is_kept_with_its_baselines(path: Path) -> None:
+    store = open_store(path)
+    one = server(address_ipv6=IPv6Interface("fd77::1/64"), nat_ipv6=True)
+    own = IPv6Address("fd77::2")
+    desired = Desired.of(store.epoch, Snapshot(1, (one,), (account(2, address_ipv6=own), account(3)), "UTC"))
+    store.save_snapshot(desired)
+    usage = Usage(store, lambda: 1_700_000_000.0)
+    usage.observe({}, desired.by_address, "UTC")
+    usage.observe({own: Counters(1, 1000, 0, 0)}, desired.by_address, "UTC")
+    store.close()
+    again = open_store(path)
+    assert again.load() == desired
+    assert again.load_baselines()[own] == Baseline(2, Counters(1, 1000, 0, 0))
+    assert [(t.account_id, t.used.download) for t in again.totals(0)[1]] == [(2, 1000)]
+    again.forget_baselines([own], 1)
+    assert own not in again.load_baselines()
     again.close()

@@ -1,13 +1,14 @@
 from dataclasses import replace
 from datetime import datetime
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.objects import NO_COUNTERS, Counters
+from agent.model import Address
+from agent.objects import NO_COUNTERS, Counters, Diff, Mark
 from agent.usage import Baseline, Usage, Used, advance, day_of
 from tests.fakes.state import MemoryKeeper
 
@@ -126,9 +127,25 @@ def test_after_a_long_stop_bytes_belong_to_now() -> None:
 def test_a_sample_of_some_addresses_leaves_the_others_time_alone() -> None:
     """A removal right after midnight, before the midnight sample: the rest still counts for the old day."""
     b, edge = IPv4Address("10.0.0.3"), at("UTC", 2026, 3, 1)
-    keeper, owners, times = MemoryKeeper(), {A: 7, b: 8}, iter([edge - 5, edge + 0.01, edge + 0.02])
+    owners: dict[Address, int] = {A: 7, b: 8}
+    keeper, times = MemoryKeeper(), iter([edge - 5, edge + 0.01, edge + 0.02])
     usage = Usage(keeper, lambda: next(times))
     usage.observe({}, owners, "UTC")
     usage.observe({A: counted(100)}, owners, "UTC", whole=False)
     usage.observe({A: counted(100), b: counted(50)}, owners, "UTC")
     assert keeper.days == {(7, 20260228): Used(100, 0), (8, 20260228): Used(50, 0)}
+
+
+def test_the_sum_of_an_account_is_over_both_families() -> None:
+    keeper, second = MemoryKeeper(), IPv6Address("fd00::2")
+    usage = Usage(keeper, lambda: at("UTC", 2026, 3, 1))
+    owners: dict[Address, int] = {A: 7, second: 7}
+    usage.observe({}, owners, "UTC")
+    usage.observe({A: counted(100), second: counted(1000)}, owners, "UTC")
+    assert [used.download for used in keeper.days.values()] == [1100]
+    # The table of IPv6 has no stamp: it is believed whatever that of IPv4 said.
+    usage.begin(9)
+    usage.wrote(Diff(remove={A: Mark(A, 100, at=9)}), is_there=True)
+    usage.restarted({second: 8})
+    usage.observe({second: counted(1)}, {second: 8}, "UTC")
+    assert sorted(used.download for used in keeper.days.values()) == [1, 1100]

@@ -1,0 +1,223 @@
+"""What lets the IPv6 of servers through, by nftables with either backend: NAT66, forward and input rules, MSS clamp.
+
+Owns the table `ip6 wirelane_forwarding` whole, which is there while a server has IPv6, and what `ipv6_forward` owns.
+Wraps the part that lets IPv4 through, for an interface's two families come and go together. Called by the writer.
+
+The chains and their order are those of `forwarding`. Other than there:
+    postrouting   nothing where the network is routed to this box (`nat` is off)
+    forward       from the link, with a source that is not of its network: drop, before all else. WireGuard has seen to
+                  the account's own address already
+                  to the uplink: only the internet (INTERNET_IPV6 without CLOSED_IPV6), where the reach has it
+                  at the end everything else: drop where the switch of forwarding is ours, return where it is not
+                  What is about a connection (a router's "packet too big") comes in with it, so that the MTU of a path
+                  is found; the box's own such answers pass no chain of ours
+    input         nothing opens the server's port: who closes input for IPv6 has to open it
+
+`read` knows an interface by its rules of IPv4 and takes address and NAT from the rules here; if the table is not what
+these come to, none of it is believed: all rules are written anew, in one transaction, and connections go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from ipaddress import IPv6Address, IPv6Interface, IPv6Network
+from typing import Any, Protocol
+
+from agent.errors import KernelError
+from agent.kernel.host import ipv6_forward
+from agent.kernel.nftables import nft, ruleset
+from agent.kernel.nftables.forwarding import (
+    ACCEPT,
+    ANSWER,
+    BROKEN,
+    CHAINS,
+    CLAMP,
+    DROP,
+    ESTABLISHED,
+    FORWARD,
+    INPUT,
+    MSS,
+    NAT,
+    NOTHING,
+    REPLY,
+    RETURN,
+    STRAY,
+    SYN,
+    TABLE,
+    TCP_OR_UDP,
+    Rules,
+    is_framed,
+    matched,
+    on_interface,
+    to_port,
+    translation,
+)
+from agent.kernel.nftables.ruleset import Piece, Rule, Table, Writing
+from agent.model import CLOSED_IPV6, EVERYWHERE, INTERNET_IPV6
+from agent.objects import Diff, Forwarding, ForwardingIPv6, Opening, Scope
+
+FAMILY = "ip6"
+_EVERYWHERE = Scope(frozenset(), "")
+_write = Writing(TABLE, FAMILY)
+
+
+class Inner(Protocol):
+    """The part that lets IPv4 through."""
+
+    def read(self, scope: Scope) -> dict[str, Forwarding]: ...
+    def apply(self, diff: Diff[str, Forwarding]) -> Mapping[str, KernelError]: ...
+
+
+# -- what should be there -----------------------------------------------------------------------------------------
+
+
+def _prefix(network: IPv6Network) -> Any:
+    listed = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
+    return str(network.network_address) if network.prefixlen == 128 else listed
+
+
+def _address(field: str, network: IPv6Network, op: str = "==") -> Piece:
+    left = {"payload": {"protocol": FAMILY, "field": field}}
+    sign = "" if op == "==" else f"{op} "
+    return Piece(f"ip6 {field} {sign}{network}", {"match": {"op": op, "left": left, "right": _prefix(network)}})
+
+
+def _echo() -> Piece:
+    left = {"payload": {"protocol": "icmpv6", "field": "type"}}
+    return Piece("icmpv6 type echo-request", {"match": {"op": "==", "left": left, "right": "echo-request"}})
+
+
+THE_INTERNET = (_address("daddr", INTERNET_IPV6), *(_address("daddr", one, "!=") for one in CLOSED_IPV6))
+ECHO = _echo()
+
+
+def wanted_rules(one: Forwarding, ipv6: ForwardingIPv6, opened: tuple[Opening, ...]) -> Rules:
+    """The rules of one interface."""
+    network, own = ipv6.address.network, _address("daddr", IPv6Network(ipv6.address.ip))
+    from_link, to_link = on_interface("iifname", one.interface), on_interface("oifname", one.interface)
+    from_uplink, to_uplink = on_interface("iifname", one.uplink), on_interface("oifname", one.uplink)
+    leaving = (_address("saddr", network), to_uplink)
+    nat: tuple[Rule, ...] = (
+        (*leaving, TCP_OR_UDP, translation(None, one.nat_ports)),
+        (*leaving, translation(None, None)),
+    )
+    has_internet = one.reach.internet or EVERYWHERE in one.reach.networks
+    out: tuple[Rule, ...] = ((from_link, to_uplink, *THE_INTERNET, ACCEPT),) if has_internet else ()
+    doors = (ECHO, *(to_port(door.port, door.protocol) for door in opened))
+    return {
+        NAT: nat if ipv6.nat and one.uplink else (),
+        MSS: ((from_link, SYN, CLAMP), (to_link, SYN, CLAMP)),
+        FORWARD: (
+            (from_link, _address("saddr", network, "!="), DROP),
+            (from_link, STRAY, DROP),
+            *((*out, (from_uplink, to_link, _address("daddr", network), ESTABLISHED, ACCEPT)) if one.uplink else ()),
+            (from_link, to_link, ACCEPT if one.internal_traffic else DROP),
+            (from_link, DROP),
+            (to_link, DROP),
+        ),
+        INPUT: (
+            (from_link, ANSWER, REPLY, ACCEPT),
+            *((from_link, own, door, ACCEPT) for door in doors),
+            (from_link, DROP),
+        ),
+    }
+
+
+def all_rules(forwardings: Iterable[Forwarding], opened: tuple[Opening, ...], passes_others: bool) -> Rules:
+    """The chains whole, interfaces in order of their names."""
+    ordered = sorted(forwardings, key=lambda one: one.interface)
+    each = [wanted_rules(one, one.ipv6, opened) for one in ordered if one.ipv6]
+    joined = {chain: tuple(rule for rules in each for rule in rules[chain]) for chain in CHAINS}
+    return {**joined, FORWARD: (*joined[FORWARD], (RETURN if passes_others else DROP,))}
+
+
+# -- what is there ------------------------------------------------------------------------------------------------
+
+
+def guessed(table: Table) -> dict[str, ForwardingIPv6]:
+    """By interface, what the rules seem to be for, right or not."""
+    own: dict[Any, Any] = {
+        matched(rule, "iifname"): matched(rule, "daddr")
+        for rule in table.rules.get(INPUT, [])
+        if matched(rule, "type") is not None
+    }
+    translated = [matched(rule, "saddr") for rule in table.rules.get(NAT, [])]
+    found: dict[str, ForwardingIPv6] = {}
+    for rule in table.rules.get(FORWARD, []):
+        link, listed = matched(rule, "iifname"), matched(rule, "saddr", "!=")
+        if not isinstance(link, str) or not isinstance(own.get(link), str) or not isinstance(listed, dict):
+            continue
+        try:
+            address = IPv6Interface((IPv6Address(own[link]), listed["prefix"]["len"]))
+        except (KeyError, ValueError):
+            continue
+        found.setdefault(link, ForwardingIPv6(address, listed in translated))
+    return found
+
+
+# -- the door -----------------------------------------------------------------------------------------------------
+
+
+class BothFamilies:
+    """`Part[str, Forwarding]`. Any thread, any network namespace. `opened`: what of the box accounts may use."""
+
+    def __init__(self, inner: Inner, opened: tuple[Opening, ...] = ()) -> None:
+        self._inner = inner
+        self._opened = opened
+
+    def read(self, scope: Scope) -> dict[str, Forwarding]:
+        """What the wrapped part says, with the IPv6 of each; `BROKEN` if that is not right. Raises KernelError."""
+        found = self._inner.read(scope)
+        table = _read_table()
+        if table is None:
+            return found
+        guesses = guessed(table)
+        both = {name: replace(one, ipv6=guesses.get(name)) for name, one in found.items()}
+        wanted = all_rules(both.values(), self._opened, ipv6_forward.is_elses())
+        if ipv6_forward.is_on() and any(one.ipv6 for one in both.values()) and _is_made(table, wanted):
+            return both
+        found[BROKEN] = NOTHING
+        return found
+
+    def apply(self, diff: Diff[str, Forwarding]) -> Mapping[str, KernelError]:
+        """First IPv4. An error here is the node's, and spoils nothing of IPv4."""
+        standing = {} if _is_absent() else self.read(_EVERYWHERE)
+        # What is damaged is not in `standing`, and in `add` or `change`.
+        final = {name: one for name, one in standing.items() if name not in diff.remove}
+        final |= {**diff.add, **diff.change}
+        errors = self._inner.apply(diff)
+        served = [one for one in final.values() if one.ipv6]
+        if not served and _is_absent():
+            return errors
+        try:
+            self._make(served)
+        except KernelError as error:
+            return {**errors, BROKEN: KernelError(f"forwarding of IPv6: {error}", retry=error.retry)}
+        return errors
+
+    def _make(self, served: list[Forwarding]) -> None:
+        table = _read_table()
+        if not served:
+            ipv6_forward.switch_back()
+            if table is not None:
+                nft.apply([_write.delete_table()])
+            return
+        rules = all_rules(served, self._opened, ipv6_forward.is_elses())
+        if table is None or not _is_made(table, rules):
+            anew = [_write.add_table(), _write.delete_table()] if table is not None else []
+            frame = [*anew, _write.add_table(), *(_write.add_chain(name, chain) for name, chain in CHAINS.items())]
+            nft.apply([*frame, *(line for chain in CHAINS for line in _write.add_rules(chain, rules[chain]))])
+        ipv6_forward.switch_on()
+
+
+def _is_absent() -> bool:
+    return not nft.has_table(TABLE, FAMILY)
+
+
+def _read_table() -> Table | None:
+    return None if _is_absent() else ruleset.find(nft.listing(TABLE, FAMILY), TABLE, FAMILY)
+
+
+def _is_made(table: Table, wanted: Rules) -> bool:
+    return is_framed(table) and all(table.has_rules(chain, wanted[chain]) for chain in CHAINS)
