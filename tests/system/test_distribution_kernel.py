@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(GUEST_SECONDS + 120)
 # guest.py always ends with a file of facts; the namespace tests only run where it came to its end
 SCRIPT = """
 "$1" tests/system/guest.py "$2/facts.json" || exit 1
-"$1" -m pytest tests/netns/test_wireguard.py tests/netns/test_links.py -k '[kernel' --timeout=300 -p no:cacheprovider \\
+"$1" -m pytest tests/netns/test_wireguard.py tests/netns/test_links.py tests/netns/test_preshared.py -k '[kernel' --timeout=300 -p no:cacheprovider \\
   --junitxml="$2/netns.xml" >&2
 """
 
@@ -122,4 +122,4 @@ def test_the_namespace_tests_of_kernel_wireguard_hold(shared: Path) -> None:
     assert [
         f"{case.get('name')}: {part.get('message')}" for case in cases for part in case if part.get("message")
     ] == []
-    assert len(cases) >= 20
+    assert len(cases) >= 26
