@@ -26,8 +26,8 @@ pytestmark = pytest.mark.timeout(GUEST_SECONDS + 120)
 # guest.py always ends with a file of facts; the namespace tests only run where it came to its end
 SCRIPT = """
 "$1" tests/system/guest.py "$2/facts.json" || exit 1
-"$1" -m pytest tests/netns/test_wireguard.py tests/netns/test_links.py tests/netns/test_preshared.py -k '[kernel' --timeout=300 -p no:cacheprovider \\
-  --junitxml="$2/netns.xml" >&2
+"$1" -m pytest tests/netns/test_wireguard.py tests/netns/test_links.py tests/netns/test_preshared.py -k '[kernel' \\
+  --timeout=300 -p no:cacheprovider --junitxml="$2/netns.xml" >&2
 """
 
 
