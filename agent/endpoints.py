@@ -4,7 +4,7 @@ A client whose peer is taken away and put back believes in its old session, and 
 without an answer. The other end could, but a new peer knows no endpoint. So the last one is kept here meanwhile and
 goes with the peer that is added again; the door has a handshake sent there (agent/kernel/wireguard/door.py).
 
-Kept in memory alone, for KEPT_SECONDS at most, and for the same key of the same account only: whoever has another key,
+Kept in memory alone, for KEPT_SECONDS and until the next sample, and for the same key of the same account only: whoever has another key,
 or the name or key of an account that is deleted, inherits nothing. Called by writer.py and steps.py, on the writer
 thread only.
 """
@@ -50,6 +50,11 @@ class Endpoints:
             lost = {key: peer.endpoint for key, peer in self._there.items() if key not in found and peer.endpoint}
             self._gone |= {key: Gone(PEERS.owner(applied, key), endpoint, now) for key, endpoint in lost.items()}
         self._there = found
+        self.forget(desired)
+
+    def forget(self, desired: Desired) -> None:
+        """What is too old by now, and of accounts that are deleted or have another key."""
+        now = self._clock()
         self._gone = {key: one for key, one in self._gone.items() if self._is_kept(one, PEERS.owner(desired, key), now)}
 
     def _is_kept(self, one: Gone, owner: int, now: float) -> bool:

@@ -133,5 +133,6 @@ class Writer:
         return diffs(want, self.read(want, uplink))
 
     def sample(self, desired: Desired) -> None:
-        """Takes the kernel's counters into the totals."""
+        """Takes the kernel's counters into the totals; and forgets where clients were who do not come back."""
+        self._endpoints.forget(desired)
         self._usage.observe(self._kernel.marks.counters(), desired.by_address, desired.time_zone)

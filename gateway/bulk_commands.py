@@ -132,7 +132,7 @@ def account_export(config: Config, options: Options) -> int:
     left_out: list[Account] = []
     if options.target is None:
         if sys.stdout.isatty():
-            explain("what follows holds passwords and private keys")
+            explain("what follows holds passwords, private and preshared keys")
         output = _Output(sys.stdout.buffer, "standard output")
         count = asyncio.run(_export(config, options.format, output, left_out))
         output.end()
@@ -145,7 +145,7 @@ def account_export(config: Config, options: Options) -> int:
             with suppress(OSError):  # of what could not be written, and was told
                 options.target.close()
     where = options.file or "standard output"
-    explain(f"{count} accounts are in {where}, with their passwords and private keys: keep it safe")
+    explain(f"{count} accounts are in {where}, with their passwords, private and preshared keys: keep it safe")
     if left_out:
         names = ", ".join(account.name for account in left_out[:TOLD_REFUSALS])
         more = f" and {len(left_out) - TOLD_REFUSALS} more" if len(left_out) > TOLD_REFUSALS else ""
@@ -198,7 +198,7 @@ IMPORT_HELP = (
     f"{', '.join(COLUMNS)}. name and wg_name are needed; what else is empty or absent is generated. "
     "May be interrupted and run again: what is there already exactly as asked is passed over, nothing is ever changed."
 )
-EXPORT_HELP = "Write all accounts to a file that `account import` reads. It holds passwords and private keys."
+EXPORT_HELP = "Write all accounts to a file that `account import` reads. It holds passwords, private and preshared keys."
 
 
 def add_commands(accounts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -94,7 +94,7 @@ def test_it_is_forgotten_when_the_client_begins_by_itself(box: Box) -> None:
     box.now += 1
     box.change(account(2))
     assert box.endpoint(2) == ""
-    box.full()
+    box.writer.sample(box.desired)
     assert not box.writer._endpoints._gone
 
 
@@ -111,8 +111,9 @@ def test_a_deleted_account_leaves_nothing(box: Box) -> None:
     box.connect(3)
     box.change(account(3))
     box.change(off(account(3)))
+    assert box.writer._endpoints._gone
     box.change(remove=(3,))
-    box.full()
+    box.writer.sample(box.desired)
     assert not box.writer._endpoints._gone
 
 
