@@ -4,9 +4,9 @@ A client whose peer is taken away and put back believes in its old session, and 
 without an answer. The other end could, but a new peer knows no endpoint. So the last one is kept here meanwhile and
 goes with the peer that is added again; the door has a handshake sent there (agent/kernel/wireguard/door.py).
 
-Kept in memory alone, for KEPT_SECONDS and until the next sample, and for the same key of the same account only: whoever has another key,
-or the name or key of an account that is deleted, inherits nothing. Called by writer.py and steps.py, on the writer
-thread only.
+Kept in memory alone, for KEPT_SECONDS and until the next sample, and for the same key of the same account only: whoever
+has another key, or the name or key of an account that is deleted, inherits nothing. Called by writer.py and steps.py,
+on the writer thread only.
 """
 
 from __future__ import annotations

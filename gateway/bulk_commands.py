@@ -198,7 +198,9 @@ IMPORT_HELP = (
     f"{', '.join(COLUMNS)}. name and wg_name are needed; what else is empty or absent is generated. "
     "May be interrupted and run again: what is there already exactly as asked is passed over, nothing is ever changed."
 )
-EXPORT_HELP = "Write all accounts to a file that `account import` reads. It holds passwords, private and preshared keys."
+EXPORT_HELP = (
+    "Write all accounts to a file that `account import` reads. It holds passwords, private and preshared keys."
+)
 
 
 def add_commands(accounts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
