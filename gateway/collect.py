@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import date, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-COLLECT, RETENTION = "collect", "retention"  # of claims
+COLLECT, COLLECTED, RETENTION = "collect", "collected", "retention"  # of claims
 CLAIMED = 0.9  # of the time between two rounds
 NODES_AT_ONCE = 4  # that are asked; what they say is folded one after the other, or callers wait for all of it
 
@@ -44,6 +44,10 @@ def oldest_kept(today: date, months: int) -> date:
     """The first day of the months that are kept, the current one included."""
     month = today.year * 12 + today.month - months
     return date(month // 12, month % 12 + 1, 1)
+
+
+async def _nodes_and_ages(tx: Transaction) -> tuple[list[Node], dict[int, float]]:
+    return await node_rows.listed(tx), await claims.ages(tx, COLLECTED)
 
 
 async def _turned(tx: Transaction, today: date) -> Calendar:
@@ -57,7 +61,8 @@ async def _turned(tx: Transaction, today: date) -> Calendar:
 
 
 class Collect:
-    """`usage_months`: how many months are kept, the current one included; 0 = all."""
+    """`usage_months`: how many months are kept, the current one included; 0 = all. `absent`: names of the nodes that
+    are known to be away: left to a gateway that reaches them, and to a later round."""
 
     def __init__(
         self,
@@ -67,6 +72,7 @@ class Collect:
         usage_months: int = 0,
         time_zone: str = "UTC",
         now: Callable[[ZoneInfo], datetime] = datetime.now,
+        absent: Callable[[], Collection[str]] = frozenset,
     ) -> None:
         self._store = store
         self._agents = agents
@@ -74,6 +80,7 @@ class Collect:
         self._months = usage_months
         self._zone = ZoneInfo(time_zone)
         self._now = now
+        self._absent = absent
         self._folding = asyncio.Lock()
         self._pruned: date | None = None  # the day of the last pruning
         self._collected: dict[str, float] = {}  # when each node's totals were last fetched, by the loop's clock
@@ -81,7 +88,8 @@ class Collect:
         self._refreshing: dict[tuple[str, int], asyncio.Task[bool]] = {}
 
     def age(self, node: str) -> float | None:
-        """Seconds since this gateway last fetched all totals of a node; None = it has not yet."""
+        """Seconds since all totals of a node were last fetched, by whichever gateway; None = none has, as far as this
+        one knows. Of what another one did it hears once in a round."""
         at = self._collected.get(node)
         return None if at is None else asyncio.get_running_loop().time() - at
 
@@ -111,11 +119,13 @@ class Collect:
                 group.create_task(collect_one(node))
 
     async def _due_nodes(self) -> list[Node]:
-        nodes = {node.id: node for node in await self._store.read(node_rows.listed)}
+        listed, ages = await self._store.read(_nodes_and_ages)
+        now = asyncio.get_running_loop().time()
+        self._collected = {node.name: now - ages[node.id] for node in listed if node.id in ages}
+        absent = self._absent()
+        nodes = {node.id: node for node in listed if node.name not in absent}
         seconds = self._seconds * CLAIMED  # a round is never late because the last one was a moment early
         due = await self._store.change(lambda tx: claims.due(tx, COLLECT, seconds, nodes.keys()))
-        elsewhere = [node.name for node_id, node in nodes.items() if node_id not in due]
-        self._collected |= dict.fromkeys(elsewhere, asyncio.get_running_loop().time())  # by another gateway, just now
         return [nodes[node_id] for node_id in sorted(due)]
 
     async def collect_node(self, node: Node) -> None:
@@ -126,6 +136,7 @@ class Collect:
             if (found, cursor) != (epoch, after) or totals:
                 async with self._folding:
                     await self._store.change(lambda tx: usage_rows.fold(tx, node.name, found, cursor, totals))
+            await self._store.change(lambda tx: claims.done(tx, COLLECTED, node.id))
             self._collected[node.name] = asyncio.get_running_loop().time()
             self._troubled.discard(node.name)
         except AgentUnreachable as error:

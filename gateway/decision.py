@@ -161,7 +161,7 @@ def came(state: State, who: Waiter) -> Step:
     if state.status is not None and who.revision <= state.shown:
         return state, (Release(who.number, outcome(_failures(state), who.about)),)
     state = replace(state, wanted=max(state.wanted, who.revision), woken=True)
-    if state.silent:
+    if state.silent or state.contested:  # nothing will be heard of it before somebody does something
         return state, (Release(who.number, "pending"),)
     return replace(state, waiters=(*state.waiters, replace(who, heard=state.heard))), ()
 
@@ -255,7 +255,8 @@ def saw(state: State, at: float, call: Compare, compared: Compared) -> Step:
     state = replace(state, shown=call.shown if is_ours else 0)
     if compared.contested:  # until somebody says which side is right
         state, said = _not_taken(replace(state, held=None), "contested", compared.contested)
-        return _resting(state, at, state.poll), (*freed, *said)
+        in_vain = tuple(Release(who.number, "pending") for who in state.waiters)
+        return _resting(replace(state, waiters=()), at, state.poll), (*freed, *in_vain, *said)
     if is_ours and held.revision == node.revision:
         state, freed = _released(state)
         # Nobody told it yet whose state it holds, or it asks whether that stands: an empty patch does.

@@ -115,9 +115,11 @@ class Servers:
         return await self._store.read(lambda tx: node_rows.found(tx, server.node))
 
     async def online(self) -> Sequence[tuple[Account, PeerState]]:
-        """The peers that had a handshake lately. A node that is away is left out, and logged once."""
-        nodes = {node.name: node for node in await self._store.read(node_rows.listed)}
-        servers = [kept.server for kept in await self._store.read(rows.listed) if not kept.is_moving]
+        """The peers that had a handshake lately. A node that is away is left out; it is logged once where that was not
+        known before."""
+        nodes, absent = {node.name: node for node in await self._store.read(node_rows.listed)}, self._sync.absent()
+        kept = [each for each in await self._store.read(rows.listed) if not each.is_moving]
+        servers = [each.server for each in kept if each.server.node not in absent]
         answers = await asyncio.gather(*(self._online(nodes[server.node], server) for server in servers))
         peers = {peer.account_id: peer for answer in answers for peer in answer}
         accounts = await self._store.read(lambda tx: account_rows.by_ids(tx, peers))

@@ -194,7 +194,9 @@ async def serve(config: Config) -> None:
         async with opened_store(config) as store, _agents(credentials := OwnCredentials(store)) as agents:
             await store.change(lambda tx: setting_rows.set_time_zone(tx, config.time_zone))
             sync = Sync(store, agents, config.settle_seconds)
-            collect = Collect(store, agents, config.collect_seconds, config.usage_months, config.time_zone)
+            collect = Collect(
+                store, agents, config.collect_seconds, config.usage_months, config.time_zone, absent=sync.absent
+            )
             placement = Placement(store, sync, collect)
             listener = _listener(config, certificate, store, agents, sync, collect)
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -3,7 +3,8 @@
 A claim is a row with the time until which the work is somebody's, by the database's clock. It saves work and guards
 nothing: a gateway that dies holds what it claimed no longer than that, and two that do the same work harm nobody (a
 fold and a snapshot may be repeated). No session, no lock that outlives a transaction: any pooler may be in between.
-Periodic work is claimed until it is due again: then it is done once in that time, by whoever comes first.
+Periodic work is claimed until it is due again: then it is done once in that time, by whoever comes first. A claim says
+nothing of whether it was done: `done` does, a row of its own with the time when it was.
 Called by sync.py and collect.py.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import ColumnElement, or_, select, text, update
+from sqlalchemy import BigInteger, ColumnElement, literal_column, or_, select, text, update
 
 from gateway.store.tables import claims
 from gateway.store.transaction import Transaction
@@ -39,6 +40,21 @@ async def give_back(tx: Transaction, work: str, node_id: int, holder: str) -> No
     """It could not be done by `holder`: somebody else may."""
     mine = (claims.c.work == work) & (claims.c.node_id == node_id) & (claims.c.holder == holder)
     await tx.run(update(claims).where(mine).values(until=0))
+
+
+async def done(tx: Transaction, work: str, node_id: int) -> None:
+    """Just now."""
+    now: Any = _SQLITE_NOW if tx.is_sqlite else _POSTGRESQL_NOW
+    statement = tx.insert(claims).values(work=work, node_id=node_id, until=now, holder="")
+    await tx.run(statement.on_conflict_do_update(index_elements=["work", "node_id"], set_={"until": now}))
+
+
+async def ages(tx: Transaction, work: str) -> dict[int, float]:
+    """Seconds since it was done, by node; of those for which it ever was."""
+    now = _SQLITE_NOW if tx.is_sqlite else _POSTGRESQL_NOW
+    since = (literal_column(now.text, BigInteger) - claims.c.until).label("since")
+    rows = await tx.all(select(claims.c.node_id, since).where(claims.c.work == work))
+    return {row.node_id: max(row.since / 1000, 0.0) for row in rows}
 
 
 async def due(tx: Transaction, work: str, seconds: float, node_ids: Collection[int]) -> set[int]:

@@ -134,7 +134,8 @@ class FakeAgent:
     async def snapshot(self, snapshot: Snapshot, settle_ms: int) -> Applied:
         self._called("snapshot")
         replaces = snapshot.replaces
-        if replaces is None or (replaces.revision, replaces.origin) != (self.revision, self.origin):
+        named = replaces is not None and (replaces.revision, replaces.origin) == (self.revision, self.origin)
+        if not self.needs_snapshot and not named:
             self._check_origin(snapshot.origin)
             if self.origin.identity and snapshot.revision < self.revision:
                 raise StaleAgent(f"stale: this revision is {self.revision}")

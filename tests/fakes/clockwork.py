@@ -107,7 +107,8 @@ class Gateway:
         for command in commands:
             match command:
                 case Release(number, "pending"):
-                    assert self._in_vain_at > self._spoke_at, "pending at once, and nobody had waited in vain"
+                    in_vain = self._in_vain_at > self._spoke_at
+                    assert in_vain or self.state.contested, "pending at once, and nobody had waited in vain"
                     self.waiting.pop(number)
                     self.outcomes.append("pending")
                 case Release():

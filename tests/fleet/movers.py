@@ -68,12 +68,16 @@ class Mover(threading.Thread):
         lab = self._market.lab
         mine = self._keys(server)
         while mine and not moving.done():
-            arrived = peers(lab, target).keys()
-            if both := mine & arrived & peers(lab, source).keys():
+            time.sleep(LOOK_SECONDS)
+            try:
+                arrived = peers(lab, target).keys()
+                both = mine & arrived & peers(lab, source).keys()
+            except LabError:
+                continue  # an interface went while it was read
+            if both:
                 text = f"{source} and {target} both let {sorted(both)} in while server {server} moves"
                 self._market.history.violated(5, "", text)
                 return
-            time.sleep(LOOK_SECONDS)
 
     def _keys(self, server: str) -> set[str]:
         """Of its accounts; nothing where no gateway can tell."""

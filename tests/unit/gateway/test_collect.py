@@ -264,3 +264,30 @@ async def test_a_clock_that_jumps_deletes_nothing_and_prunes_again_when_it_is_ri
     await collect.collect()
     assert await used(product, account, date(2026, 10, 1)) == (0, 0)
     assert await used(product, account, date(2026, 11, 26)) == (5, 5)
+
+
+async def test_a_node_that_is_known_to_be_away_is_left_to_who_reaches_it(
+    product: Product, agent: FakeAgent, account: Account
+) -> None:
+    away = {NODE}
+    cut_off = Collect(product.store, product.agents, 60.0, absent=lambda: away)
+    other = Collect(product.store, product.agents, 60.0)
+    agent.use(account.id, DAY, 100, 10)
+    agent.calls.clear()
+    await cut_off.collect()
+    assert agent.calls == []
+    assert cut_off.age(NODE) is None
+    await other.collect()
+    assert await used(product, account) == (100, 10)
+    await cut_off.collect()
+    age = cut_off.age(NODE)
+    assert age is not None and age < 5.0, "it hears of what another one did"
+
+
+async def test_a_claim_is_no_collection(product: Product, agent: FakeAgent) -> None:
+    one, other = (Collect(product.store, product.agents, 60.0) for _ in range(2))
+    agent.away = True
+    await one.collect()
+    agent.away = False
+    await other.collect()  # it is not its turn
+    assert one.age(NODE) is other.age(NODE) is None

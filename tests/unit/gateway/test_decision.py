@@ -148,7 +148,7 @@ def test_those_whom_it_had_answered_are_let_go_when_the_agent_turns_out_not_to_b
     if compared.is_said:
         state = replace(state, held=Held("theirs", 90, OURS, 1))
     state, commands = saw(state, compared)
-    assert told(commands) == [(0, "applied")]
+    assert told(commands) == [(0, "applied"), *([(1, "pending")] if compared.contested else [])]
     assert (state.shown, state.behind) == (0, True)
 
 
@@ -415,6 +415,15 @@ def test_what_is_contested_is_said_once_and_looked_at_again_and_again() -> None:
     assert (state.held, state.call, state.rests_until) == (None, None, (10.25, 12.0))
     assert state.status == replace(STATUS, problem="of another database")
     assert saw(replace(state, held=HOLDS), Compared(node(5), None, "of another database"))[1] == ()
+
+
+def test_nobody_waits_for_a_node_that_is_contested() -> None:
+    state, commands = saw(resting(waiters=(Waiter(1, 6), Waiter(2, 7))), Compared(node(7), None, "of another database"))
+    assert [c for c in commands if isinstance(c, Release)] == [Release(1, "pending"), Release(2, "pending")]
+    state, commands = decision.came(state, Waiter(3, 8))
+    assert (state.waiters, state.wanted, commands) == ((), 8, (Release(3, "pending"),))
+    state, _ = saw(replace(state, held=HOLDS), Compared(node(8), patch(8)))  # somebody has said which side is right
+    assert decision.came(state, Waiter(4, 9))[0].waiters == (Waiter(4, 9, heard=state.heard),)
 
 
 def test_a_stale_agent_is_asked_anew_and_after_three_times_there_is_a_pause() -> None:
