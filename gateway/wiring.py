@@ -12,6 +12,7 @@ import asyncio
 import gc
 import logging
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -180,13 +181,7 @@ async def serve(config: Config) -> None:
     check_files(config)
     certificate = _certificate(config)
     calm_garbage_collection()
-    address, port = listen_address(config.listen)
-    try:
-        listening = bound_socket(address, port)
-    except OSError as error:
-        cure = f": {port_cure(port)}" if isinstance(error, PermissionError) else ""
-        raise ConfigError([f"listen: {config.listen}: {error.strerror}{cure}"]) from None
-    with listening, only_gateway(database_url(config)):
+    with _listening(config) as listening, only_gateway(database_url(config)):
         for sentence in advice(config):
             log.warning("event=advice text=%r", sentence)
         if await is_empty(database_url(config)):
@@ -217,6 +212,15 @@ async def serve(config: Config) -> None:
                 for loop in loops:
                     loop.cancel()
     log.info("event=stopped")
+
+
+def _listening(config: Config) -> socket.socket:
+    address, port = listen_address(config.listen)
+    try:
+        return bound_socket(address, port)
+    except OSError as error:
+        cure = f": {port_cure(port)}" if isinstance(error, PermissionError) else ""
+        raise ConfigError([f"listen: {config.listen}: {error.strerror}{cure}"]) from None
 
 
 def _on_hangup(certificate: Certificate | None) -> None:
