@@ -24,17 +24,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gateway.errors import ConfigError, InvalidValue
-from gateway.fields import IPV6_FIELDS, json_form
+from gateway.fields import json_form
 from gateway.model import Account
 
 COLUMNS = (
     *("name", "username", "wg_name", "allowed_IPs", "b_download", "b_upload"),
-    *("password", "private_key", "public_key", "status", "preshared_key"),
+    *("password", "private_key", "public_key", "status", "preshared_key", "allowed_IPs_ipv6"),
 )
 FORMATS = ("csv", "jsonl")
 MAX_LINE = 65_536  # bytes; as the body of a call
 KNOWN = f"only {', '.join(COLUMNS)}"
-_SPELLINGS = {column.lower(): column for column in (*COLUMNS, *IPV6_FIELDS, "ipv6", "mangle")}
+_SPELLINGS = {column.lower(): column for column in (*COLUMNS, "mangle")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +255,7 @@ def _cells_of(account: Account) -> tuple[str, ...]:
         account.public_key,
         "enable" if account.enabled else "disable",
         account.preshared_key.reveal(),
+        str(account.address_ipv6 or ""),
     )
 
 

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from gateway import ipv6
 from gateway.accepted import Accepted
 from gateway.agents import AgentLacks
 from gateway.allocate import is_assignable
-from gateway.creation import OUT_OF_RANGE, Creation, in_use_error
+from gateway.creation import OUT_OF_RANGE, Creation, in_use_error, refusal_ipv6
 from gateway.errors import AgentUnreachable, InvalidValue, NodeUnavailable, NotFound
 from gateway.keypair import made_preshared
 from gateway.model import Account, AccountEdit, DayUsage, LiveAccount, Look, NewAccount, Server
@@ -134,7 +135,10 @@ async def _edit(tx: Transaction, name: str, edit: AccountEdit, now: int) -> Kept
     old = kept.account
     if edit.server not in (None, old.server):
         raise InvalidValue("Wireguard server not valid")
-    named = {field: getattr(edit, field) for field in ("address", "download", "upload", "password", "enabled")}
+    named = {
+        field: getattr(edit, field)
+        for field in ("address", "address_ipv6", "download", "upload", "password", "enabled")
+    }
     if edit.preshared_key is not None:
         named["preshared_key"] = made_preshared(edit.preshared_key)
     named = {field: value for field, value in named.items() if value is not None}
@@ -143,6 +147,8 @@ async def _edit(tx: Transaction, name: str, edit: AccountEdit, now: int) -> Kept
         return kept
     if new.address != old.address:
         await _move(tx, kept, new, now)
+    if new.address_ipv6 != old.address_ipv6:
+        await _move_ipv6(tx, kept, new, now)
     revision = kept.revision
     if _for_node(new) != _for_node(old):
         revision = await node_rows.next_revision(tx, kept.node_id)
@@ -153,8 +159,15 @@ async def _edit(tx: Transaction, name: str, edit: AccountEdit, now: int) -> Kept
 
 def _for_node(account: Account) -> tuple[object, ...]:
     """What the agent has to know of; an edit of anything else is not a change for it."""
-    told = account.address, account.download, account.upload, account.enabled, account.preshared_key
-    return *told, "preshared_key" in account.unreadable
+    told = (
+        account.address,
+        account.address_ipv6,
+        account.download,
+        account.upload,
+        account.enabled,
+        account.preshared_key,
+    )
+    return *told, account.preshared_key, "preshared_key" in account.unreadable
 
 
 async def _move(tx: Transaction, kept: KeptAccount, new: Account, now: int) -> None:
@@ -169,6 +182,24 @@ async def _move(tx: Transaction, kept: KeptAccount, new: Account, now: int) -> N
     free[scope].take(int(new.address))
     await ranges.save(tx, free)
     await rows.release_address(tx, server, kept.account.address, now)
+
+
+async def _move_ipv6(tx: Transaction, kept: KeptAccount, new: Account, now: int) -> None:
+    """The same of IPv6."""
+    server, address = await _server_of(tx, kept), new.address_ipv6
+    assert address is not None, "an edit names one, or changes none"
+    if error := refusal_ipv6(server, address):
+        raise error
+    if await rows.in_use(tx, "address_ipv6", [str(address)]):
+        raise in_use_error("address_ipv6")
+    scope = ranges.addresses_ipv6_of(kept.server_id)
+    number = ipv6.number_of(server.address_ipv6, address) if server.address_ipv6 else None
+    if number is not None:
+        free = await ranges.load(tx, {scope: 0}, {scope: [number]})
+        free[scope].take(number)
+        await ranges.save(tx, free)
+    if kept.account.address_ipv6:
+        await rows.release_address_ipv6(tx, server, kept.account.address_ipv6, now)
 
 
 async def _delete(tx: Transaction, name: str, now: int) -> KeptAccount:

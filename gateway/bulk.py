@@ -26,7 +26,7 @@ BATCH = 250  # lines; about a tenth of a second
 # What a line can ask for; compared where it does.
 _ASKED = (
     *("server", "username", "address", "download", "upload", "password", "private_key", "public_key", "enabled"),
-    "preshared_key",
+    *("preshared_key", "address_ipv6"),
 )
 NO_NAME = "Wrong name (a line needs one, or an import that is run again would make its account once more)"
 

@@ -15,9 +15,10 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
+from gateway import ipv6
 from gateway.allocate import Free, is_assignable, name_of, new_id, new_password
 from gateway.errors import ApiError, Conflict, InvalidValue
 from gateway.group_commit import GroupCommit
@@ -42,9 +43,10 @@ _UNIQUE: Mapping[str, tuple[type[ApiError], str, str]] = {
     "name": (Conflict, "The name is already in use", "name"),
     "username": (Conflict, "The username is already in use", "username"),
     "address": (Conflict, "IP address already in use", "allowed_IPs"),
+    "address_ipv6": (Conflict, "IP address already in use", "allowed_IPs_ipv6"),
     "public_key": (InvalidValue, WRONG_KEYS, "public_key"),  # WireGuard has one peer for each key of an interface
 }
-_GENERATED = ("name", "username", "address")  # unless the caller named it; mark and id always are
+_GENERATED = ("name", "username", "address", "address_ipv6")  # unless the caller named it; mark and id always are
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,8 @@ async def _loaded(
             named[scope].add(number)
         if new.address is not None:
             named[scopes["address"]].add(int(new.address))
+        if (number_ipv6 := _number_ipv6(new, place.server)) is not None:
+            named[scopes["address_ipv6"]].add(number_ipv6)
     # Nothing of these is going to be taken.
     return await ranges.load(tx, {scope: n for scope, n in counts.items() if n or named[scope]}, named, rested)
 
@@ -159,7 +163,13 @@ def _scopes(place: KeptServer) -> dict[str, str]:
         "username": ranges.USERS,
         "address": ranges.addresses_of(place.server.id),
         "mark": ranges.marks_of(place.node_id),
+        **({"address_ipv6": ranges.addresses_ipv6_of(place.server.id)} if place.server.address_ipv6 else {}),
     }
+
+
+def _number_ipv6(new: NewAccount, server: Server) -> int | None:
+    """What a named address takes from the generated ones."""
+    return ipv6.number_of(server.address_ipv6, new.address_ipv6) if server.address_ipv6 and new.address_ipv6 else None
 
 
 async def _in_use(
@@ -188,6 +198,8 @@ def _named(newcomer: Newcomer, place: KeptServer) -> Iterable[tuple[str, int, An
         yield "username", 0, new.username
     if new.address is not None:
         yield "address", 0, int(new.address)
+    if new.address_ipv6 is not None:
+        yield "address_ipv6", 0, str(new.address_ipv6)
     yield "public_key", place.server.id, newcomer.pair.public
 
 
@@ -222,6 +234,8 @@ class _Batch:
                 return in_use_error(field)
         if new.address is not None and not is_assignable(place.server.address, new.address):
             return InvalidValue(OUT_OF_RANGE, "allowed_IPs")
+        if new.address_ipv6 is not None and (error := refusal_ipv6(place.server, new.address_ipv6)):
+            return error
         return self._accepted(newcomer, place, named)
 
     def _accepted(
@@ -235,16 +249,22 @@ class _Batch:
                 if number is None:
                     return _used_up(field, place.server)
                 numbers[field] = number
-        account = _account(newcomer, place.server, {field: _value(field, n) for field, n in numbers.items()})
+        account = _account(
+            newcomer, place.server, {field: _value(field, n, place.server) for field, n in numbers.items()}
+        )
         for field, number in numbers.items():
             self._free[scopes[field]].take(number)
         for _, scope, number in rows.name_numbers(new.name or "", new.username or ""):
             self._free[scope].take(number)
         if new.address is not None:
             self._free[scopes["address"]].take(int(new.address))
+        if number_ipv6 := _number_ipv6(new, place.server):
+            self._free[scopes["address_ipv6"]].take(number_ipv6)
         self._in_use.update(named)
         self._in_use.update({("name", 0, account.name), ("username", 0, account.username)})
         self._in_use.add(("address", 0, int(account.address)))
+        if account.address_ipv6:
+            self._in_use.add(("address_ipv6", 0, str(account.address_ipv6)))
         self._room -= 1
         return account
 
@@ -266,10 +286,20 @@ def _account(newcomer: Newcomer, server: Server, generated: Mapping[str, Any]) -
         upload=server.upload if new.upload is None else new.upload,
         enabled=new.enabled is not False,
         preshared_key=made_preshared(new.preshared_key or NO_SECRET),
+        address_ipv6=new.address_ipv6 or generated.get("address_ipv6"),
     )
 
 
-def _value(field: str, number: int) -> str | int | IPv4Address:
+def refusal_ipv6(server: Server, address: IPv6Address) -> ApiError | None:
+    """Why an account of the server cannot have this address, whoever has it."""
+    if server.address_ipv6 is None:
+        return InvalidValue(ipv6.NOT_THERE, "allowed_IPs_ipv6")
+    if not ipv6.is_assignable(server.address_ipv6, address):
+        return InvalidValue(OUT_OF_RANGE, "allowed_IPs_ipv6")
+    return None
+
+
+def _value(field: str, number: int, server: Server) -> str | int | IPv4Address | IPv6Address:
     match field:
         case "name":
             return name_of(ranges.PEERS, number)
@@ -277,6 +307,8 @@ def _value(field: str, number: int) -> str | int | IPv4Address:
             return name_of(ranges.USERS, number)
         case "address":
             return IPv4Address(number)
+        case "address_ipv6" if server.address_ipv6:
+            return ipv6.address_of(server.address_ipv6, number)
         case _:
             return number
 
@@ -340,7 +372,7 @@ async def _again(tx: Transaction, new: NewAccount, kept: KeptAccount, place: Kep
             await rows.release(tx, kept, place.server, None, but=belongs)
             return _used_up(field, place.server)
         free[scope].take(number)
-        value: Any = _value(field, number)
+        value: Any = _value(field, number, place.server)
         account = replace(account, **{field: value})
     await ranges.save(tx, free)
     return replace(kept, account=account)

@@ -25,7 +25,7 @@ from ipaddress import (
     ip_network,
 )
 
-from gateway import endpoint, reach
+from gateway import endpoint, ipv6, reach
 from gateway.errors import InvalidValue
 from gateway.keypair import WRONG_KEYS, decoded, spelled
 from gateway.model import GENERATE, NO_SECRET, AccountEdit, NewAccount, Secret, ServerValues
@@ -47,9 +47,6 @@ NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 WRONG_SERVER = "Wireguard server not valid"
 WRONG_IP = "Wrong IP format"
-IPV6_FIELDS = ("allowed_IPs_ipv6", "address_ipv6", "dns_1_ipv6", "dns_2_ipv6")
-REFUSED_FIELDS = (*IPV6_FIELDS, "ipv6")
-NO_IPV6 = "IPv6 is not supported yet"
 WRONG_PRESHARED = "Wrong preshared_key (only 1 = generate, 0 = none, or 32 bytes in base64)"
 WRONG_NETWORKS = "Wrong allowed_ips format (only a list of networks: 10.0.0.0/8,192.168.0.0/16)"
 BOOLEANS = {"1": True, "true": True, "0": False, "false": False, "": False}
@@ -134,7 +131,6 @@ def new_account(form: Mapping[str, str]) -> NewAccount:
     server = _text(form, "wg_name")
     if server is None or not is_name(server):
         raise InvalidValue(WRONG_SERVER, "wg_name")
-    _refuse_ipv6(form)
     return NewAccount(
         server=server,
         name=_name(form, "name", "name"),
@@ -147,12 +143,12 @@ def new_account(form: Mapping[str, str]) -> NewAccount:
         password=_password(form),
         enabled=_status(form),
         preshared_key=_preshared_key(form) if _text(form, "preshared_key") else None,
+        address_ipv6=ipv6.account_address(_text(form, "allowed_IPs_ipv6")),
     )
 
 
 def account_edit(form: Mapping[str, str]) -> AccountEdit:
     """The fields of PUT /account/<name>. A wrong address has another text than on create: v1 lists it so."""
-    _refuse_ipv6(form)
     return AccountEdit(
         server=_text(form, "wg_name"),
         address=_account_address(form, "Wrong external IP format"),
@@ -161,12 +157,12 @@ def account_edit(form: Mapping[str, str]) -> AccountEdit:
         password=_password(form),
         enabled=_status(form),
         preshared_key=_preshared_key(form),
+        address_ipv6=ipv6.account_address(_text(form, "allowed_IPs_ipv6")),
     )
 
 
 def server_values(form: Mapping[str, str]) -> ServerValues:
     """The fields of POST /wireguard and PUT /wireguard/<name>. An explicit empty text clears what can be empty."""
-    _refuse_ipv6(form)
     name = _name(form, "name", "name")
     if name in RESERVED_SERVER_NAMES:
         raise InvalidValue("Wrong name ('online' and 'info' are reserved)")
@@ -190,6 +186,11 @@ def server_values(form: Mapping[str, str]) -> ServerValues:
         download=_number(form, "b_download", 0, MAX_RATE),
         upload=_number(form, "b_upload", 0, MAX_RATE),
         ikev2=_boolean(form, "ikev2"),
+        ipv6=_boolean(form, "ipv6"),
+        address_ipv6=ipv6.server_address(_text(form, "address_ipv6")),
+        dns_1_ipv6=ipv6.dns(form, "dns_1_ipv6"),
+        dns_2_ipv6=ipv6.dns(form, "dns_2_ipv6"),
+        nat_ipv6=_boolean(form, "nat_ipv6"),
     )
 
 
@@ -376,12 +377,3 @@ def _allowed_ips(form: Mapping[str, str]) -> str | None:
 def _reach(form: Mapping[str, str]) -> str | None:
     """An explicit empty text is the default."""
     return reach.parse(_text(form, "reach") or reach.INTERNET) if "reach" in form else None
-
-
-def _refuse_ipv6(form: Mapping[str, str]) -> None:
-    """Tunnels are IPv4 for now. Better an error than an account whose IPv6 silently goes past the tunnel."""
-    for key in IPV6_FIELDS:
-        if _text(form, key) is not None:
-            raise InvalidValue(NO_IPV6, key)
-    if _text(form, "ipv6") is not None and _boolean(form, "ipv6"):
-        raise InvalidValue(NO_IPV6, "ipv6")

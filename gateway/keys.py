@@ -17,10 +17,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from gateway import fields
 from gateway.errors import Conflict, InvalidValue, NotFound
-from gateway.model import AccessKey, Secret
+from gateway.model import Secret
 from gateway.store import Store
 from gateway.store import keys as rows
-from gateway.store.keys import KeptKey
+from gateway.store.keys import AccessKey, KeptKey
 
 HASH_BYTES = 40  # 80 hex characters, as v1 spells it
 CACHE_SECONDS = 3.0  # a revoked key works so much longer

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -124,6 +124,10 @@ class Server:
     upload: int = 0
     ikev2: bool = False
     unreadable: tuple[str, ...] = ()  # which of its secrets the key file does not open; they are empty here
+    address_ipv6: IPv6Interface | None = None  # as `address`; None = its accounts have no IPv6
+    dns_1_ipv6: IPv6Address | None = None
+    dns_2_ipv6: IPv6Address | None = None
+    nat_ipv6: bool = False  # its accounts leave with the uplink's own address; else its network is routed to the node
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,7 @@ class Account:
     enabled: bool
     preshared_key: Secret = NO_SECRET  # empty: it has none
     unreadable: tuple[str, ...] = ()  # as of a server
+    address_ipv6: IPv6Address | None = None  # None = its server has no IPv6
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +167,7 @@ class NewAccount:
     public_key: str | None = None
     enabled: bool | None = None  # None = it is
     preshared_key: Secret | None = None  # None or empty: it has none; GENERATE
+    address_ipv6: IPv6Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +181,7 @@ class AccountEdit:
     password: Secret | None = None
     enabled: bool | None = None
     preshared_key: Secret | None = None  # empty takes it away; GENERATE
+    address_ipv6: IPv6Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +208,11 @@ class ServerValues:
     download: int | None = None
     upload: int | None = None
     ikev2: bool | None = None
+    ipv6: bool | None = None
+    address_ipv6: IPv6Interface | None = None
+    dns_1_ipv6: IPv6Address | str | None = None
+    dns_2_ipv6: IPv6Address | str | None = None
+    nat_ipv6: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,12 +393,3 @@ class Compared:
     patch: Patch | None
     contested: str = ""
     is_said: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AccessKey:
-    """Who may call. Only a digest of the hash is kept."""
-
-    name: str
-    networks: tuple[str, ...]  # CIDR
-    created: datetime

@@ -18,7 +18,7 @@ from gateway.endpoint import with_port
 from gateway.model import Account, Server
 
 KEPT_KEY = "# PrivateKey = (yours)"  # a comment: the text stays valid for wg-quick
-ALL_TRAFFIC = "0.0.0.0/0"
+ALL_TRAFFIC = ("0.0.0.0/0", "::/0")
 PICTURE = 500  # pixels, each side; v1
 QUIET_ZONE = 4  # modules of white that ISO/IEC 18004 asks for around a code
 VERSION = 11  # v1's size; level M holds 251 bytes in it
@@ -30,8 +30,13 @@ def config_text(account: Account, server: Server, endpoint: str, tabs: bool = Fa
 
     `mtu`: bytes, where the server names none; 0 = no line of it.
     """
-    interface = [f"Address = {account.address}/{server.address.network.prefixlen}"]
-    dns = ",".join(str(address) for address in (server.dns_1, server.dns_2) if address)
+    addresses = [f"{account.address}/{server.address.network.prefixlen}"]
+    resolvers: list[object] = [server.dns_1, server.dns_2]
+    if account.address_ipv6 and server.address_ipv6:
+        addresses.append(f"{account.address_ipv6}/{server.address_ipv6.network.prefixlen}")
+        resolvers += [server.dns_1_ipv6, server.dns_2_ipv6]
+    interface = [f"Address = {','.join(addresses)}"]
+    dns = ",".join(str(address) for address in resolvers if address)
     if dns:
         interface.append(f"DNS = {dns}")
     interface.append(f"PrivateKey = {account.private_key.reveal()}" if account.private_key else KEPT_KEY)
@@ -39,7 +44,7 @@ def config_text(account: Account, server: Server, endpoint: str, tabs: bool = Fa
         interface.append(f"MTU = {mtu}")
     peer = [f"PersistentKeepalive = {server.keep_alive}"] if server.keep_alive else []
     peer += [
-        f"AllowedIPs = {server.allowed_ips or ALL_TRAFFIC}",
+        f"AllowedIPs = {server.allowed_ips or ','.join(ALL_TRAFFIC[: len(addresses)])}",
         f"Endpoint = {with_port(endpoint, server.listen_port)}",
         f"PublicKey = {server.public_key}",
     ]

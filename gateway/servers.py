@@ -18,6 +18,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gateway import ipv6
 from gateway.accepted import Accepted
 from gateway.allocate import NetworkSet, NumberedServer, assignable, free_server, is_assignable, new_id
 from gateway.creation import GONE
@@ -48,7 +49,17 @@ MOST_ADDRESSES = 65_536
 
 WIREGUARD_MTU = 1420  # bytes; what clients take where nothing is said
 # What the agent has to know of; an edit of anything else is not a change for it.
-_NODE_FIELDS = ("private_key", "listen_port", "address", "mtu", "internal_traffic", "external_ip", "reach")
+_NODE_FIELDS = (
+    "private_key",
+    "listen_port",
+    "address",
+    "mtu",
+    "internal_traffic",
+    "external_ip",
+    "reach",
+    "address_ipv6",
+    "nat_ipv6",
+)
 # Taken over from the caller as they are, on create and on edit.
 _PLAIN_FIELDS = ("listen_port", "address", "mtu", "keep_alive", "allowed_ips", "internal_traffic", "endpoint", "reach")
 _LIMITS = ("download", "upload")
@@ -209,7 +220,7 @@ class Servers:
             dns_1=DNS_1,
             dns_2=DNS_2,
         )
-        server = _with_values(first, values)
+        server = ipv6.with_ipv6(_with_values(first, values), values)
         _refuse_in_use(server, others, foreign)
         _check_address(server.address)
         self._endpoint(server, node)
@@ -224,7 +235,7 @@ class Servers:
         old = kept.server
         if values.node is not None and values.node != old.node:
             raise InvalidValue(f"Wrong node (the server is on node {old.node}: `wirelane-gateway server move`)")
-        new = _with_keys(_with_values(old, values), values)
+        new = ipv6.with_ipv6(_with_keys(_with_values(old, values), values), values)
         if new == old:
             return kept
         others = [other.server for other in await rows.listed(tx) if other.server.id != old.id]
@@ -234,6 +245,9 @@ class Servers:
         if new.address != old.address:
             _check_address(new.address)
             await _check_holds_accounts(tx, new)
+        renumbered = (new.address_ipv6 is None) != (old.address_ipv6 is None)
+        if new.address_ipv6 != old.address_ipv6 and not renumbered:
+            ipv6.refuse_outside(new, await rows.addresses_ipv6(tx, new.id))
         if await account_rows.in_use(tx, "public_key", [new.public_key], new.id):
             raise InvalidValue(WRONG_KEYS)  # WireGuard would drop the peer with the interface's own key
         revision = kept.revision
@@ -243,6 +257,10 @@ class Servers:
         await rows.save(tx, edited)
         if new.address != old.address:
             await rows.refill_addresses(tx, new)
+        if renumbered:
+            await rows.renumber_ipv6(tx, new, revision)
+        elif new.address_ipv6 != old.address_ipv6:
+            await rows.refill_addresses_ipv6(tx, new)
         return edited
 
 
@@ -344,6 +362,7 @@ def _refuse_in_use(server: Server, others: Sequence[Server], foreign: Networks) 
         raise Conflict("Port already in use")
     if NetworkSet(other.address.network for other in others).overlaps(server.address.network):
         raise Conflict("IP address or subnet already in use")
+    ipv6.refuse_in_use(server, others)
     tunnels = NetworkSet(one.address.network for one in (server, *others))
     if server.external_ip and tunnels.overlaps(IPv4Network(server.external_ip)):
         raise InvalidValue("Wrong external IP format")  # inside a tunnel: nobody on the internet could answer

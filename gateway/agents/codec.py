@@ -47,6 +47,8 @@ def _server(server: Server) -> pb.Server:
         internal_traffic=server.internal_traffic,
         external_ip=str(server.external_ip) if server.external_ip else "",
         reach=server.reach,
+        address_ipv6=str(server.address_ipv6 or ""),
+        nat_ipv6=server.nat_ipv6,
     )
 
 
@@ -62,6 +64,7 @@ def _account(account: Account) -> pb.Account:
         upload=account.upload,
         enabled=account.enabled,
         preshared_key=account.preshared_key.reveal(),
+        address_ipv6=str(account.address_ipv6 or ""),
     )
 
 

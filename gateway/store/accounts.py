@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from sqlalchemy import Column, Row, Select, bindparam, collate, delete, func, select, text, update
 
+from gateway import ipv6
 from gateway.allocate import MARKS, is_assignable, number_of
 from gateway.model import NO_SECRET, Account, Secret, Server
 from gateway.store import nodes as node_rows
@@ -32,6 +33,7 @@ _columns = (
     accounts.c.download,
     accounts.c.upload,
     accounts.c.enabled,
+    accounts.c.address_ipv6,
 )
 _place_columns = (accounts.c.server_id, accounts.c.node_id, accounts.c.revision, servers.c.leaving)
 _joined = accounts.join(servers, servers.c.id == accounts.c.server_id).join(nodes, nodes.c.id == accounts.c.node_id)
@@ -65,6 +67,7 @@ _UNIQUE: dict[str, tuple[Column[Any], Column[Any] | None]] = {
     "name": (accounts.c.name, None),
     "username": (accounts.c.username, None),
     "address": (accounts.c.address, None),
+    "address_ipv6": (accounts.c.address_ipv6, None),
     "public_key": (accounts.c.public_key, accounts.c.server_id),
     "mark": (accounts.c.mark, accounts.c.node_id),
 }
@@ -97,6 +100,7 @@ def _place(column: str, account_id: int) -> str:
 def _parsed(tx: Transaction, row: Row[Any], *, secrets: bool = True) -> Account:
     # Unpacked at once: with ten thousand rows, access by name costs more than the decryption.
     account_id, name, username, password, server, node, address, private_key, preshared, *rest = row[: len(_columns)]
+    *rest, second = rest
     found: dict[str, str | None] = {"password": "", "private_key": "", "preshared_key": ""}
     if secrets:
         found["password"] = tx.seal.opened(password, _place("password", account_id))
@@ -110,7 +114,9 @@ def _parsed(tx: Transaction, row: Row[Any], *, secrets: bool = True) -> Account:
     at = IPv4Address(address)
     rest.append(Secret(found["preshared_key"]) if found["preshared_key"] else NO_SECRET)
     account = Account(account_id, name, username, opened_password, server, node, at, opened_key, *rest)
-    return replace(account, unreadable=unreadable) if unreadable else account
+    if not (unreadable or second):
+        return account
+    return replace(account, unreadable=unreadable, address_ipv6=IPv6Address(second) if second else None)
 
 
 def _sealed(tx: Transaction, column: str, account_id: int, secret: Secret) -> bytes:
@@ -218,6 +224,8 @@ async def fields_in_use(tx: Transaction, kept: KeptAccount) -> set[str]:
         "public_key": (kept.account.public_key, kept.server_id),
         "mark": (kept.account.mark, kept.node_id),
     }
+    if kept.account.address_ipv6:
+        values["address_ipv6"] = str(kept.account.address_ipv6), 0
     return {field for field, (value, owner) in values.items() if await in_use(tx, field, [value], owner)}
 
 
@@ -257,7 +265,12 @@ def _values(tx: Transaction, kept: KeptAccount) -> dict[str, Any]:
         "enabled": account.enabled,
         "revision": kept.revision,
         "preshared_key": _sealed_preshared(tx, account),
+        "address_ipv6": _ipv6(account),
     }
+
+
+def _ipv6(account: Account) -> str | None:
+    return str(account.address_ipv6) if account.address_ipv6 else None
 
 
 def _sealed_preshared(tx: Transaction, account: Account) -> bytes | None:
@@ -275,6 +288,7 @@ async def save(tx: Transaction, kept: KeptAccount) -> None:
         "enabled": account.enabled,
         "revision": kept.revision,
         "preshared_key": _sealed_preshared(tx, account),
+        "address_ipv6": _ipv6(account),
     }
     for column in account.unreadable:
         values.pop(column, None)  # perhaps the right key comes back
@@ -299,6 +313,8 @@ async def release(
     account = kept.account
     if "address" not in but:
         await release_address(tx, server, account.address, now)
+    if account.address_ipv6 and "address_ipv6" not in but:
+        await release_address_ipv6(tx, server, account.address_ipv6, now)
     if "mark" not in but and any(account.mark in part for part in MARKS):
         await ranges.give(tx, ranges.marks_of(kept.node_id), account.mark)
     for field, scope, number in name_numbers(account.name, account.username):
@@ -314,6 +330,14 @@ async def release_address(tx: Transaction, server: Server, address: IPv4Address,
         await ranges.give(tx, ranges.addresses_of(server.id), int(address))
     else:
         await ranges.rest(tx, ranges.addresses_of(server.id), int(address), now)
+
+
+async def release_address_ipv6(tx: Transaction, server: Server, address: IPv6Address, now: int | None) -> None:
+    """As release_address."""
+    own, scope = server.address_ipv6, ranges.addresses_ipv6_of(server.id)
+    number = ipv6.number_of(own, address) if own and ipv6.is_assignable(own, address) else None
+    if number is not None:
+        await (ranges.give(tx, scope, number) if now is None else ranges.rest(tx, scope, number, now))
 
 
 def name_numbers(name: str, username: str) -> Iterable[tuple[str, str, int]]:

@@ -8,10 +8,18 @@ from datetime import UTC, datetime
 
 from sqlalchemy import delete, select, update
 
-from gateway.model import AccessKey
 from gateway.store.seal import Seal
 from gateway.store.tables import access_keys as keys
 from gateway.store.transaction import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class AccessKey:
+    """Who may call. Only a digest of the hash is kept."""
+
+    name: str
+    networks: tuple[str, ...]  # CIDR
+    created: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,11 @@ def addresses_of(server_id: int) -> str:
     return f"{_ADDRESSES}{server_id}"
 
 
+def addresses_ipv6_of(server_id: int) -> str:
+    """Of numbers, see gateway/ipv6.py; they rest as addresses do."""
+    return f"{_ADDRESSES}ipv6:{server_id}"
+
+
 async def fill(tx: Transaction, scope: str, ranges: Iterable[Range]) -> None:
     """Replaces what was free in `scope`."""
     await clear(tx, scope)

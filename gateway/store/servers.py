@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Any
 
 from sqlalchemy import Row, bindparam, delete, func, select, update
 
+from gateway import ipv6
 from gateway.allocate import assignable, is_assignable, without
 from gateway.model import Secret, Server
 from gateway.store import nodes as node_rows
@@ -23,6 +24,7 @@ _changed = _select.where(
 )
 _node_of = select(servers.c.node_id).where(servers.c.name == bindparam("server"))
 _by_names = _select.where(servers.c.name.in_(bindparam("names", expanding=True)))
+_give_ipv6 = update(accounts).where(accounts.c.id == bindparam("account")).values(address_ipv6=bindparam("given"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,11 @@ def _ip(text: str | None) -> IPv4Address | None:
     return IPv4Address(text) if text else None
 
 
-def _text(address: IPv4Address | None) -> str | None:
+def _ipv6(text: str | None) -> IPv6Address | None:
+    return IPv6Address(text) if text else None
+
+
+def _text(address: IPv4Address | IPv6Address | IPv6Interface | None) -> str | None:
     return str(address) if address is not None else None
 
 
@@ -72,6 +78,10 @@ def parse(tx: Transaction, row: Row[Any]) -> KeptServer:
         upload=row.upload,
         ikev2=row.ikev2,
         unreadable=() if private_key is not None else ("private_key",),
+        address_ipv6=IPv6Interface(row.address_ipv6) if row.address_ipv6 else None,
+        dns_1_ipv6=_ipv6(row.dns_1_ipv6),
+        dns_2_ipv6=_ipv6(row.dns_2_ipv6),
+        nat_ipv6=row.nat_ipv6,
     )
     return KeptServer(server, row.node_id, row.revision, row.leaving is not None)
 
@@ -96,6 +106,10 @@ def _values(tx: Transaction, server: Server) -> dict[str, Any]:
         "download": server.download,
         "upload": server.upload,
         "ikev2": server.ikev2,
+        "address_ipv6": _text(server.address_ipv6),
+        "dns_1_ipv6": _text(server.dns_1_ipv6),
+        "dns_2_ipv6": _text(server.dns_2_ipv6),
+        "nat_ipv6": server.nat_ipv6,
     }
 
 
@@ -141,6 +155,8 @@ async def insert(tx: Transaction, kept: KeptServer) -> bool:
     # A server of this name that was deleted here a moment ago: the node now gets this one instead of the delete.
     await tombstones.revive(tx, kept.node_id, server=kept.server.name)
     await ranges.fill(tx, ranges.addresses_of(kept.server.id), assignable(kept.server.address))
+    if kept.server.address_ipv6:
+        await refill_addresses_ipv6(tx, kept.server)
     return True
 
 
@@ -161,10 +177,42 @@ async def refill_addresses(tx: Transaction, server: Server) -> None:
     await ranges.fill(tx, scope, without(assignable(server.address), (*map(int, used), *resting)))
 
 
-async def remove(tx: Transaction, kept: KeptServer) -> None:
-    scope = ranges.addresses_of(kept.server.id)
+async def refill_addresses_ipv6(tx: Transaction, server: Server) -> None:
+    """After it got IPv6, lost it, or had its network changed: what rests is forgotten."""
+    scope, own = ranges.addresses_ipv6_of(server.id), server.address_ipv6
+    await _forget_addresses(tx, scope)
+    if own is not None:
+        used = (ipv6.number_of(own, address) for address in await addresses_ipv6(tx, server.id))
+        await ranges.fill(tx, scope, without(ipv6.assignable(own), (number for number in used if number)))
+
+
+async def addresses_ipv6(tx: Transaction, server_id: int) -> list[IPv6Address]:
+    """Of its accounts."""
+    column = accounts.c.address_ipv6
+    rows = await tx.all(select(column).where(accounts.c.server_id == server_id, column.is_not(None)))
+    return [IPv6Address(row.address_ipv6) for row in rows]
+
+
+async def renumber_ipv6(tx: Transaction, server: Server, revision: int) -> None:
+    """All its accounts get the lowest addresses of IPv6, in the order of their IPv4; or none, where it has none."""
+    of_server, own = accounts.c.server_id == server.id, server.address_ipv6
+    await tx.run(update(accounts).where(of_server).values(address_ipv6=None, revision=revision))
+    if own is not None:
+        rows = await tx.all(select(accounts.c.id).where(of_server).order_by(accounts.c.address))
+        free = (number for part in ipv6.assignable(own) for number in range(part.lo, part.hi + 1))
+        given = [{"account": row.id, "given": str(ipv6.address_of(own, n))} for row, n in zip(rows, free, strict=False)]
+        await tx.run_many(_give_ipv6, given)
+    await refill_addresses_ipv6(tx, server)
+
+
+async def _forget_addresses(tx: Transaction, scope: str) -> None:
     await ranges.clear(tx, scope)
     await ranges.wake(tx, scope, await ranges.resting(tx, scope))
+
+
+async def remove(tx: Transaction, kept: KeptServer) -> None:
+    for scope in (ranges.addresses_of(kept.server.id), ranges.addresses_ipv6_of(kept.server.id)):
+        await _forget_addresses(tx, scope)
     await tx.run(delete(servers).where(servers.c.id == kept.server.id))
     await tombstones.bury(tx, kept.node_id, kept.revision, server=kept.server.name)
 

@@ -19,10 +19,9 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from gateway.errors import ConfigError, DatabaseUnavailable
-from gateway.model import AccessKey
 from gateway.store import copying, keys, schema, settings
 from gateway.store.engine import Engine, parsed_url
-from gateway.store.keys import KeptKey
+from gateway.store.keys import AccessKey, KeptKey
 from gateway.store.seal import Seal
 from gateway.store.transaction import Transaction
 from gateway.store.trouble import POOLER, is_read_only, translated, try_again_helps

@@ -115,6 +115,10 @@ servers = Table(
     # The id of the node that it is on its way from, and the revision of that which lacks it: see moves.py.
     Column("leaving", Integer),
     Column("left_at", BigInteger, nullable=False, server_default=text("0")),
+    Column("address_ipv6", Text),  # "fd00::1/64"
+    Column("dns_1_ipv6", Text),
+    Column("dns_2_ipv6", Text),
+    Column("nat_ipv6", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("node_id", "interface"),
     UniqueConstraint("node_id", "listen_port"),
 )
@@ -137,7 +141,15 @@ accounts = Table(
     Column("enabled", Boolean, nullable=False),
     Column("revision", BigInteger, nullable=False),
     Column("preshared_key", LargeBinary),  # sealed; NULL = it has none
+    Column("address_ipv6", Text),  # in its shortest spelling
     UniqueConstraint("node_id", "mark"),
+    Index(
+        None,
+        "address_ipv6",
+        unique=True,
+        sqlite_where=text("address_ipv6 IS NOT NULL"),
+        postgresql_where=text("address_ipv6 IS NOT NULL"),
+    ),
     UniqueConstraint("server_id", "public_key"),  # WireGuard has one peer for each key of an interface
     Index(None, "node_id", "revision"),
 )

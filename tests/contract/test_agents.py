@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import date
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -244,6 +244,12 @@ def test_every_value_of_an_account_crosses_the_wire(told: Callable[[Story], None
         keyed = an_account(2, preshared_key=Secret(SHARED_KEY))
         await it.agents.patch(it.node, Patch(epoch, 5, 6, put_accounts=(keyed,)), 2000)
         assert {one.preshared_key.reveal() for one in it.end.accounts()} == {"", SHARED_KEY}
+        assert (account.address_ipv6, server.address_ipv6, server.nat_ipv6) == (None, None, False)
+        second = replace(a_server(), address_ipv6=IPv6Interface("fd00:1::1/64"), nat_ipv6=True)
+        both = an_account(3, address_ipv6=IPv6Address("fd00:1::3"))
+        await it.agents.patch(it.node, Patch(epoch, 6, 7, put_servers=(second,), put_accounts=(both,)), 2000)
+        assert [(one.address_ipv6, one.nat_ipv6) for one in it.end.servers()] == [(second.address_ipv6, True)]
+        assert {one.address_ipv6 for one in it.end.accounts()} == {None, both.address_ipv6}
         assert str(server.reach) == a_server().reach
         assert server.private_key.reveal() == SERVER_KEY
 

@@ -9,7 +9,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Any, TypeVar
 
 import grpc
@@ -80,6 +80,8 @@ def _server(m: pb.Server) -> Server:
         mtu=m.mtu,
         internal_traffic=m.internal_traffic,
         reach=m.reach,
+        address_ipv6=IPv6Interface(m.address_ipv6) if m.address_ipv6 else None,
+        nat_ipv6=m.nat_ipv6,
     )
 
 
@@ -99,6 +101,7 @@ def _account(m: pb.Account) -> Account:
         upload=m.upload,
         enabled=m.enabled,
         preshared_key=Secret(m.preshared_key),
+        address_ipv6=IPv6Address(m.address_ipv6) if m.address_ipv6 else None,
     )
 
 

@@ -141,9 +141,11 @@ PASSWORD = Field("password", "1-128 printable characters")
 STATUS = Field("status", "Disabled accounts have no access", r"^(enable|disable)?$")
 PRESHARED = r"^(|0|1|[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=)$"
 ADDRESS = Field("allowed_IPs", "IPv4 address inside the tunnel, bare or /32")
+ADDRESS_IPV6 = Field("allowed_IPs_ipv6", "IPv6 address inside the tunnel, bare or /128; lowest free one when absent")
 NEW_FIELDS = (
     Field("wg_name", "Server of the account", r"^[A-Za-z0-9_-]{1,64}$", required=True),
     ADDRESS,
+    ADDRESS_IPV6,
     *RATES,
     Field("name", "Unique; peer_N when absent", r"^[A-Za-z0-9_-]{0,64}$"),
     PASSWORD,
@@ -159,7 +161,7 @@ NEW_PRESHARED = Field(
     PRESHARED,
 )
 STAYS = Field("wg_name", "Server of the account; another one is refused", r"^[A-Za-z0-9_-]{1,64}$")
-EDIT_FIELDS = (STAYS, ADDRESS, *RATES, PASSWORD, STATUS, NEW_PRESHARED)
+EDIT_FIELDS = (STAYS, ADDRESS, ADDRESS_IPV6, *RATES, PASSWORD, STATUS, NEW_PRESHARED)
 
 CALLS = (
     Call("GET", ACCOUNTS, "Accounts LIST", _list, listing(objects.ACCOUNT)),

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from gateway.accepted import Accepted, Placed
 from gateway.errors import ApiError
-from gateway.fields import REFUSED_FIELDS, is_name, understood
+from gateway.fields import is_name, understood
 from gateway.http import envelope
 from gateway.http.note import SUCCESS, Note, escaped
 from gateway.http.path import Answer
@@ -29,7 +29,7 @@ WITH_FIELDS = ("POST", "PUT")  # v1 clients send bodies with GET and DELETE too,
 
 def answer_of(call: Call, services: Services, settings: HttpSettings) -> Answer:
     # What is refused by name is known too.
-    known = [*(field.name for field in call.fields), *REFUSED_FIELDS] if call.fields else []
+    known = [field.name for field in call.fields]
 
     async def answer(request: Request) -> Response:
         note = Note.of(request.scope)

@@ -28,7 +28,7 @@ SERVER = record(
         "keep_alive": INTEGER,
         **dict.fromkeys(("listen_port", "name", "private_key", "public_key"), TEXT),
     },
-    {"problem": TEXT},
+    {"problem": TEXT, **dict.fromkeys(("address_ipv6", "dns_1_ipv6", "dns_2_ipv6"), TEXT), "nat_ipv6": BOOLEAN},
 )
 DUMP = texts("allowed_ips", "endpoint", "keepalive", "latest_handshake", "transfer_rx", "transfer_tx")
 DAY = record({"account": TEXT, "date": TEXT, "traffic_download": INTEGER, "traffic_upload": INTEGER})
@@ -83,7 +83,20 @@ def server_object(server: Server) -> dict[str, str | bool | int]:
         "name": server.name,
         "private_key": server.private_key.reveal(),
         "public_key": server.public_key,
+        **_ipv6(server),
         **_problem(server),
+    }
+
+
+def _ipv6(server: Server) -> dict[str, str | bool]:
+    """Keys that v1 has not, of servers that have it: what was generated must be readable somewhere."""
+    if server.address_ipv6 is None:
+        return {}
+    return {
+        "address_ipv6": str(server.address_ipv6),
+        "dns_1_ipv6": _text(server.dns_1_ipv6),
+        "dns_2_ipv6": _text(server.dns_2_ipv6),
+        "nat_ipv6": server.nat_ipv6,
     }
 
 

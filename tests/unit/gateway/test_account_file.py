@@ -87,10 +87,11 @@ def test_a_broken_line_spoils_nothing_after_it() -> None:
 
 
 def test_a_json_line_is_a_form() -> None:
-    text = '{"name":"bob","wg_name":"s","b_download":20,"password":null,"ipv6":false,"mangle":"1"}\n[1]\n{"a":{}}\n{'
+    line = '{"name":"bob","wg_name":"s","b_download":20,"password":null,"allowed_ips_ipv6":"fd00::2","mangle":"1"}'
+    text = line + '\n[1]\n{"a":{}}\n{'
     wrong = "Malformed line (only a JSON object of texts and numbers, in UTF-8)"
     assert shown(read(text.encode(), "jsonl")) == [
-        (1, {"name": "bob", "wg_name": "s", "b_download": "20", "ipv6": "false", "mangle": "1"}),
+        (1, {"name": "bob", "wg_name": "s", "b_download": "20", "allowed_IPs_ipv6": "fd00::2", "mangle": "1"}),
         (2, wrong),
         (3, wrong),
         (4, wrong),

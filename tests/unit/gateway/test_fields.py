@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping
 from dataclasses import fields as attributes
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
 import pytest
 from hypothesis import given, settings
@@ -168,11 +168,24 @@ def test_a_key_that_does_not_decode_is_refused(text: str) -> None:
         assert refused(parse, public_key=text) == "Keys are invalid"
 
 
-@pytest.mark.parametrize("key", ["allowed_IPs_ipv6", "address_ipv6", "dns_1_ipv6", "dns_2_ipv6"])
-def test_ipv6_is_refused_with_words(key: str) -> None:
-    for parse in (fields.new_account, fields.account_edit, fields.server_values):
-        assert refused(parse, **{key: "fd00::1"}) == "IPv6 is not supported yet"
-        assert refused(parse, ipv6="1") == "IPv6 is not supported yet"
+def test_an_ipv6_address_of_an_account_is_bare_or_whole() -> None:
+    for parse in (lambda **form: new(**form), lambda **form: fields.account_edit(form)):
+        assert parse(allowed_IPs_ipv6=" FD00::0002 ").address_ipv6 == IPv6Address("fd00::2")
+        assert parse(allowed_IPs_ipv6="fd00::2/128").address_ipv6 == IPv6Address("fd00::2")
+        assert parse(allowed_IPs_ipv6="").address_ipv6 is None
+    for text in ("fd00::2/64", "10.0.0.2", "fe80::1%eth0", "fd00::2,fd00::3"):
+        assert refused(fields.account_edit, allowed_IPs_ipv6=text) == "Wrong IPv6 format"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("fd00::1", "fd00::/64", "fe80::1/64", "ff02::1/64", "::1/64", "2002::1/64", "2001::1/64", "10.0.0.1/24"),
+        *("fd00::1/40", "fd00::1/120", "fd00::1%eth0/64", "64:ff9b::1/96", "fd00::1/64/64", "x"),
+    ],
+)
+def test_a_network_of_ipv6_that_no_server_can_have_is_refused(text: str) -> None:
+    assert refused(fields.server_values, address_ipv6=text).startswith("Wrong IPv6 format (only")
 
 
 def test_every_field_of_a_server_is_read() -> None:
@@ -197,8 +210,13 @@ def test_every_field_of_a_server_is_read() -> None:
         "b_upload": "10",
         "ikev2": "0",
         "ipv6": "false",
+        "address_ipv6": "FD00:0:0:1::1/64",
+        "dns_1_ipv6": "2001:4860:4860::8888",
+        "dns_2_ipv6": "",
+        "nat_ipv6": "0",
     }
     values = fields.server_values(form)
+    assert values.address_ipv6 == IPv6Interface("fd00:0:0:1::1/64") and values.dns_2_ipv6 == ""
     assert all(getattr(values, attribute.name) is not None for attribute in attributes(ServerValues))
     assert values.address == IPv4Interface("10.0.86.1/24")
     assert values.endpoint == "vpn.example.com"
