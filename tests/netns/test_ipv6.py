@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -27,6 +28,8 @@ from agent.model import Account, Secret
 from agent.store import open_store
 from agent.usage import Usage
 from agent.writer import Writer
+from gateway import model as product
+from gateway.profile import config_text
 from tests.fakes.state import account, server
 from tests.netns.conftest import enter
 from tests.netns.tunnels import end_all, eventually, missing, new_keys, run, unique_name, within
@@ -51,6 +54,7 @@ class Stage:
         self.keys = {number: new_keys() for number in CLIENTS}
         self.server_key, self.server_public = new_keys()
         self.backend, self.store = backend, open_store(path)
+        self.folder = path.parent
         self._wire()
         self.kernel = LinuxKernel("userspace", "up0", backend, connections=1000)
         self.writer = Writer(self.kernel, Usage(self.store, time.time))
@@ -98,19 +102,51 @@ class Stage:
         assert not report.failures, report.failures
 
     def connect(self, number: int) -> None:
-        name, link = self.clients[number], unique_name()
+        """From the text that a customer gets, and one address more that is not his."""
+        name, link, text = self.clients[number], unique_name(), self.config(number)
+        file = self.folder / f"{link}.conf"
+        file.touch(0o600)
+        file.write_text(text)
+        (addresses,) = re.findall(r"^Address = (.*)$", text, re.MULTILINE)
         within(name, "wireguard-go", link)
-        text = (
-            f"[Interface]\nPrivateKey={self.keys[number][0]}\n[Peer]\nPublicKey={self.server_public}\n"
-            f"Endpoint=192.0.2.{number * 4 + 1}:{PORT}\nAllowedIPs=0.0.0.0/0,::/0\n"
-        )
-        within(name, "wg", "setconf", link, "/proc/self/fd/0", stdin=text)
+        stripped = within(name, "wg-quick", "strip", str(file))
+        within(name, "wg", "setconf", link, "/proc/self/fd/0", stdin=stripped)
         ip(f"-n {name} link set {link} mtu 1420 up")
-        ip(f"-n {name} address add 10.77.0.{number}/32 dev {link}")
-        ip(f"-n {name} address add {CLIENTS[number]}/128 dev {link} nodad")
-        ip(f"-n {name} address add 2001:db8:77::bad/128 dev {link} nodad")
+        for address in addresses.split(","):
+            ip(f"-n {name} address add {address} dev {link}" + (" nodad" if ":" in address else ""))
+        # Used by who asks for it alone.
+        ip(f"-n {name} address add 2001:db8:77::bad/128 dev {link} nodad valid_lft forever preferred_lft 0")
         ip(f"-n {name} route add default dev {link} src 10.77.0.{number}")
         ip(f"-n {name} -6 route add default dev {link} src {CLIENTS[number]}")
+
+    def config(self, number: int) -> str:
+        place: dict[str, Any] = {"node": "n", "public_key": self.server_public, "name": "s1"}
+        own = product.Server(
+            id=1,
+            interface=LINK,
+            private_key=product.Secret(),
+            listen_port=PORT,
+            address=IPv4Interface("10.77.0.1/24"),
+            address_ipv6=NETWORK,
+            **place,
+        )
+        account = product.Account(
+            id=number,
+            name=f"a{number}",
+            username="u",
+            password=product.Secret(),
+            server="s1",
+            node="n",
+            address=IPv4Interface(f"10.77.0.{number}/24").ip,
+            private_key=product.Secret(self.keys[number][0]),
+            public_key=self.keys[number][1],
+            mark=100,
+            download=0,
+            upload=0,
+            enabled=True,
+            address_ipv6=IPv6Address(CLIENTS[number]),
+        )
+        return config_text(account, own, f"192.0.2.{number * 4 + 1}")
 
     def pings(self, number: int, target: str) -> bool:
         with enter(self.clients[number]) as client:
@@ -290,7 +326,8 @@ def test_one_limit_holds_for_both_families_together(stage: Stage) -> None:
         here(stage.writer.sample, desired)
         used = stage.counted(2)[1] - before
         assert used >= sum(answer["bytes"] for answer in answers), "both are in the sum"
-        assert used * 8 / 1e6 < RATE * (seconds + 0.5)
+        # What the class then dropped was counted before it, a few packets for each window of TCP.
+        assert used * 8 / 1e6 < 1.15 * RATE * (seconds + 0.5)
 
 
 def test_nat66_hides_the_network_behind_the_node(stage: Stage) -> None:
