@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 
 from agent.desired import Desired, Snapshot
+from agent.errors import KernelError
+from agent.kernel.host import ipv6_forward
 from agent.kernel.linux import LinuxKernel
 from agent.kernel.nftables import nft
 from agent.model import Account, Secret
@@ -280,6 +282,37 @@ def test_flushed_rules_come_back_and_what_is_off_is_gone(stage: Stage) -> None:
         assert here(read_setting, "all", "forwarding") == "0"
         assert not stage.pings(2, OUTSIDE_IPV6)
         assert eventually(lambda: stage.pings(2, OUTSIDE), 20)
+
+
+def test_a_switch_of_ours_does_not_outlive_rules_that_somebody_flushed(stage: Stage) -> None:
+    with enter(stage.home) as here:
+        stage.make(stage.desired(stage.account(2)), here)
+        assert here(read_setting, "all", "forwarding") == "1"
+        within(stage.home, "nft", "flush", "ruleset")
+        stage.make(stage.desired(replace(stage.account(2), address_ipv6=None), address_ipv6=None), here)
+        assert here(read_setting, "all", "forwarding") == "0"
+
+
+def test_what_somebody_else_switched_on_stays_and_passes(stage: Stage) -> None:
+    with enter(stage.home) as here:
+        here(setting, "all", "forwarding", "1")
+        stage.make(stage.desired(stage.account(2)), here)
+        assert not here(ends_with_drop)
+        stage.make(stage.desired(address_ipv6=None), here)
+        assert here(read_setting, "all", "forwarding") == "1"
+
+
+def test_a_server_whose_ipv6_cannot_be_let_through_says_so(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise KernelError("cannot set net.ipv6.conf.all.forwarding=1: Read-only file system")
+
+    with enter(stage.home) as here, monkeypatch.context() as patched:
+        patched.setattr(ipv6_forward, "switch_on", refuse)
+        failures = here(stage.writer.full, stage.desired(stage.account(2))).failures
+        assert any("forwarding of IPv6: cannot set" in one.reason for one in failures.values())
+        patched.undo()
+        stage.make(stage.desired(stage.account(2)), here)
+        assert here(read_setting, "all", "forwarding") == "1"
 
 
 def setting(device: str, name: str, value: str) -> None:

@@ -191,9 +191,9 @@ def read_addresses_ipv6() -> dict[int, list[IPv6Interface]]:
     addresses = defaultdict[int, list[IPv6Interface]](list)
     with Netlink() as netlink:
         for data in netlink.dump(message(RTM_GETADDR, 0, _ADDRESS.pack(AF_INET6, 0, 0, 0, 0))):
-            _, prefix, _, scope, index = _ADDRESS.unpack_from(data, HEADER_BYTES)
+            family, prefix, _, scope, index = _ADDRESS.unpack_from(data, HEADER_BYTES)
             values = attributes(data, HEADER_BYTES + _ADDRESS.size)
-            if scope == RT_SCOPE_UNIVERSE:
+            if family == AF_INET6 and scope == RT_SCOPE_UNIVERSE:  # a kernel without IPv6 answers with IPv4
                 raw = values.get(IFA_LOCAL) or values[IFA_ADDRESS]
                 addresses[index].append(IPv6Interface((IPv6Address(raw), prefix)))
     return addresses

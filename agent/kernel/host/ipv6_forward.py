@@ -57,6 +57,11 @@ def is_elses() -> bool:
     return is_on() and _read("default", "forwarding") == "1"
 
 
+def is_ours() -> bool:
+    """As far as the switches tell."""
+    return is_on() and not is_elses()
+
+
 def switch_on() -> None:
     if is_on():
         return
@@ -71,7 +76,7 @@ def switch_on() -> None:
 
 def switch_back() -> None:
     """If it was us. Before the rule goes that drops what is not our links'."""
-    if is_on() and not is_elses():
+    if is_ours():
         _write("all", "forwarding", "0")
 
 

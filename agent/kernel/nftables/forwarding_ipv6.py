@@ -165,13 +165,17 @@ class BothFamilies:
     def __init__(self, inner: Inner, opened: tuple[Opening, ...] = ()) -> None:
         self._inner = inner
         self._opened = opened
+        self._stood = False  # was our table there, as far as this object has seen?
 
     def read(self, scope: Scope) -> dict[str, Forwarding]:
         """What the wrapped part says, with the IPv6 of each; `BROKEN` if that is not right. Raises KernelError."""
         found = self._inner.read(scope)
         table = _read_table()
         if table is None:
+            if self._stood and ipv6_forward.is_ours():  # somebody flushed it, and perhaps nobody wants it any more
+                found[BROKEN] = NOTHING
             return found
+        self._stood = True
         guesses = guessed(table)
         both = {name: replace(one, ipv6=guesses.get(name)) for name, one in found.items()}
         wanted = all_rules(both.values(), self._opened, ipv6_forward.is_elses())
@@ -181,19 +185,20 @@ class BothFamilies:
         return found
 
     def apply(self, diff: Diff[str, Forwarding]) -> Mapping[str, KernelError]:
-        """First IPv4. An error here is the node's, and spoils nothing of IPv4."""
+        """First IPv4. An error of IPv6 is one of the servers that have it."""
         standing = {} if _is_absent() else self.read(_EVERYWHERE)
         # What is damaged is not in `standing`, and in `add` or `change`.
         final = {name: one for name, one in standing.items() if name not in diff.remove}
         final |= {**diff.add, **diff.change}
         errors = self._inner.apply(diff)
         served = [one for one in final.values() if one.ipv6]
-        if not served and _is_absent():
+        if not (served or self._stood) and _is_absent():
             return errors
         try:
             self._make(served)
         except KernelError as error:
-            return {**errors, BROKEN: KernelError(f"forwarding of IPv6: {error}", retry=error.retry)}
+            refused = KernelError(f"forwarding of IPv6: {error}", retry=error.retry)
+            return {**errors, **dict.fromkeys((BROKEN, *(one.interface for one in served)), refused)}
         return errors
 
     def _make(self, served: list[Forwarding]) -> None:
@@ -202,12 +207,14 @@ class BothFamilies:
             ipv6_forward.switch_back()
             if table is not None:
                 nft.apply([_write.delete_table()])
+            self._stood = False
             return
         rules = all_rules(served, self._opened, ipv6_forward.is_elses())
         if table is None or not _is_made(table, rules):
             anew = [_write.add_table(), _write.delete_table()] if table is not None else []
             frame = [*anew, _write.add_table(), *(_write.add_chain(name, chain) for name, chain in CHAINS.items())]
             nft.apply([*frame, *(line for chain in CHAINS for line in _write.add_rules(chain, rules[chain]))])
+        self._stood = True
         ipv6_forward.switch_on()
 
 
