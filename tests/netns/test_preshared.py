@@ -150,6 +150,28 @@ def test_an_endpoint_where_nobody_is_does_no_harm(tunnel: Tunnel, link: Link) ->
     tunnels.eventually(client.reaches)
 
 
+def test_clients_behind_a_router_that_does_not_answer_keep_nobody_waiting(
+    tunnel: Tunnel, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """wireguard-go stands still while its packets wait for the router; whoever comes after that is let in at once."""
+    server, new_client = tunnel
+    monkeypatch.setattr("agent.kernel.wireguard.peers.SLOW_SECONDS", 0.1)
+    client, dead = new_client(), "192.0.2.250:40000"
+    peers = Peers()
+    lost = {
+        (link.interface, some_key(number)): Peer(
+            link.interface, some_key(number), client.address + number, endpoint=dead
+        )
+        for number in range(1000, 2500)
+    }
+    began = time.monotonic()
+    assert server.run(peers.apply, Diff(add=lost)) == {}
+    assert time.monotonic() - began < 20.0
+    peer = connected(server, link, client)
+    key = (link.interface, client.public_key)
+    assert server.run(Peers().read, scope(link)) == lost | {key: peer}
+
+
 def test_a_servers_new_key_leaves_its_peers_where_they_are(tunnel: Tunnel, link: Link) -> None:
     """Clients need its public key, whatever we do; who has it is back with his next packet."""
     server, new_client = tunnel

@@ -62,8 +62,7 @@ class PeerChange:
     `preshared`: a key that it shall have. `reset`: it may be there already, with a keepalive or another preshared key
     that somebody has given it: both become right, none is none. `anew`: its session ends.
 
-    `endpoint`: where its client was; "" = leave it. WireGuard sends a handshake there at once, by a keepalive that is
-    switched on and off again, for a client that believes in its old session waits 15 s before it begins a new one.
+    `endpoint`: where its client was; "" = leave it.
     """
 
     public_key: str
@@ -94,6 +93,10 @@ class WireGuard(Protocol):
 
     def set_peers(self, interface: str, changes: Sequence[PeerChange]) -> dict[str, KernelError]:
         """Applies the changes in their order; answers an error for each public key that was refused."""
+
+    def call_peers(self, interface: str, public_keys: Sequence[str]) -> None:
+        """Sends each of these, which are there and have an endpoint, a handshake: a keepalive is switched on and off
+        again, and WireGuard sends one at once. At most as many as go in one message."""
 
 
 def set_in_batches(

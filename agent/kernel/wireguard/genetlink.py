@@ -3,7 +3,7 @@
 Own packing instead of the netlink library's: that one sends one peer a message and takes 128 us to parse a peer; here
 hundreds of peers go in one message and a peer is parsed in a few. Layout: linux/wireguard.h, linux/genetlink.h.
 
-Traps: the length of a nested attribute is 16 bits, so a message holds some 200 peers. A dump comes in many messages,
+Traps: the length of a nested attribute is 16 bits, so a message holds some 240 peers. A dump comes in many messages,
 and a peer with many allowed IPs goes on in the next one under the same key.
 """
 
@@ -89,6 +89,10 @@ class KernelWireGuard:
                 changes, PEERS_PER_MESSAGE, lambda batch: kernel.set(interface, peers_attribute(batch))
             )
 
+    def call_peers(self, interface: str, public_keys: Sequence[str]) -> None:
+        with _wireguard() as kernel:
+            kernel.set(interface, calls_attribute(public_keys))
+
 
 # -- packing ------------------------------------------------------------------------------------------------------
 
@@ -108,10 +112,16 @@ def _packed_change(change: PeerChange) -> bytes:
     gone = attribute(NESTED, key + _flags(REMOVE_ME))
     if change.address is None:
         return gone
-    packed = (gone if change.anew else b"") + attribute(NESTED, key + _packed_peer(change, change.address))
-    for seconds in (1, 0) if change.endpoint else ():
-        packed += attribute(NESTED, key + _flags(UPDATE_ONLY) + attribute(PEER_KEEPALIVE, _U16.pack(seconds)))
-    return packed
+    return (gone if change.anew else b"") + attribute(NESTED, key + _packed_peer(change, change.address))
+
+
+def calls_attribute(public_keys: Sequence[str]) -> bytes:
+    calls = [
+        attribute(PEER_PUBLIC_KEY, base64.b64decode(key)) + _flags(UPDATE_ONLY) + attribute(PEER_KEEPALIVE, on)
+        for key in public_keys
+        for on in (_U16.pack(1), _U16.pack(0))
+    ]
+    return attribute(DEVICE_PEERS | NESTED, b"".join([attribute(NESTED, call) for call in calls]))
 
 
 def _flags(flags: int) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from agent.errors import KernelError
@@ -21,6 +22,11 @@ from agent.kernel.wireguard.uapi import UserspaceWireGuard
 from agent.objects import Diff, Peer, PeerKey, PeerState, Scope
 
 SESSION_SECONDS = 180  # WireGuard's own (REJECT_AFTER_TIME): from then on a client begins a new one by itself
+CALLED_AT_ONCE = 100  # their handshakes take some 20 ms
+# But wireguard-go stands still while its packets wait for a router that does not answer. Then nobody is called for a
+# while, for nobody would hear it, and whoever is to be let in is not kept waiting.
+SLOW_SECONDS = 0.5
+REST_SECONDS = 30.0
 
 
 class Peers:
@@ -29,6 +35,7 @@ class Peers:
     def __init__(self, owned: Ownership | None = None) -> None:
         self._owned = owned or Ownership()
         self._doors: dict[str, WireGuard] = {"wireguard": KernelWireGuard(), "tun": UserspaceWireGuard()}
+        self._rests_until = 0.0  # monotonic
 
     def read(self, scope: Scope) -> dict[PeerKey, Peer]:
         """The peers of the links of the scope that exist and are ours."""
@@ -81,7 +88,9 @@ class Peers:
     def _set_peers(self, interface: str, wanted: list[PeerChange]) -> dict[str, KernelError]:
         try:
             link = self._link(interface)
-            refused = self._doors[link.kind].set_peers(interface, wanted)
+            door = self._doors[link.kind]
+            refused = door.set_peers(interface, wanted)
+            self._call(door, interface, [one.public_key for one in wanted if one.endpoint])
             if link.kind == "wireguard":
                 set_threaded(link)
         except KernelError as error:
@@ -89,6 +98,18 @@ class Peers:
         # A peer of a link that is not there is removed already.
         gone = {change.public_key for change in wanted if change.address is None}
         return {key: error for key, error in refused.items() if not (isinstance(error, Absent) and key in gone)}
+
+    def _call(self, door: WireGuard, interface: str, public_keys: list[str]) -> None:
+        """Where clients were whose peers are back: they believe in their old session, and begin a new one only after
+        15 s without an answer. Who cannot be called begins then, so an error here is nobody's."""
+        for start in range(0, len(public_keys), CALLED_AT_ONCE):
+            began = time.monotonic()
+            if began < self._rests_until:
+                return
+            with suppress(KernelError):
+                door.call_peers(interface, public_keys[start : start + CALLED_AT_ONCE])
+            if time.monotonic() - began > SLOW_SECONDS:
+                self._rests_until = time.monotonic() + REST_SECONDS
 
     def _link(self, name: str) -> Interface:
         interface = read_link(name)

@@ -118,6 +118,10 @@ class UserspaceWireGuard:
 
         return set_in_batches(changes, PEERS_PER_MESSAGE, send)
 
+    def call_peers(self, interface: str, public_keys: Sequence[str]) -> None:
+        with _talking(interface):
+            _check(interface, _errno(_ask(interface, calls_message(public_keys))))
+
 
 # -- the words of the protocol ------------------------------------------------------------------------------------
 
@@ -141,10 +145,17 @@ def peers_message(changes: Sequence[PeerChange]) -> bytes:
         parts.append(f"replace_allowed_ips=true\nallowed_ip={change.address}/32\n")
         if change.address_ipv6:
             parts.append(f"allowed_ip={change.address_ipv6}/128\n")
-        for seconds in (1, 0) if change.endpoint else ():  # as peers of their own: only a whole one is started
-            parts.append(f"{key}update_only=true\npersistent_keepalive_interval={seconds}\n")
     parts.append("\n")
     return "".join(parts).encode()
+
+
+def calls_message(public_keys: Sequence[str]) -> bytes:
+    words = [
+        f"public_key={_hex(key)}\nupdate_only=true\npersistent_keepalive_interval={seconds}\n"
+        for key in public_keys
+        for seconds in (1, 0)
+    ]
+    return "".join(["set=1\n", *words, "\n"]).encode()
 
 
 def parse_device(answer: bytes) -> Device:

@@ -52,7 +52,7 @@ def test_uapi_changes_are_one_operation_and_never_replace_all_peers() -> None:
     ]
 
 
-def test_uapi_a_peer_that_comes_back_is_called_once_it_is_whole() -> None:
+def test_uapi_a_peer_comes_back_with_its_endpoint_and_is_called_then() -> None:
     secret = Secret(base64.b64encode(b"\x0b" * 32).decode())
     change = PeerChange(KEY_A, ADDRESS, preshared=secret, endpoint="192.0.2.1:40000", anew=True)
     assert uapi.peers_message([change]).decode().split("\n")[1:-2] == [
@@ -63,12 +63,15 @@ def test_uapi_a_peer_that_comes_back_is_called_once_it_is_whole() -> None:
         "endpoint=192.0.2.1:40000",
         "replace_allowed_ips=true",
         "allowed_ip=10.0.0.2/32",
-        f"public_key={HEX_A}",
-        "update_only=true",
-        "persistent_keepalive_interval=1",
-        f"public_key={HEX_A}",
-        "update_only=true",
-        "persistent_keepalive_interval=0",
+    ]
+    assert uapi.calls_message([KEY_A, KEY_B]).decode().split("\n") == [
+        "set=1",
+        *(f"public_key={HEX_A}", "update_only=true", "persistent_keepalive_interval=1"),
+        *(f"public_key={HEX_A}", "update_only=true", "persistent_keepalive_interval=0"),
+        *(f"public_key={HEX_B}", "update_only=true", "persistent_keepalive_interval=1"),
+        *(f"public_key={HEX_B}", "update_only=true", "persistent_keepalive_interval=0"),
+        "",
+        "",
     ]
 
 
@@ -182,19 +185,21 @@ def test_kernel_message_of_the_largest_batch_fits_a_nested_attribute() -> None:
     longest = PeerChange(KEY_A, ADDRESS, True, Secret(KEY_B), "[2001:db8::1]:40000", anew=True)
     packed = genetlink.peers_attribute([longest] * genetlink.PEERS_PER_MESSAGE)
     assert struct.unpack("=H", packed[:2])[0] == len(packed)
-    assert len(decoded_peers(packed)) == 4 * genetlink.PEERS_PER_MESSAGE
+    assert len(decoded_peers(packed)) == 2 * genetlink.PEERS_PER_MESSAGE
 
 
 @pytest.mark.parametrize("endpoint", ["192.0.2.1:40000", "[2001:db8::1]:40000"])
-def test_kernel_a_peer_that_comes_back_is_called_once_it_is_whole(endpoint: str) -> None:
+def test_kernel_a_peer_comes_back_with_its_endpoint_and_is_called_then(endpoint: str) -> None:
     change = PeerChange(KEY_A, ADDRESS, preshared=Secret(KEY_B), endpoint=endpoint, anew=True)
-    gone, whole, called, calm = decoded_peers(genetlink.peers_attribute([change]))
+    gone, whole = decoded_peers(genetlink.peers_attribute([change]))
     assert gone["WGPEER_A_FLAGS"] == 1 and len(gone) == 2
     assert whole["WGPEER_A_FLAGS"] == 2
     assert whole["WGPEER_A_PRESHARED_KEY"] == KEY_B.encode()
     where = whole["WGPEER_A_ENDPOINT"]
     assert (where["addr"], where["port"]) == (endpoint.rpartition(":")[0].strip("[]"), 40000)
-    for update, seconds in ((called, 1), (calm, 0)):
+    calls = decoded_peers(genetlink.calls_attribute([KEY_A, KEY_B]))
+    assert [one["WGPEER_A_PUBLIC_KEY"].decode() for one in calls] == [KEY_A, KEY_A, KEY_B, KEY_B]
+    for update, seconds in zip(calls, (1, 0, 1, 0), strict=True):
         assert update["WGPEER_A_FLAGS"] == 4  # WGPEER_F_UPDATE_ONLY
         assert update["WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL"] == seconds
     (again,) = genetlink.parse_peers([genetlink.peers_attribute([replace(change, anew=False)])], [KEY_A, KEY_C])
