@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from agent.store import TOLD_AGAIN
 from tests.lab.errors import NoHandshake
 from tests.lab.lab import Lab
 from tests.lab.processes import wait_until
@@ -87,14 +88,14 @@ def test_a_preshared_key_that_others_change_is_mended(lab: Lab, make_account: Ma
 def test_an_agent_that_is_upgraded_later_than_the_gateway_hears_of_preshared_keys(
     lab: Lab, make_account: MakeAccount
 ) -> None:
-    """The file and the peer are made what an agent of before leaves, who took the account and dropped the field."""
+    """Peer and file are what an agent of before leaves, who dropped the field, and the upgrade of its file after it."""
     account, other = make_account(preshared_key=1), make_account()
     lab.connect("c1", other["name"])
     (link,) = links(lab)
     lab.stop_agent(NODE)
     with sqlite3.connect(lab.state / NODE / "agent.db") as db:
-        db.execute("ALTER TABLE accounts DROP COLUMN preshared_key")
-        db.execute("PRAGMA user_version = 3")
+        db.execute("UPDATE accounts SET preshared_key = ''")
+        db.execute(TOLD_AGAIN)  # as every upgrade of the file does
     db.close()
     lab.exec(NODE, "wg", "set", link, "peer", account["public_key"], "preshared-key", "/dev/null")
     before, handshake = found(lab), lab.handshake("c1")
