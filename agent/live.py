@@ -6,13 +6,14 @@ anybody waiting.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 from agent.desired import Desired
 from agent.doors import LiveKernel
 from agent.errors import NotFound
-from agent.model import Account, minor
+from agent.model import Account, Address, minor
 from agent.objects import Counters, PeerState
 from agent.usage import Usage
 
@@ -37,6 +38,7 @@ class LiveAccount:
     interface: str
     upload_class: str | None
     download_class: str | None
+    counters_ipv6: Counters | None = None  # of its second address
 
 
 class LiveReads:
@@ -55,16 +57,20 @@ class LiveReads:
         peer, marks, classes = (look in (Look.EVERYTHING, one) for one in (Look.PEER, Look.MARKS, Look.CLASSES))
         uplink = kernel.uplink() if classes else ""
         if not account.enabled:
-            counters = self._usage.start_of(account.address, account.id)
-            return LiveAccount(account, None, counters, uplink, interface, None, None)
+            stood = {address: self._usage.start_of(address, account.id) for address in account.addresses}
+            first, second = _of_both(account, stood)
+            return LiveAccount(account, None, first, uplink, interface, None, None, second)
+        state = kernel.peer_states(interface).get(account.public_key) if peer else None
+        first, second = _of_both(account, kernel.marks.counters(account.addresses) if marks else {})
         return LiveAccount(
             account,
-            kernel.peer_states(interface).get(account.public_key) if peer else None,
-            kernel.marks.counters([account.address]).get(account.address) if marks else None,
+            state,
+            first,
             uplink,
             interface,
             kernel.class_text(uplink, minor(account.mark)) if classes and account.upload else None,
             kernel.class_text(interface, minor(account.mark)) if classes and account.download else None,
+            second,
         )
 
     def read_peers(self, desired: Desired | None, server: str) -> list[tuple[PeerState, int]]:
@@ -74,3 +80,9 @@ class LiveReads:
             raise NotFound(f"there is no server {server!r} on this node")
         states = self._kernel.peer_states(found.interface)
         return [(state, desired.by_key.get((server, key), 0)) for key, state in states.items()]
+
+
+def _of_both(account: Account, counted: Mapping[Address, Counters]) -> tuple[Counters | None, Counters | None]:
+    """Of each family."""
+    ipv6 = account.address_ipv6
+    return counted.get(account.address), counted.get(ipv6) if ipv6 else None

@@ -286,6 +286,7 @@ class LiveAccount:
     interface: str
     upload_class: str | None  # three lines of `tc -s class show`; None = unlimited
     download_class: str | None
+    marks_ipv6: MarkCounters | None = None  # of its second address
 
 
 @dataclass(frozen=True, slots=True)

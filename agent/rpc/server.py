@@ -209,6 +209,7 @@ def _inspect_out(live: LiveAccount) -> pb.InspectReply:
         download_class=traffic_class(live.interface, live.download_class),
         uplink=live.uplink,
         interface=live.interface,
+        marks_ipv6=codec.counters_out(live.account.mark, live.counters_ipv6) if live.counters_ipv6 else None,
     )
 
 

@@ -217,4 +217,5 @@ def live_account(reply: pb.InspectReply) -> LiveAccount:
         interface=reply.interface,
         upload_class=reply.upload_class.text if reply.HasField("upload_class") else None,
         download_class=reply.download_class.text if reply.HasField("download_class") else None,
+        marks_ipv6=_marks(reply.marks_ipv6) if reply.HasField("marks_ipv6") else None,
     )

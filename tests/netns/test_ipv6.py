@@ -26,6 +26,7 @@ from agent.errors import KernelError
 from agent.kernel.host import ipv6_forward
 from agent.kernel.linux import LinuxKernel
 from agent.kernel.nftables import nft
+from agent.live import LiveReads, Look
 from agent.model import Account, Secret
 from agent.store import open_store
 from agent.usage import Usage
@@ -243,6 +244,9 @@ def test_two_families_are_one_account(stage: Stage) -> None:
         assert not stage.pings(2, CLIENTS[3])
         assert not stage.pings(2, "fd00:1::1")
         assert not far(pings, CLIENTS[2]), "nobody begins a connection from outside"
+
+        live = here(LiveReads(stage.kernel, Usage(stage.store, time.time)).read_account, desired, 2, Look.MARKS)
+        assert live.counters.upload_bytes > 50 * SIZE and live.counters_ipv6.upload_bytes > 70 * SIZE
 
         # Nothing is left to do, and nothing is done twice.
         report = here(stage.writer.full, desired)

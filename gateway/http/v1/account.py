@@ -87,7 +87,7 @@ async def _mangle_rules(asked: Asked) -> Placed[str]:
     account, live = await _live(asked, Look.MARKS)
     if live.marks is None:
         raise _absent(account, "mangle rules")
-    return Placed(objects.mark_lines(account, live.marks), account.node)
+    return Placed(objects.mark_lines(account, live.marks, live.marks_ipv6), account.node)
 
 
 async def _traffic_control(asked: Asked) -> Placed[str]:

@@ -141,12 +141,17 @@ def online_object(account: Account, peer: PeerState, zone: ZoneInfo) -> dict[str
     }
 
 
-def mark_lines(account: Account, marks: MarkCounters) -> str:
-    """The two mangle rules: towards the account, then from it."""
-    address, mark = account.address, f"MARK {marks.mark:#x}"
+def mark_lines(account: Account, marks: MarkCounters, ipv6: MarkCounters | None = None) -> str:
+    """The two mangle rules: towards the account, then from it. Behind them those of its second address."""
+    second = _mark_lines(account.address_ipv6, "::/0", ipv6) if ipv6 else ""
+    return _mark_lines(account.address, ANYWHERE, marks) + second
+
+
+def _mark_lines(address: object, anywhere: str, marks: MarkCounters) -> str:
+    mark = f"MARK {marks.mark:#x}"
     return (
-        f"{ANYWHERE} -> {address} {mark} Pkt:{marks.download_packets} Bytes:{marks.download_bytes}\n"
-        f"{address} -> {ANYWHERE} {mark} Pkt:{marks.upload_packets} Bytes:{marks.upload_bytes}\n"
+        f"{anywhere} -> {address} {mark} Pkt:{marks.download_packets} Bytes:{marks.download_bytes}\n"
+        f"{address} -> {anywhere} {mark} Pkt:{marks.upload_packets} Bytes:{marks.upload_bytes}\n"
     )
 
 

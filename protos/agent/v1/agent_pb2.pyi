@@ -839,6 +839,7 @@ class InspectReply(_message.Message):
     DOWNLOAD_CLASS_FIELD_NUMBER: _builtins.int
     UPLINK_FIELD_NUMBER: _builtins.int
     INTERFACE_FIELD_NUMBER: _builtins.int
+    MARKS_IPV6_FIELD_NUMBER: _builtins.int
     uplink: _builtins.str
     interface: _builtins.str
     @_builtins.property
@@ -857,6 +858,10 @@ class InspectReply(_message.Message):
     def download_class(self) -> Global___TrafficClass:
         """on the server's link"""
 
+    @_builtins.property
+    def marks_ipv6(self) -> Global___MarkCounters:
+        """of its address of IPv6; absent when it has none or the rules are missing"""
+
     def __init__(
         self,
         *,
@@ -866,10 +871,11 @@ class InspectReply(_message.Message):
         download_class: Global___TrafficClass | None = ...,
         uplink: _builtins.str = ...,
         interface: _builtins.str = ...,
+        marks_ipv6: Global___MarkCounters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["download_class", b"download_class", "marks", b"marks", "peer", b"peer", "upload_class", b"upload_class"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["download_class", b"download_class", "marks", b"marks", "marks_ipv6", b"marks_ipv6", "peer", b"peer", "upload_class", b"upload_class"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["download_class", b"download_class", "interface", b"interface", "marks", b"marks", "peer", b"peer", "uplink", b"uplink", "upload_class", b"upload_class"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["download_class", b"download_class", "interface", b"interface", "marks", b"marks", "marks_ipv6", b"marks_ipv6", "peer", b"peer", "uplink", b"uplink", "upload_class", b"upload_class"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import date
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from zoneinfo import ZoneInfo
 
 from gateway.fields import account_edit
@@ -137,3 +137,10 @@ def test_what_is_declared_is_what_is_said() -> None:
     assert sorted(objects.DUMP["required"]) == sorted(objects.dump_object(ACCOUNT, None))
     (day,) = objects.day_objects("a", [DayUsage(date(2022, 11, 1))])
     assert sorted(objects.DAY["required"]) == sorted(day)
+
+
+def test_the_rules_of_a_second_family_stand_behind_those_of_v1() -> None:
+    both = replace(ACCOUNT, address_ipv6=IPv6Address("fd00::2"))
+    text = objects.mark_lines(both, MarkCounters(109, 3, 4000, 1, 60), MarkCounters(109, 1, 80, 2, 99))
+    assert text.startswith(objects.mark_lines(ACCOUNT, MarkCounters(109, 3, 4000, 1, 60)))
+    assert text.endswith("::/0 -> fd00::2 MARK 0x6d Pkt:1 Bytes:80\nfd00::2 -> ::/0 MARK 0x6d Pkt:2 Bytes:99\n")
