@@ -96,7 +96,8 @@ class LinuxKernel:
         found, servers = (warning for look in WARNINGS for warning in look(scope)), self._servers(scope)
         beside = routed.warnings(servers, self.host_networks(), read_addresses())
         narrow = routed.narrow(scope.uplink, read_uplink_mtu(scope.uplink))
-        return (*found, *foreign.warnings(foreign.read(), servers), *beside, *narrow)
+        alone = routed.without_ipv6(servers, scope.uplink)
+        return (*found, *foreign.warnings(foreign.read(), servers), *beside, *narrow, *alone)
 
     def problem(self, scope: Scope) -> str:
         return foreign.problem(foreign.read(), scope.devices)

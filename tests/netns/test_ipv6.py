@@ -23,7 +23,7 @@ import pytest
 
 from agent.desired import Desired, Snapshot
 from agent.errors import KernelError
-from agent.kernel.host import ipv6_forward
+from agent.kernel.host import conntrack, ipv6_forward
 from agent.kernel.linux import LinuxKernel
 from agent.kernel.nftables import nft
 from agent.live import LiveReads, Look
@@ -269,9 +269,14 @@ def test_flushed_rules_come_back_and_what_is_off_is_gone(stage: Stage) -> None:
         stage.make(desired, here)
         assert stage.pings(2, OUTSIDE_IPV6)
 
+        own = [IPv6Address(CLIENTS[2])]
+        assert here(conntrack.forget, own) >= 1, "Linux remembers whom an answer is for"
+        assert stage.pings(2, OUTSIDE_IPV6)
+
         # Disabled: both families at once, the connections too.
         off = stage.desired(stage.account(2, enabled=False), stage.account(3))
         stage.make(off, here)
+        assert here(conntrack.forget, own) == 0, "the pass has done it"
         assert not stage.pings(2, OUTSIDE_IPV6) and not stage.pings(2, OUTSIDE)
         assert CLIENTS[2] not in within(stage.home, "wg", "show", LINK, "allowed-ips")
         stage.make(desired, here)
@@ -295,6 +300,15 @@ def test_a_switch_of_ours_does_not_outlive_rules_that_somebody_flushed(stage: St
         within(stage.home, "nft", "flush", "ruleset")
         stage.make(stage.desired(replace(stage.account(2), address_ipv6=None), address_ipv6=None), here)
         assert here(read_setting, "all", "forwarding") == "0"
+
+
+def test_a_box_without_a_way_out_for_ipv6_says_so(stage: Stage) -> None:
+    with enter(stage.home) as here:
+        wanted = stage.desired(stage.account(2))
+        assert not here(stage.writer.full, wanted).warnings
+        ip(f"-n {stage.home} -6 route del default")
+        (warning,) = here(stage.writer.full, wanted).warnings
+        assert "up0 has no default route of IPv6" in warning
 
 
 def test_what_somebody_else_switched_on_stays_and_passes(stage: Stage) -> None:

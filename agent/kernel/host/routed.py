@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from ipaddress import IPv4Address
+from pathlib import Path
 from socket import AF_INET, if_indextoname, if_nametoindex
 
 from agent.kernel.netlink import HEADER_BYTES, Netlink, Refusal, attribute, attributes, message
@@ -19,6 +21,7 @@ from agent.objects import Forwarding, HostNetwork
 
 RTM_GETROUTE = 26  # linux/rtnetlink.h
 RTN_LOCAL = 2
+RTF_REJECT = 0x200  # linux/route.h
 RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF = 1, 2, 3, 4
 _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg: family, lengths of destination and source, tos, table, ..., type, flags
 THIS_BOX = "lo"
@@ -46,6 +49,24 @@ def narrow(uplink: str, mtu: int) -> Iterator[str]:
             f"the MTU of {uplink} is {mtu}: a tunnel needs {LEAST_MTU + WIREGUARD_BYTES} to send {LEAST_MTU} bytes "
             "whole. Larger packets of customers go in fragments, which many networks drop"
         )
+
+
+def without_ipv6(servers: Collection[Forwarding], uplink: str) -> Iterator[str]:
+    """The agent asks for the way out by IPv4 alone."""
+    if any(one.ipv6 for one in servers) and not _has_default_ipv6(uplink):
+        yield (
+            f"accounts have IPv6 and this box has no way out for it: {uplink} has no default route of IPv6 "
+            "(`ip -6 route show default`). Give it one, or `ipv6=0` to the servers: clients wait for what never comes"
+        )
+
+
+def _has_default_ipv6(uplink: str) -> bool:
+    with suppress(OSError):
+        for line in Path("/proc/thread-self/net/ipv6_route").read_text().splitlines():
+            network, length, *_, flags, device = line.split()
+            if length == "00" and not network.strip("0") and device == uplink and not int(flags, 16) & RTF_REJECT:
+                return True
+    return False
 
 
 def _taken_networks(servers: Collection[Forwarding], host: Collection[HostNetwork]) -> Iterator[str]:
