@@ -424,3 +424,38 @@ def test_a_network_of_the_host_is_not_taken(stage: Stage) -> None:
         (failure,) = here(stage.writer.full, wanted).failures.values()
         assert "overlaps 2001:db8:1::/64, which the host has" in failure.reason
         assert "2001:db8:1::77" not in within(stage.home, "ip", "-6", "address")
+
+
+@pytest.mark.parametrize("target", [OUTSIDE, OUTSIDE_IPV6])
+def test_segments_fit_the_tunnel_whoever_thinks_otherwise(stage: Stage, target: str) -> None:
+    with enter(stage.home) as here, enter(stage.far) as far, enter(stage.clients[2]) as client:
+        stage.make(stage.desired(stage.account(2)), here)
+        stage.connect(2)
+        assert eventually(lambda: stage.pings(2, target), 20)
+        (link,) = (name for name in client(os.listdir, "/proc/sys/net/ipv4/conf") if name.startswith("wlt"))
+        ip(f"-n {stage.clients[2]} link set {link} mtu 1500")
+        with far(socket.create_server, (target, 80), family=_family(target)) as door:
+            door.settimeout(10)
+            with client(socket.create_connection, (target, 80), 10):
+                accepted, _ = door.accept()
+                with accepted:
+                    most = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+        # Of 1420 bytes without the two headers; options of the connection may have taken some more.
+        assert 1420 - _headers(target) - 40 < most <= 1420 - _headers(target)
+
+
+def _family(target: str) -> int:
+    return socket.AF_INET6 if ":" in target else socket.AF_INET
+
+
+def _headers(target: str) -> int:
+    return (40 if ":" in target else 20) + 20
+
+
+def test_accounts_reach_one_another_where_their_server_lets_them(stage: Stage) -> None:
+    with enter(stage.home) as here:
+        stage.make(stage.desired(stage.account(2), stage.account(3), internal_traffic=True), here)
+        for number in CLIENTS:
+            stage.connect(number)
+            assert eventually(lambda who=number: stage.pings(who, OUTSIDE_IPV6), 20)  # type: ignore[misc]
+        assert eventually(lambda: stage.pings(2, CLIENTS[3]), 20)
