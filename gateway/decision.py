@@ -14,7 +14,7 @@ from logging import DEBUG, ERROR, INFO, WARNING
 from gateway.errors import AgentUnreachable
 from gateway.model import AgentStatus, Applied, Compared, Failure, Held, Node, Patch, Snapshot
 from gateway.origin import Row
-from gateway.outcome import outcome, size, standing
+from gateway.outcome import MOST_LOGGED, outcome, size, standing
 
 # Seconds.
 FIRST_PAUSE = 0.1  # after a pass that failed; then doubled ...
@@ -274,7 +274,7 @@ def answered(state: State, at: float, call: Send, sent: Patch | Snapshot, applie
 
     The agent may hold more than we sent (from another gateway); the outcome is only about what we sent.
     """
-    refusals = ((failure.subject or "node", failure.reason) for failure in applied.failures)
+    refusals = ((failure.subject or "node", failure.reason) for failure in applied.failures[:MOST_LOGGED])
     said = [_sent(sent), *(Say(WARNING, f"event=failed subject={who} reason={why!r}") for who, why in refusals)]
     shown = state.shown if applied.outcome == "pending" else sent.revision
     status = state.status and replace(

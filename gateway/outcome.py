@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable
 
 from gateway.model import Applied, Failure, Patch, Snapshot
 
+MOST_LOGGED = 10  # refusals of one answer; all of them stand in the status
+
 
 def outcome(failures: Iterable[Failure], about: Collection[int | str]) -> str:
     """What became of these accounts and servers: "failed" or "applied"."""

@@ -44,6 +44,8 @@ SNAPSHOT_SECONDS = 60.0
 LIVE_SECONDS = 5.0
 TOTALS_SECONDS = 30.0
 SLOW_SECONDS = 7.0  # more for a short call that has to go behind a long one
+# Rows in one answer. Totals: all accounts of a full node for two months, which take 400 MB here.
+MOST_TOTALS, MOST_PEERS, MOST_HELD = 2_000_000, 40_000, 44_000
 LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)  # no answer came
 
 T = TypeVar("T")
@@ -135,8 +137,9 @@ class Agents:
         line = self._lines.to(node)
         with _translated(node), line.long_call():
             stub = await (line.fast() if ids else line.bulk())
-            async for chunk in line.received(stub.Totals(request, timeout=TOTALS_SECONDS)):
-                if found_epoch not in ("", chunk.epoch):
+            call = stub.Totals(request, timeout=TOTALS_SECONDS)
+            async for chunk in line.received(call, lambda part: part.totals, MOST_TOTALS):
+                if found_epoch not in ("", codec.epoch_in(chunk.epoch)):
                     raise ValueError("two epochs in one answer")
                 found_epoch, cursor = chunk.epoch, chunk.cursor
                 totals.extend(codec.day_total(total) for total in chunk.totals)
@@ -158,14 +161,16 @@ class Agents:
         line = self._lines.to(node)
         with _translated(node), line.long_call():
             call = (await line.bulk()).Peers(pb.PeersRequest(server=server), timeout=LIVE_SECONDS)
-            return [codec.peer_state(peer) async for chunk in line.received(call) for peer in chunk.peers]
+            chunks = line.received(call, lambda part: part.peers, MOST_PEERS)
+            return [codec.peer_state(peer) async for chunk in chunks for peer in chunk.peers]
 
     async def held(self, node: Node) -> list[HeldObject]:
         """Every server and account that the agent holds. Raises AgentUnreachable."""
         line = self._lines.to(node)
         with _translated(node), line.long_call():
             call = (await line.bulk()).Held(pb.HeldRequest(), timeout=SNAPSHOT_SECONDS)
-            return [one async for chunk in line.received(call) for one in codec.held_objects(chunk)]
+            chunks = line.received(call, lambda part: (*part.servers, *part.accounts), MOST_HELD)
+            return [one async for chunk in chunks for one in codec.held_objects(chunk)]
 
     async def new_key(self, node: Node) -> bytes:
         """The public half (SubjectPublicKeyInfo, DER) of a key that it made. Raises AgentRefused, AgentUnreachable."""

@@ -6,7 +6,7 @@ turns that into "the agent answered nonsense".
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from ipaddress import IPv4Network
 
@@ -30,6 +30,13 @@ from gateway.model import (
 from protos.agent.v1 import agent_pb2 as pb
 
 CHUNK = 500  # objects in one message: at most ~250 bytes each, far below gRPC's default limit of 4 MB
+
+MOST_FAILURES = 50_000  # in an answer: a full node's accounts and servers
+MOST_OTHERS = 1000  # warnings, networks
+LONGEST_TEXT = 1000  # characters of what an agent says to people
+LONGEST_EPOCH = 64
+MOST_BYTES_A_DAY = 1 << 50  # of an account: 100 Gbit/s all day
+LARGEST_ID = (1 << 63) - 1
 
 MTUS = range(1280, 9101)  # bytes, of a tunnel; anything else would end in customers' files
 SECRETS = ("private_key", "preshared_key")  # no node tells them again, nor are they shown
@@ -131,26 +138,37 @@ def _fields(message: pb.Server | pb.Account) -> dict[str, str]:
 
 
 def _failure(failure: pb.Failure) -> Failure:
-    return Failure(failure.account_id, failure.subject, failure.reason)
+    return Failure(failure.account_id, failure.subject[:LONGEST_TEXT], failure.reason[:LONGEST_TEXT])
+
+
+def _failures(failures: Sequence[pb.Failure]) -> tuple[Failure, ...]:
+    return tuple(_failure(failure) for failure in failures[:MOST_FAILURES])
+
+
+def epoch_in(text: str) -> str:
+    """Of a state file: random, and short."""
+    if len(text) > LONGEST_EPOCH:
+        raise ValueError(f"an epoch of {len(text)} characters")
+    return text
 
 
 def agent_status(reply: pb.StatusReply, at: float) -> AgentStatus:
     """`at`: Unix seconds, by our own clock when the agent wrote it."""
     return AgentStatus(
-        epoch=reply.epoch,
+        epoch=epoch_in(reply.epoch),
         revision=reply.revision,
         applied_revision=reply.applied_revision,
         needs_snapshot=reply.needs_snapshot,
-        failures=tuple(_failure(failure) for failure in reply.failures),
+        failures=_failures(reply.failures),
         drift_count=reply.drift_count,
         last_sample_time=reply.last_sample_time,
         last_resync_time=reply.last_resync_time,
         version=reply.version,
         wireguard=reply.wireguard,
         uplink=reply.uplink,
-        problem=reply.problem,
-        warnings=tuple(reply.warnings),
-        networks=tuple((IPv4Network(one.network), one.interface) for one in reply.networks),
+        problem=reply.problem[:LONGEST_TEXT],
+        warnings=tuple(text[:LONGEST_TEXT] for text in reply.warnings[:MOST_OTHERS]),
+        networks=tuple((IPv4Network(one.network), one.interface) for one in reply.networks[:MOST_OTHERS]),
         marks=reply.marks,
         time_zone=reply.time_zone,
         tunnel_mtu=reply.tunnel_mtu if reply.tunnel_mtu in MTUS else 0,
@@ -174,11 +192,13 @@ def _standing(found: pb.Standing) -> Standing:
 def applied(reply: pb.ApplyReply) -> Applied:
     if reply.outcome not in OUTCOMES:
         raise ValueError(f"unknown outcome {reply.outcome}")
-    failures = tuple(_failure(failure) for failure in reply.failures)
-    return Applied(OUTCOMES[reply.outcome], reply.epoch, reply.revision, failures, _origin_in(reply.origin))
+    failures, epoch = _failures(reply.failures), epoch_in(reply.epoch)
+    return Applied(OUTCOMES[reply.outcome], epoch, reply.revision, failures, _origin_in(reply.origin))
 
 
 def day_total(total: pb.DayTotal) -> DayTotal:
+    if total.account_id > LARGEST_ID or max(total.download_bytes, total.upload_bytes) > MOST_BYTES_A_DAY:
+        raise ValueError(f"{max(total.download_bytes, total.upload_bytes)} bytes on one day, for {total.account_id}")
     day = date(total.day // 10000, total.day // 100 % 100, total.day % 100)
     return DayTotal(total.account_id, day, total.download_bytes, total.upload_bytes)
 

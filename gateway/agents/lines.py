@@ -10,10 +10,10 @@ edited or gets another certificate, the next call makes a new line, and the old 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -33,6 +33,7 @@ Options = tuple[tuple[str, int | str], ...]
 # in between would fail although the agent was only restarted.
 RECONNECT_SECONDS = 1.0
 CLOSE_SECONDS = 90.0  # what calls of an old line get to come to their end; longer than any of them
+MOST_IN_A_PART = 10_000  # rows; agents send 2,000
 MOVED_SECONDS = 5.0  # a long call of which a part came or left within this time moves
 
 LOCAL: Options = (
@@ -121,10 +122,22 @@ class Line:
             yield part
             self._moved = _now()
 
-    async def received(self, parts: AsyncIterable[T]) -> AsyncIterator[T]:
-        async for part in parts:
-            self._moved = _now()
-            yield part
+    async def received(
+        self, call: grpc.aio.UnaryStreamCall[Any, T], rows: Callable[[T], Sequence[object]], most: int
+    ) -> AsyncIterator[T]:
+        """The parts of a long answer, watched. Raises ValueError for more `rows` than any honest agent has: a node that
+        was taken over shall not fill this process, nor hold it up."""
+        count = 0
+        try:
+            async for part in call:
+                self._moved = _now()
+                found = len(rows(part))
+                count += found
+                if found > MOST_IN_A_PART or count > most:
+                    raise ValueError(f"more than {most} rows, or {MOST_IN_A_PART} in one part")
+                yield part
+        finally:
+            call.cancel()  # what is left of it, nobody wants
 
     def when_back(self, tell: Callable[[], None]) -> None:
         """Tells once, as soon as there is a connection again: whoever rests after a failure need not rest longer."""

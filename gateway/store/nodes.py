@@ -23,7 +23,17 @@ from gateway.errors import Conflict, InvalidValue, NotFound
 from gateway.model import Held, Node
 from gateway.origin import word
 from gateway.store import ranges
-from gateway.store.tables import claims, cursors, epochs, join_tokens, nodes, revisions, servers, tombstones
+from gateway.store.tables import (
+    claims,
+    cursors,
+    epochs,
+    former_accounts,
+    join_tokens,
+    nodes,
+    revisions,
+    servers,
+    tombstones,
+)
 from gateway.store.transaction import INSTALLATION, Transaction
 
 
@@ -213,7 +223,7 @@ async def remove(tx: Transaction, name: str) -> None:
     if row is not None:
         raise Conflict(f"Node {name} cannot be removed: server {row.name} is on its way from it, see `server move`")
     await ranges.clear(tx, ranges.marks_of(node.id))
-    for table in (tombstones, revisions, epochs, cursors, claims, join_tokens):
+    for table in (tombstones, revisions, epochs, cursors, claims, join_tokens, former_accounts):
         await tx.run(delete(table).where(table.c.node_id == node.id))
     await tx.run(delete(nodes).where(nodes.c.id == node.id))
 

@@ -217,6 +217,16 @@ cursors = Table(
     Column("cursor", BigInteger, nullable=False),
 )
 
+# Accounts that a node had and has no more: deleted, or moved away. Their last bytes may still come from there.
+former_accounts = Table(
+    "former_accounts",
+    metadata,
+    Column("node_id", Integer, ForeignKey("nodes.id"), nullable=False),
+    Column("account_id", BigInteger, nullable=False),
+    PrimaryKeyConstraint("node_id", "account_id"),
+    Index(None, "account_id"),
+)
+
 # Until when (milliseconds of the database's clock) work on a node is somebody's. See claims.py.
 claims = Table(
     "claims",

@@ -1,5 +1,7 @@
 """Tombstones: what a node may hold and shall not, from a revision on, until it has acknowledged that.
 
+That an account was there is remembered for longer: of it and its own a node may say what they used (usage.py).
+
 Where something comes back to a node it gets that instead of the delete. Called by what removes, inserts and moves.
 """
 
@@ -17,6 +19,9 @@ _bury = text(
     "INSERT INTO tombstones (node_id, kind, key, revision) VALUES (:node_id, :kind, :key, :revision)"
     " ON CONFLICT (node_id, kind, key) DO UPDATE SET revision = excluded.revision"
 )
+_remember = text(
+    "INSERT INTO former_accounts (node_id, account_id) VALUES (:node_id, :account_id) ON CONFLICT DO NOTHING"
+)
 _revive = delete(tombstones).where(
     tombstones.c.node_id == bindparam("of_node"),
     tombstones.c.kind == bindparam("of_kind"),
@@ -26,10 +31,12 @@ _revive = delete(tombstones).where(
 
 async def bury(tx: Transaction, node_id: int, revision: int, *, server: str = "", accounts: Iterable[int] = ()) -> None:
     """A server by its name, accounts by their ids."""
+    ids = list(accounts)
     keys = [("server", server)] if server else []
-    keys += [("account", str(account_id)) for account_id in accounts]
+    keys += [("account", str(account_id)) for account_id in ids]
     rows = [{"node_id": node_id, "kind": kind, "key": key, "revision": revision} for kind, key in keys]
     await tx.run_many(_bury, rows)
+    await tx.run_many(_remember, [{"node_id": node_id, "account_id": account_id} for account_id in ids])
 
 
 async def revive(tx: Transaction, node_id: int, *, server: str, accounts: Iterable[int] = ()) -> None:

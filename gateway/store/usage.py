@@ -5,8 +5,9 @@ sum over the epochs. Because a row keeps the highest total of *its* epoch, foldi
 number of times: a repeated answer, a late one from an epoch that is over, and two gateways that fold the same answer
 at the same time change nothing.
 
-No foreign key to accounts: what an account used outlives it, and its last bytes arrive after it is gone. The retention
-removes it, and then its name (`deleted_accounts`).
+A node is believed about its own accounts only, those that it has and those that it had. No foreign key to accounts:
+what an account used outlives it, and its last bytes arrive after it is gone. The retention removes it, and then its
+name (`deleted_accounts`).
 """
 
 from __future__ import annotations
@@ -19,20 +20,22 @@ from sqlalchemy import delete, exists, func, null, select, text, update
 
 from gateway.model import AccountUsage, DayTotal, DayUsage
 from gateway.store import nodes
-from gateway.store.tables import accounts, cursors, deleted_accounts, epochs, servers, usage
+from gateway.store.tables import accounts, cursors, deleted_accounts, epochs, former_accounts, servers, usage
 from gateway.store.transaction import Transaction
 
 AT_ONCE = 500  # totals in one statement; to make ready more would keep everybody waiting
 
-_KNOWN = (
-    "EXISTS (SELECT 1 FROM accounts WHERE accounts.id = t.account_id) "
-    "OR EXISTS (SELECT 1 FROM deleted_accounts WHERE deleted_accounts.id = t.account_id)"
+# A node is believed about accounts that it has or had: nobody else's bill is its to write.
+_ITS_OWN = (
+    "(EXISTS (SELECT 1 FROM accounts AS a WHERE a.id = t.account_id AND a.node_id = CAST(:node AS integer)) "
+    "OR EXISTS (SELECT 1 FROM former_accounts AS f "
+    "WHERE f.account_id = t.account_id AND f.node_id = CAST(:node AS integer)))"
 )
 # Written out: SQLAlchemy knows no spelling that both databases take. SQLite wants a WHERE before ON CONFLICT.
 _UPSERT = (
     "INSERT INTO usage (account_id, day, epoch_id, download, upload) "
     "SELECT t.account_id, t.day, CAST(:epoch AS integer), {largest}(t.download), {largest}(t.upload) FROM {rows} "
-    f"WHERE {_KNOWN} {{together}} "
+    f"WHERE {_ITS_OWN} {{together}} "
     "ON CONFLICT (account_id, day, epoch_id) DO UPDATE SET "
     "download = {greater}(usage.download, excluded.download), upload = {greater}(usage.upload, excluded.upload) "
     "WHERE excluded.download > usage.download OR excluded.upload > usage.upload"
@@ -66,9 +69,9 @@ async def fold(tx: Transaction, node_name: str, epoch: str, cursor: int, totals:
     for start in range(0, len(totals), AT_ONCE):
         some = totals[start : start + AT_ONCE]
         if tx.is_sqlite:
-            await tx.run_many(_UPSERT_ONE, [_row(total, epoch_id) for total in some])
+            await tx.run_many(_UPSERT_ONE, [_row(total, epoch_id) | {"node": node.id} for total in some])
         else:
-            await tx.run(_UPSERT_MANY, _rows(some, epoch_id))
+            await tx.run(_UPSERT_MANY, _rows(some, epoch_id) | {"node": node.id})
 
 
 def _row(total: DayTotal, epoch_id: int) -> dict[str, int]:
@@ -114,11 +117,17 @@ async def cursor_of(tx: Transaction, node_name: str) -> tuple[str, int]:
     return (row.epoch, row.cursor) if row is not None else ("", 0)
 
 
+def _sum_of(tx: Transaction) -> Any:
+    """SQLite's own sum fails beyond 63 bits, and with it everybody's list; this one is exact up to 9 petabytes."""
+    return func.total if tx.is_sqlite else func.sum
+
+
 async def month(tx: Transaction, account_id: int, year: int, month_number: int) -> list[DayUsage]:
     """The days that have a row, ascending."""
     first = year * 10_000 + month_number * 100
+    sum_of = _sum_of(tx)
     rows = await tx.all(
-        select(usage.c.day, func.sum(usage.c.download), func.sum(usage.c.upload))
+        select(usage.c.day, sum_of(usage.c.download), sum_of(usage.c.upload))
         .where(usage.c.account_id == account_id, usage.c.day > first, usage.c.day < first + 100)
         .group_by(usage.c.day)
         .order_by(usage.c.day)
@@ -132,6 +141,8 @@ async def prune(tx: Transaction, before: date) -> int:
     midnight = int(datetime(before.year, before.month, before.day, tzinfo=UTC).timestamp())
     used = exists().where(usage.c.account_id == deleted_accounts.c.id)
     await tx.run(delete(deleted_accounts).where(deleted_accounts.c.deleted < midnight, ~used))
+    ids = select(accounts.c.id).union_all(select(deleted_accounts.c.id))
+    await tx.run(delete(former_accounts).where(former_accounts.c.account_id.not_in(ids)))
     return count
 
 
@@ -144,10 +155,9 @@ async def newest_day(tx: Transaction, until: date) -> date | None:
 async def of_month(tx: Transaction, year: int, month_number: int, name: str | None) -> list[AccountUsage]:
     """What each account used, deleted ones too, by name; those that used nothing only if they are still there."""
     first = year * 10_000 + month_number * 100
+    sum_of = _sum_of(tx)
     sums = (
-        select(
-            usage.c.account_id, func.sum(usage.c.download).label("download"), func.sum(usage.c.upload).label("upload")
-        )
+        select(usage.c.account_id, sum_of(usage.c.download).label("download"), sum_of(usage.c.upload).label("upload"))
         .where(usage.c.day > first, usage.c.day < first + 100)
         .group_by(usage.c.account_id)
         .subquery()
