@@ -4,10 +4,9 @@ GatewayError
 ├── ConfigError          gateway.toml or the command line; every problem at once
 ├── ApiError             shown to a REST client as it is (`text`)
 │   ├── NotAuthorized
-│   ├── NotFound         no such account, server, page
+│   ├── NotFound         no such account, server, page; a part of v1 that is not served, with what is instead
 │   ├── InvalidValue     a value that cannot be right
 │   ├── Conflict         a value that is right, but in use
-│   ├── NotOffered       a call of v1 that this installation does not serve; the text says why
 │   ├── EnrolmentRefused a host that wants to become a node, and is not let in
 │   ├── NodeUnavailable  a live read while the agent is away; names the node
 │   └── DatabaseUnavailable  it did not answer in time; nothing was changed, or nobody knows
@@ -57,10 +56,6 @@ class InvalidValue(ApiError):
 
 class Conflict(ApiError):
     """`The name is already in use` and its kin."""
-
-
-class NotOffered(ApiError):
-    """A call of v1 that is known and not served; the text says what is instead."""
 
 
 class EnrolmentRefused(ApiError):

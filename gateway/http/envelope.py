@@ -3,7 +3,7 @@ are translated (after the loop and the gRPC edge). Called by the other files of 
 
 Two kinds of errors:
 - v1 errors (`ApiError`): what a call says about its input or its object. 200 by default, because v1 clients read the
-  JSON and ignore the code; 401, 404, 409, 422, 501, 503 with `http_status = "semantic"`.
+  JSON and ignore the code; 401, 404, 409, 422, 503 with `http_status = "semantic"`.
 - errors of HTTP itself (`HttpError`): no such path, wrong method, unreadable body, our own bug. They are no v1 errors
   and have their own status in both modes: 404, 405, 400, 408, 413, 500.
 """
@@ -27,7 +27,6 @@ from gateway.errors import (
     NodeUnavailable,
     NotAuthorized,
     NotFound,
-    NotOffered,
 )
 from gateway.http.note import Note, escaped
 
@@ -42,7 +41,6 @@ SEMANTIC_STATUS: tuple[tuple[type[ApiError], int], ...] = (
     (NotFound, 404),
     (Conflict, 409),
     (InvalidValue, 422),
-    (NotOffered, 501),
     (NodeUnavailable, 503),
     (DatabaseUnavailable, 503),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from gateway.errors import NotOffered
+from gateway.errors import NotFound
 from gateway.http.envelope import Encoded, encoded
 from gateway.http.v1 import objects
 from gateway.http.v1.calls import BOOLEAN, ROOT, TEXT, Asked, Call, listing, record, texts
@@ -51,7 +51,7 @@ async def _conf(asked: Asked) -> dict[str, Any]:
 
 
 async def _no_conf(_: Asked) -> NoReturn:
-    raise NotOffered(HOSTS_OWN)
+    raise NotFound(HOSTS_OWN)
 
 
 MARK_RULE = texts("action", "chain", "d_ip", "s_ip", "name", "set-mark")

@@ -19,7 +19,7 @@ PARAMETERS: dict[str, Schema] = {
 }
 ABOUT = (
     "Every answer has the keys `error`, `msg` and `status`. Errors of calls answer 200 unless the gateway is set to "
-    '`http_status = "semantic"`; then 401, 404, 409, 422, 501 or 503 with the same body. Unknown paths answer 404, '
+    '`http_status = "semantic"`; then 401, 404, 409, 422 or 503 with the same body. Unknown paths answer 404, '
     "wrong methods 405, unreadable bodies 400, 408 or 413, bugs 500, all with the same envelope. HEAD works where GET "
     "does. "
     "Slashes too many, or one at the end of a path, do no harm. "

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 from gateway import host
-from gateway.errors import NotOffered
+from gateway.errors import NotFound
 from gateway.http.v1.calls import BOOLEAN, INTEGER, ROOT, TEXT, Asked, Call, Schema, listing, record, texts
 
 
@@ -30,7 +30,7 @@ async def _wireguard(asked: Asked) -> dict[str, str]:
 
 def _refused(why: str) -> Callable[[Asked], Awaitable[Any]]:
     async def answer(_: Asked) -> NoReturn:
-        raise NotOffered(why)
+        raise NotFound(why)
 
     return answer
 

@@ -63,4 +63,4 @@ async def test_what_is_forwarded_is_told_and_the_host_s_own_firewall_is_refused(
 async def test_what_is_not_served_says_what_is_instead(api: Api, path: str) -> None:
     for method in ("GET", "PUT"):
         assert len(await api.error(method, path)) > 30
-    assert (await api.serve(http_status="semantic").http.get(f"/api/v1{path}")).status_code == 501
+    assert (await api.serve(http_status="semantic").http.get(f"/api/v1{path}")).status_code == 404
