@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from typing import Protocol, TypeVar
 
 from agent.errors import KernelError
 from agent.model import Address
-from agent.objects import Counters, Diff, Forwarding, HostNetwork, Mark, PeerKey, PeerState, Scope
+from agent.objects import Counters, Diff, Forwarding, HostNetwork, Mark, PeerKey, PeerState, Scope, ShownRules
 from agent.parts import Part
 
 K = TypeVar("K")
@@ -87,6 +88,12 @@ class LiveKernel(Protocol):
 
     def class_text(self, device: str, minor: int) -> str | None:
         """What `tc -s class show` prints for a class, first three lines; None = no such class."""
+
+    def root_text(self, device: str) -> str | None:
+        """What `tc -s qdisc show` prints for our root of a device; None = there is none. Raises KernelError."""
+
+    def server_rules(self, interface: str, network: IPv4Network) -> ShownRules:
+        """The rules of NAT and forwarding of one link, as they stand. Raises KernelError."""
 
 
 # -- what a changeover from one backend to the other needs besides ---------------------------------------------------

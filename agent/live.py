@@ -1,4 +1,4 @@
-"""Live reads: one account, or the peers of one server, as Linux has them now. Blocking, never writing.
+"""Live reads: one account, one server, or the peers of one, as Linux has them now. Blocking, never writing.
 
 Called by the gRPC door on the reader thread, with doors of its own, so that a long pass of the writer does not keep
 anybody waiting.
@@ -13,8 +13,8 @@ from enum import Enum
 from agent.desired import Desired
 from agent.doors import LiveKernel
 from agent.errors import NotFound
-from agent.model import Account, Address, minor
-from agent.objects import Counters, PeerState
+from agent.model import Account, Address, Server, minor
+from agent.objects import Counters, PeerState, ShownRules
 from agent.usage import Usage
 
 
@@ -39,6 +39,17 @@ class LiveAccount:
     upload_class: str | None
     download_class: str | None
     counters_ipv6: Counters | None = None  # of its second address
+
+
+@dataclass(frozen=True, slots=True)
+class LiveServer:
+    """Texts of the root qdiscs: None = there is none of ours."""
+
+    rules: ShownRules
+    uplink: str
+    interface: str
+    uplink_root: str | None
+    link_root: str | None
 
 
 class LiveReads:
@@ -73,11 +84,16 @@ class LiveReads:
             second,
         )
 
+    def read_server(self, desired: Desired | None, server: str) -> LiveServer:
+        """Raises NotFound, KernelError."""
+        _, found = _server(desired, server)
+        kernel, uplink, interface = self._kernel, self._kernel.uplink(), found.interface
+        rules = kernel.server_rules(interface, found.address.network)
+        return LiveServer(rules, uplink, interface, kernel.root_text(uplink), kernel.root_text(interface))
+
     def read_peers(self, desired: Desired | None, server: str) -> list[tuple[PeerState, int]]:
         """The peers of a server with the ids of their accounts (0 = unknown). Raises NotFound, KernelError."""
-        found = desired.servers.get(server) if desired else None
-        if desired is None or found is None:
-            raise NotFound(f"there is no server {server!r} on this node")
+        desired, found = _server(desired, server)
         states = self._kernel.peer_states(found.interface)
         return [(state, desired.by_key.get((server, key), 0)) for key, state in states.items()]
 
@@ -86,3 +102,10 @@ def _of_both(account: Account, counted: Mapping[Address, Counters]) -> tuple[Cou
     """Of each family."""
     ipv6 = account.address_ipv6
     return counted.get(account.address), counted.get(ipv6) if ipv6 else None
+
+
+def _server(desired: Desired | None, server: str) -> tuple[Desired, Server]:
+    found = desired.servers.get(server) if desired else None
+    if desired is None or found is None:
+        raise NotFound(f"there is no server {server!r} on this node")
+    return desired, found

@@ -5,8 +5,8 @@ Frozen, no I/O. "Is it right?" is `==`; fields that Linux cannot hold (whose obj
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
 from typing import Generic, TypeVar
 
@@ -249,3 +249,38 @@ class Diff(Generic[K, V]):
 
     def __len__(self) -> int:
         return len(self.add) + len(self.change) + len(self.remove)
+
+
+# -- what a live read shows of a server ---------------------------------------------------------------------------
+
+ANYWHERE, THE_INTERNET = "0.0.0.0/0", "internet"
+
+
+@dataclass(frozen=True, slots=True)
+class ShownRule:
+    """A rule of NAT or forwarding, for people. `packets`, `octets`: None = this backend does not count there."""
+
+    source: str  # "10.0.0.0/24"
+    destination: str  # the same, or THE_INTERNET: what is no private or other closed network
+    target: str  # "MASQUERADE", "SNAT to:198.51.100.7", "ACCEPT", "DROP"
+    packets: int | None = None
+    octets: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShownRules:
+    nat: tuple[ShownRule, ...]
+    forward: tuple[ShownRule, ...]
+
+
+def summed(rules: Iterable[ShownRule]) -> tuple[ShownRule, ...]:
+    """What differs only in protocol, port or state is one line, in the place of its last rule."""
+    lines: dict[tuple[str, str, str], ShownRule] = {}
+    for rule in rules:
+        key = rule.source, rule.destination, rule.target
+        before = lines.pop(key, None)
+        if before and rule.packets is not None and rule.octets is not None:
+            packets, octets = (before.packets or 0) + rule.packets, (before.octets or 0) + rule.octets
+            rule = replace(rule, packets=packets, octets=octets)
+        lines[key] = rule
+    return tuple(lines.values())

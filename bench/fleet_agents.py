@@ -84,6 +84,12 @@ class Agent(AgentServicer):
     async def Held(self, request: pb.HeldRequest, context: Any) -> AsyncIterator[pb.SnapshotChunk]:
         yield pb.SnapshotChunk()
 
+    async def InspectServer(self, request: pb.InspectServerRequest, context: Any) -> pb.InspectServerReply:
+        return pb.InspectServerReply()
+
+    async def Resync(self, request: pb.ResyncRequest, context: Any) -> pb.ResyncReply:
+        return pb.ResyncReply()
+
     async def NewKey(self, request: pb.NewKeyRequest, context: Any) -> pb.NewKeyReply:
         return pb.NewKeyReply()
 

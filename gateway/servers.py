@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway import ipv6
 from gateway.accepted import Accepted
+from gateway.agents import AgentLacks
 from gateway.allocate import NetworkSet, NumberedServer, assignable, free_server, is_assignable, new_id
 from gateway.creation import GONE
 from gateway.endpoint import RIGHT, is_right
-from gateway.errors import AgentUnreachable, Conflict, InvalidValue, NotFound
+from gateway.errors import AgentUnreachable, Conflict, InvalidValue, NodeUnavailable, NotFound
 from gateway.keypair import WRONG_KEYS, KeyPair, checked_pair
+from gateway.live import LiveServer
 from gateway.model import Account, Node, PeerState, Server, ServerValues
 from gateway.placement import node_for
 from gateway.store import Store, Transaction, ranges
@@ -124,6 +126,16 @@ class Servers:
 
     async def _node(self, server: Server) -> Node:
         return await self._store.read(lambda tx: node_rows.found(tx, server.node))
+
+    async def live(self, name: str) -> tuple[Server, LiveServer]:
+        """As its node's kernel has it now. Raises NodeUnavailable while the agent is away, or behind."""
+        server = await self.get(name)
+        try:
+            return server, await self._agents.inspect_server(await self._node(server), server.name)
+        except AgentLacks:
+            raise NodeUnavailable(server.node, "has not applied this server yet, try again") from None
+        except AgentUnreachable:
+            raise NodeUnavailable(server.node) from None
 
     async def online(self) -> Sequence[tuple[Account, PeerState]]:
         """The peers that had a handshake lately. A node that is away is left out; it is logged once where that was not

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.allocate import MARKS
 from gateway.condition import MOST_TOLD, OK, Condition, Report
-from gateway.errors import DatabaseUnavailable
+from gateway.errors import AgentUnreachable, DatabaseUnavailable
 from gateway.model import Node
 from gateway.store import Store, Transaction
 from gateway.store import accounts as account_rows
@@ -19,8 +21,11 @@ from gateway.store import nodes as node_rows
 from gateway.store import servers as server_rows
 
 if TYPE_CHECKING:
+    from gateway.agents import Agents
     from gateway.collect import Collect
     from gateway.sync import Sync
+
+log = logging.getLogger(__name__)
 
 # v1 clients read a licence; ours is free and ends with the calendar of theirs.
 LICENSE_END = "2099-12-31T23:59:59Z"
@@ -42,8 +47,9 @@ class Fleet:
 class System:
     """`account_limit`: as given to Accounts."""
 
-    def __init__(self, store: Store, sync: Sync, collect: Collect, account_limit: int = 0) -> None:
+    def __init__(self, store: Store, sync: Sync, collect: Collect, agents: Agents, account_limit: int = 0) -> None:
         self._store = store
+        self._agents = agents
         self._sync = sync
         self._collect = collect
         self._limit = account_limit
@@ -71,6 +77,16 @@ class System:
             "version": VERSION,
             "nodes": [_told(node) for node in fleet.nodes],
         }
+
+    async def reload(self) -> None:
+        """Every node compares its whole kernel with what is desired, now. One that is away does so when it is back."""
+        nodes = await self._store.read(node_rows.listed)
+        answers = await asyncio.gather(*map(self._agents.resync, nodes), return_exceptions=True)
+        for node, answer in zip(nodes, answers, strict=True):
+            if isinstance(answer, AgentUnreachable):
+                log.warning("node=%s event=not-reloaded reason=%r", node.name, str(answer))
+            elif isinstance(answer, BaseException):
+                raise answer
 
     async def license(self) -> dict[str, Any]:
         """`msg` of GET /license. `last_check`: now; there is nobody to ask."""

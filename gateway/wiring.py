@@ -127,7 +127,7 @@ def _listener(
         servers=Servers(store, sync, agents, config.endpoint, config.handshake_uptime),
         one_time_links=OneTimeLinks(store, config.link_days),
         keys=Keys(store),
-        system=System(store, sync, collect, config.account_limit),
+        system=System(store, sync, collect, agents, config.account_limit),
         enrolment=Enrolment(store),
         ping=store.ping,
     )

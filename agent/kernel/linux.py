@@ -7,11 +7,12 @@ happens in the network namespace of the calling thread; the doors of one LinuxKe
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv4Network
 from typing import Any, TypeVar
 
 from agent.doors import Door, Doors, MarksDoor
 from agent.errors import KernelError
+from agent.kernel import iptables, nftables
 from agent.kernel.families import MarksOfBoth
 from agent.kernel.host import conntrack, ip_forward, routed
 from agent.kernel.host.answers import Answers
@@ -20,10 +21,10 @@ from agent.kernel.host.networks import told
 from agent.kernel.host.watch import ANY, watch
 from agent.kernel.iptables import Forwardings, IptablesMarks
 from agent.kernel.nftables import BothFamilies, Bounded, NftablesMarks, NftForwardings, bounded, foreign
-from agent.kernel.tc import Classes, Qdiscs, class_text
+from agent.kernel.tc import Classes, Qdiscs, class_text, root_text
 from agent.kernel.wireguard import Links, Mode, Ownership, Peers, choose_mode
 from agent.model import Address
-from agent.objects import Forwarding, HostNetwork, Opening, PeerKey, PeerState, Scope, tunnel_mtu
+from agent.objects import Forwarding, HostNetwork, Opening, PeerKey, PeerState, Scope, ShownRules, tunnel_mtu
 from agent.parts import CLASSES, FORWARDING, LINKS, MARKS, PEERS, QDISCS, Part
 
 K = TypeVar("K")
@@ -33,6 +34,8 @@ __all__ = ["ANY", "LinuxKernel", "Mode", "Ownership", "backend_doors", "choose_m
 
 # Each looks for one thing beside ours that does harm: a sentence each, with the cure. Called after every full pass.
 WARNINGS: tuple[Callable[[Scope], Iterable[str]], ...] = (conntrack.warnings, bounded.warnings)
+
+SHOWN = {"iptables": iptables.shown, "nftables": nftables.shown}
 
 
 class LinuxKernel:
@@ -51,6 +54,7 @@ class LinuxKernel:
     ) -> None:
         doors, owned = backend_doors(opened)[backend], owned or Ownership()
         self._is_userspace, self._uplink = mode == "userspace", uplink
+        self._shown = SHOWN[backend]
         self._links, self._peers = Links(mode, owned, allow_public), Peers(owned)
         self._answers = Answers()
         self.marks: MarksDoor = MarksOfBoth(doors.marks, NftablesMarks(ipv6=True))
@@ -124,6 +128,12 @@ class LinuxKernel:
 
     def class_text(self, device: str, minor: int) -> str | None:
         return class_text(device, minor)
+
+    def root_text(self, device: str) -> str | None:
+        return root_text(device)
+
+    def server_rules(self, interface: str, network: IPv4Network) -> ShownRules:
+        return self._shown(interface, network)
 
 
 def backend_doors(opened: tuple[Opening, ...] = ()) -> dict[str, Doors]:

@@ -7,9 +7,9 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv6Address
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import InvalidValue
-from agent.live import Look
+from agent.live import LiveServer, Look
 from agent.model import NO_SECRET, Account, Reach, Secret, Server
-from agent.objects import Counters, PeerState
+from agent.objects import Counters, PeerState, ShownRule
 from agent.origin import Origin, Version
 from agent.renewal import Standing
 from agent.rpc import bounds
@@ -284,6 +284,24 @@ def peer_out(state: PeerState, account_id: int) -> pb.Peer:
         tx_bytes=state.tx_bytes,
         address=str(state.address) if state.address else "",
         account_id=account_id,
+    )
+
+
+def live_server_out(live: LiveServer) -> pb.InspectServerReply:
+    def root(device: str, text: str | None) -> pb.TrafficClass | None:
+        return None if text is None else pb.TrafficClass(device=device, text=text)
+
+    return pb.InspectServerReply(
+        nat=map(_rule_out, live.rules.nat),
+        forward=map(_rule_out, live.rules.forward),
+        uplink_root=root(live.uplink, live.uplink_root),
+        link_root=root(live.interface, live.link_root),
+    )
+
+
+def _rule_out(rule: ShownRule) -> pb.Rule:
+    return pb.Rule(
+        source=rule.source, destination=rule.destination, target=rule.target, packets=rule.packets, bytes=rule.octets
     )
 
 

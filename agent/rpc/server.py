@@ -19,7 +19,7 @@ from grpc_health.v1._async import HealthServicer
 
 from agent.desired import Desired, Snapshot
 from agent.errors import AgentError, IdentityError, InvalidValue, KernelError, NotFound, StaleRevision, StoreError
-from agent.live import LiveAccount, LiveReads
+from agent.live import LiveAccount, LiveReads, LiveServer
 from agent.model import Account, Server
 from agent.reconcile import Reconciler
 from agent.renewal import Renewal
@@ -125,6 +125,18 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
             return self._live.read_account(desired, request.account_id, codec.look_in(request.look))
 
         return _inspect_out(await _translated(context, lambda: self._read(read)))
+
+    async def InspectServer(self, request: pb.InspectServerRequest, context: Any) -> pb.InspectServerReply:
+        desired = self._reconciler.desired
+
+        def read() -> LiveServer:
+            return self._live.read_server(desired, request.server)
+
+        return codec.live_server_out(await _translated(context, lambda: self._read(read)))
+
+    async def Resync(self, request: pb.ResyncRequest, context: Any) -> pb.ResyncReply:
+        self._reconciler.request_resync()
+        return pb.ResyncReply()
 
     async def Peers(self, request: pb.PeersRequest, context: Any) -> AsyncIterator[pb.PeersChunk]:
         desired = self._reconciler.desired

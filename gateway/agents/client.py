@@ -20,6 +20,7 @@ from gateway.agents.lines import Line, Lines
 from gateway.agents.probe import Reasons
 from gateway.authority import Credentials
 from gateway.errors import AgentUnreachable
+from gateway.live import LiveServer
 from gateway.model import (
     AgentStatus,
     Applied,
@@ -155,6 +156,21 @@ class Agents:
             return codec.live_account(
                 await _asked(line, LIVE_SECONDS, lambda on, seconds: on.Inspect(request, timeout=seconds))
             )
+
+    async def inspect_server(self, node: Node, server: str) -> LiveServer:
+        """One server as the kernel has it now. Raises AgentLacks, AgentUnreachable."""
+        request = pb.InspectServerRequest(server=server)
+        line = self._lines.to(node)
+        with _translated(node):
+            return codec.live_server(
+                await _asked(line, LIVE_SECONDS, lambda on, seconds: on.InspectServer(request, timeout=seconds))
+            )
+
+    async def resync(self, node: Node) -> None:
+        """Let it compare its whole kernel with what is desired, from now on. Raises AgentUnreachable."""
+        line = self._lines.to(node)
+        with _translated(node):
+            await _asked(line, STATUS_SECONDS, lambda on, seconds: on.Resync(pb.ResyncRequest(), timeout=seconds))
 
     async def peers(self, node: Node, server: str) -> list[PeerState]:
         """The peers of one server as WireGuard has them now. Raises AgentLacks, AgentUnreachable."""

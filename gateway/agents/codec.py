@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from ipaddress import IPv4Network
 
+from gateway.live import LiveRule, LiveServer
 from gateway.model import (
     Account,
     AgentStatus,
@@ -239,3 +240,18 @@ def live_account(reply: pb.InspectReply) -> LiveAccount:
         download_class=reply.download_class.text if reply.HasField("download_class") else None,
         marks_ipv6=_marks(reply.marks_ipv6) if reply.HasField("marks_ipv6") else None,
     )
+
+
+def live_server(reply: pb.InspectServerReply) -> LiveServer:
+    roots = [getattr(reply, field) for field in ("uplink_root", "link_root") if reply.HasField(field)]
+    return LiveServer(
+        nat=tuple(map(_rule, reply.nat)),
+        forward=tuple(map(_rule, reply.forward)),
+        roots=tuple((root.device, root.text) for root in roots),
+    )
+
+
+def _rule(rule: pb.Rule) -> LiveRule:
+    counted = rule.HasField("packets") and rule.HasField("bytes")
+    numbers = (rule.packets, rule.bytes) if counted else (None, None)
+    return LiveRule(rule.source, rule.destination, rule.target, *numbers)

@@ -459,6 +459,22 @@ def test_a_live_read_shows_peer_marks_and_classes(told: Callable[[Story], None])
     told(story)
 
 
+def test_a_live_read_of_a_server_shows_its_rules_and_root_qdiscs(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        await it.agents.snapshot(it.node, Snapshot(1, (a_server(),), ()), 2000)
+        live = await it.agents.inspect_server(it.node, a_server().name)
+        network = str(a_server().address.network)
+        assert [(rule.source, rule.destination) for rule in live.nat] == [(network, "0.0.0.0/0")]
+        assert (network, "internet", "ACCEPT") in [(r.source, r.destination, r.target) for r in live.forward]
+        assert [device for device, _ in live.roots] == ["eth0", a_server().interface]
+        assert all(text.startswith("qdisc htb 1: root ") for _, text in live.roots)
+        with pytest.raises(AgentLacks):
+            await it.agents.inspect_server(it.node, "nowhere")
+        await it.agents.resync(it.node)
+
+    told(story)
+
+
 def test_totals_only_bring_what_changed_after_the_cursor(told: Callable[[Story], None]) -> None:
     async def story(it: Rig) -> None:
         one, two, day = an_account(1), an_account(2), date(2024, 2, 29)

@@ -18,6 +18,7 @@ import grpc.aio
 from gateway.agents import AgentLacks, AgentRefused, StaleAgent
 from gateway.agents.codec import LOOKS, snapshot_chunks
 from gateway.errors import AgentUnreachable
+from gateway.live import LiveRule
 from gateway.model import (
     Account,
     AgentStatus,
@@ -160,6 +161,11 @@ def _peer(peer: PeerState) -> pb.Peer:
     )
 
 
+def _rule(rule: LiveRule) -> pb.Rule:
+    numbers = {"packets": rule.packets, "bytes": rule.octets} if rule.packets is not None else {}
+    return pb.Rule(source=rule.source, destination=rule.destination, target=rule.target, **numbers)
+
+
 class _Servicer(AgentServicer):
     def __init__(self, agent: FakeAgent) -> None:
         self._agent = agent
@@ -240,6 +246,19 @@ class _Servicer(AgentServicer):
         if live.download_class is not None:
             reply.download_class.CopyFrom(pb.TrafficClass(device=live.interface, text=live.download_class))
         return reply
+
+    async def InspectServer(self, request: pb.InspectServerRequest, context: Any) -> pb.InspectServerReply:
+        with _translated():
+            live = await self._agent.inspect_server(request.server)
+        uplink, link = (pb.TrafficClass(device=device, text=text) for device, text in live.roots)
+        return pb.InspectServerReply(
+            nat=map(_rule, live.nat), forward=map(_rule, live.forward), uplink_root=uplink, link_root=link
+        )
+
+    async def Resync(self, request: pb.ResyncRequest, context: Any) -> pb.ResyncReply:
+        with _translated():
+            await self._agent.resync()
+        return pb.ResyncReply()
 
     async def Peers(self, request: pb.PeersRequest, context: Any) -> AsyncIterator[pb.PeersChunk]:
         with _translated():

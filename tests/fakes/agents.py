@@ -18,6 +18,7 @@ from typing import TypeVar
 from gateway.agents import AgentLacks, AgentRefused, Agents, StaleAgent
 from gateway.agents.codec import objects_of
 from gateway.errors import AgentUnreachable
+from gateway.live import LiveRule, LiveServer
 from gateway.model import (
     Account,
     AgentStatus,
@@ -185,6 +186,26 @@ class FakeAgent:
             )
         )
 
+    async def inspect_server(self, server: str) -> LiveServer:
+        self._called("inspect_server")
+        if server not in self.servers:
+            raise AgentLacks(f"no server {server} here")
+        found = self.servers[server]
+        network = str(found.address.network)
+        target = f"SNAT to:{found.external_ip}" if found.external_ip else "MASQUERADE"
+        inside = "ACCEPT" if found.internal_traffic else "DROP"
+        return self._answered(
+            LiveServer(
+                nat=(LiveRule(network, "0.0.0.0/0", target, 3, 180),),
+                forward=(LiveRule(network, "internet", "ACCEPT", 7, 420), LiveRule(network, network, inside)),
+                roots=tuple((device, f"qdisc htb 1: root {device}\n") for device in (UPLINK, found.interface)),
+            )
+        )
+
+    async def resync(self) -> None:
+        self._called("resync")
+        self._answered(None)
+
     async def peers(self, server: str) -> list[PeerState]:
         self._called("peers")
         if server not in self.servers:
@@ -292,6 +313,12 @@ class FakeAgents(Agents):
 
     async def inspect(self, node: Node, account_id: int, look: Look | None = None) -> LiveAccount:
         return await self[node.name].inspect(account_id, look)
+
+    async def inspect_server(self, node: Node, server: str) -> LiveServer:
+        return await self[node.name].inspect_server(server)
+
+    async def resync(self, node: Node) -> None:
+        await self[node.name].resync()
 
     async def held(self, node: Node) -> list[HeldObject]:
         return await self[node.name].held()

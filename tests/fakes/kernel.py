@@ -7,13 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from threading import RLock
 from typing import Any
 
 from agent.errors import KernelError
 from agent.model import DEFAULT_MTU, Address
-from agent.objects import Class, Counters, Diff, HostNetwork, Mark, PeerState, Qdisc, Scope
+from agent.objects import (
+    ANYWHERE,
+    THE_INTERNET,
+    Class,
+    Counters,
+    Diff,
+    Forwarding,
+    HostNetwork,
+    Mark,
+    PeerState,
+    Qdisc,
+    Scope,
+    ShownRule,
+    ShownRules,
+)
 from agent.parts import Part
 
 
@@ -147,6 +161,24 @@ class FakeKernel:
     def class_text(self, device: str, minor: int) -> str | None:
         found: Class | None = self.classes.held.get((device, minor))
         return f"class htb 1:{minor:x} rate {found.rate}Mbit\n" if found else None
+
+    def root_text(self, device: str) -> str | None:
+        return f"qdisc htb 1: root {device}\n" if device in self.qdiscs.held else None
+
+    def server_rules(self, interface: str, network: IPv4Network) -> ShownRules:
+        """As legacy iptables shows them, which counts there."""
+        one: Forwarding | None = self.forwarding.held.get(interface)
+        if one is None:
+            return ShownRules((), ())
+        target = "MASQUERADE" if one.external_ip is None else f"SNAT to:{one.external_ip}"
+        inside = "ACCEPT" if one.internal_traffic else "DROP"
+        return ShownRules(
+            (ShownRule(str(network), ANYWHERE, target, 0, 0),),
+            (
+                ShownRule(str(network), THE_INTERNET, "ACCEPT", 0, 0),
+                ShownRule(str(network), str(network), inside, 0, 0),
+            ),
+        )
 
     # -- what a test does to it --
 

@@ -93,7 +93,7 @@ async def running_product(
         servers=Servers(store, sync, agents),
         one_time_links=OneTimeLinks(store),
         keys=Keys(store),
-        system=System(store, sync, collect, account_limit),
+        system=System(store, sync, collect, agents, account_limit),
         enrolment=Enrolment(store),
     )
     loops = asyncio.create_task(sync.run())

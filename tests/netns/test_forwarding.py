@@ -16,7 +16,9 @@ import pytest
 
 from agent.diff import diff
 from agent.kernel.iptables.forwarding import Forwardings
+from agent.kernel.iptables.shown import shown as iptables_shown
 from agent.kernel.nftables.forwarding import NftForwardings
+from agent.kernel.nftables.shown import shown as nft_shown
 from agent.model import CLOSED, Reach
 from agent.objects import Diff, Forwarding, Scope
 from tests.netns.conftest import enter
@@ -317,3 +319,31 @@ def test_it_tells_whether_it_stands(crossing: Crossing, run: Run) -> None:
     assert run(run.door.is_there)
     run(run.door.apply, Diff(remove={"wl0": FIRST}))
     assert not run(run.door.is_there)
+
+
+@BOTH
+def test_what_is_shown_of_a_server_is_what_stands_and_what_it_counted(run: Run, crossing: Crossing) -> None:
+    make(run, WANTED)
+    assert seen_source(crossing, ALICE) == ROUTER
+    shown = iptables_shown if isinstance(run.door, Forwardings) else nft_shown
+    first = run(shown, "wl0", FIRST.network)
+    lines = [(rule.source, rule.destination, rule.target) for rule in first.forward]
+    assert lines == [
+        ("10.66.0.0/24", "internet", "ACCEPT"),
+        ("0.0.0.0/0", "10.66.0.0/24", "ACCEPT"),
+        ("10.66.0.0/24", "10.66.0.0/24", "DROP"),
+        ("10.66.0.0/24", "0.0.0.0/0", "DROP"),
+        ("0.0.0.0/0", "10.66.0.0/24", "DROP"),
+    ]
+    [nat] = first.nat
+    assert (nat.source, nat.destination, nat.target) == ("10.66.0.0/24", "0.0.0.0/0", "MASQUERADE")
+    counted = [(nat.packets, nat.octets), *((rule.packets, rule.octets) for rule in first.forward[:2])]
+    if isinstance(run.door, Forwardings):
+        assert all(packets and octets and octets > 20 * packets for packets, octets in counted)
+    else:
+        assert counted == [(None, None)] * 3
+    second = run(shown, "wl1", SECOND.network)
+    assert [rule.target for rule in second.nat] == ["SNAT to:192.0.2.77"]
+    assert ("10.67.0.0/24", "10.67.0.0/24", "ACCEPT") in [(r.source, r.destination, r.target) for r in second.forward]
+    nothing = run(shown, "wl9", IPv4Network("10.99.0.0/24"))
+    assert (nothing.nat, nothing.forward) == ((), ())

@@ -178,3 +178,12 @@ def test_no_class_no_text(box: Box) -> None:
     box.add_root()
     assert box.run(shaper.class_text, DEVICE, 0x109) is None
     assert box.run(shaper.class_text, "absent0", 0x109) is None
+
+
+def test_text_of_a_root_is_what_tc_prints(box: Box) -> None:
+    assert box.run(shaper.root_text, DEVICE) is None
+    box.add_root()
+    box.put({0x109: 5})
+    tcp_megabits(box, 109, 0.3)
+    assert box.run(shaper.root_text, DEVICE) == box.tc(f"-s qdisc show dev {DEVICE} root")
+    assert box.run(shaper.root_text, "nowhere0") is None

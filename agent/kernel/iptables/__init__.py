@@ -2,5 +2,6 @@
 
 from agent.kernel.iptables.forwarding import Forwardings
 from agent.kernel.iptables.marks import IptablesMarks
+from agent.kernel.iptables.shown import shown
 
-__all__ = ["Forwardings", "IptablesMarks"]
+__all__ = ["Forwardings", "IptablesMarks", "shown"]

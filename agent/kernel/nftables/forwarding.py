@@ -197,7 +197,7 @@ def matched(rule: Expressions, field: str, op: str = "==") -> Any:
     return None
 
 
-def _network(listed: Any) -> IPv4Network | None:
+def network_of(listed: Any) -> IPv4Network | None:
     prefix = listed.get("prefix", {}) if isinstance(listed, dict) else {"addr": listed, "len": 32}
     try:
         return IPv4Network((prefix.get("addr"), prefix.get("len")))
@@ -205,7 +205,7 @@ def _network(listed: Any) -> IPv4Network | None:
         return None
 
 
-def _source(rule: Expressions) -> IPv4Address | None:
+def source_of(rule: Expressions) -> IPv4Address | None:
     for piece in rule:
         if isinstance(piece, dict) and isinstance(piece.get("snat"), dict):
             try:
@@ -231,17 +231,17 @@ def guessed(rules: Mapping[str, list[Expressions]]) -> dict[str, Forwarding]:
     inputs = rules.get(INPUT, [])
     ports = {matched(rule, "iifname", "!="): matched(rule, "dport") for rule in inputs}
     own = {
-        matched(rule, "iifname"): _network(matched(rule, "daddr"))
+        matched(rule, "iifname"): network_of(matched(rule, "daddr"))
         for rule in inputs
         if matched(rule, "type") is not None
     }
     sources = {
-        (_network(matched(rule, "saddr")), matched(rule, "oifname")): _source(rule) for rule in rules.get(NAT, [])
+        (network_of(matched(rule, "saddr")), matched(rule, "oifname")): source_of(rule) for rule in rules.get(NAT, [])
     }
-    ports_of = {_network(matched(rule, "saddr")): found for rule in rules.get(NAT, []) if (found := _nat_ports(rule))}
+    ports_of = {network_of(matched(rule, "saddr")): found for rule in rules.get(NAT, []) if (found := _nat_ports(rule))}
     guesses: dict[str, Forwarding] = {}
     for rule in rules.get(FORWARD, []):
-        link, uplink, network = matched(rule, "iifname"), matched(rule, "oifname"), _network(matched(rule, "saddr"))
+        link, uplink, network = matched(rule, "iifname"), matched(rule, "oifname"), network_of(matched(rule, "saddr"))
         port, address = ports.get(link, 0), own.get(link)
         if link in guesses or not isinstance(port, int) or network is None or (network, uplink) not in sources:
             continue
@@ -261,7 +261,7 @@ def _reach(rules: Mapping[str, list[Expressions]], link: str, uplink: str) -> Re
     for rule in rules.get(FORWARD, []):
         if (matched(rule, "iifname"), matched(rule, "oifname")) != (link, uplink):
             continue
-        there = _network(matched(rule, "daddr"))
+        there = network_of(matched(rule, "daddr"))
         internet = internet or matched(rule, "daddr", "!=") is not None
         if there is not None:
             networks.append(there)

@@ -1,4 +1,4 @@
-"""The text of `tc -s class show` for an HTB class, made from the kernel's own message.
+"""What `tc -s class show` prints for an HTB class, and `tc -s qdisc show` for its root, from the kernel's own message.
 
 Pure. Owns the spelling of iproute2 6.1: its rounding, its units, its blanks at the ends of lines. Called by the
 shaper; the counters are also what the probe looks at. Layouts: linux/gen_stats.h, linux/pkt_sched.h.
@@ -49,12 +49,27 @@ def class_counters(data: bytes) -> ClassCounters:
 
 def class_lines(data: bytes) -> str:
     """The first three lines that tc prints for the class, from its whole message."""
-    counters = class_counters(data)
+    return f"{_class_line(wire.parse(data))}\n{_count_lines(class_counters(data))}"
+
+
+def root_lines(data: bytes) -> str:
+    """The three lines that tc prints for an HTB at the root, from its whole message."""
+    found = wire.parse(data)
+    options = attributes(found.options)
+    _, quantum, default, _, direct = struct.unpack_from("=5I", options.get(wire.TCA_HTB_INIT, bytes(20)))
+    (queue,) = struct.unpack_from("=I", options.get(wire.TCA_HTB_DIRECT_QLEN, bytes(4)))
+    users = f"refcnt {found.info} " if found.info != 1 else ""
+    return (
+        f"qdisc {found.kind} {wire.text_of_id(found.handle)} root {users}r2q {quantum} default {default:#x} "
+        f"direct_packets_stat {direct} direct_qlen {queue}\n{_count_lines(class_counters(data))}"
+    ).replace("default 0x0 ", "default 0 ")
+
+
+def _count_lines(counters: ClassCounters) -> str:
     speed = ""
     if counters.speed is not None:
         speed = f" rate {rate_text(counters.speed[0])} {counters.speed[1]}pps"
     return (
-        f"{_class_line(wire.parse(data))}\n"
         f" Sent {counters.bytes} bytes {counters.packets} pkt (dropped {counters.drops}, "
         f"overlimits {counters.overlimits} requeues {counters.requeues}) \n"
         f"{speed} backlog {size_text(counters.backlog_bytes)} {counters.backlog_packets}p "

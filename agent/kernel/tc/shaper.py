@@ -115,6 +115,16 @@ def class_text(device: str, minor: int) -> str | None:
     return None if data is None else printed.class_lines(data)
 
 
+def root_text(device: str) -> str | None:
+    """What `tc -s qdisc show` prints for our root of a device; None where there is none. Raises KernelError."""
+    with Netlink() as netlink:
+        ifindex = _present([device]).get(device)
+        if ifindex is None or not _is_ours(netlink, ifindex, _root(netlink, ifindex)):
+            return None
+        answer = netlink.ask(wire.get_root(ifindex))
+    return None if answer is None or isinstance(answer, Refusal) else printed.root_lines(answer)
+
+
 def read_class(device: str, minor: int) -> bytes | None:
     """The kernel's own message about a class of ours; None where there is none. Raises KernelError."""
     with Netlink() as netlink:

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 from gateway.http.configuration import unreadable
 from gateway.http.v1.calls import BOOLEAN, INTEGER, TEXT, record, texts
+from gateway.live import LiveRule
 from gateway.model import Account, DayUsage, MarkCounters, PeerState, Server
 
 ANYWHERE = "0.0.0.0/0"
@@ -175,6 +176,21 @@ def nat_rule(server: Server) -> dict[str, str]:
         "name": f"{server.name}_{server.interface}",
         "to-source": _text(server.external_ip),
     }
+
+
+def nat_line(rule: LiveRule) -> str:
+    return f"{rule.source} -> {rule.destination} {rule.target} {_counted(rule)}\n"
+
+
+def filter_line(rule: LiveRule) -> str:
+    """With v1's two blanks."""
+    return f"{rule.source} -> {rule.destination} {rule.target}  {_counted(rule)}\n"
+
+
+def _counted(rule: LiveRule) -> str:
+    """A dash: this node's rules do not count there (nftables)."""
+    packets, octets = ("-" if number is None else number for number in (rule.packets, rule.octets))
+    return f"Pkt:{packets} Bytes:{octets}"
 
 
 def class_lines(device: str, text: str | None, why_none: str) -> str:

@@ -13,6 +13,7 @@ from gateway.errors import InvalidValue
 from gateway.http.configuration import refuse_unreadable
 from gateway.http.v1 import objects
 from gateway.http.v1.calls import ROOT, TEXT, Asked, Call, Field, by_name, listing, texts
+from gateway.live import LiveServer
 from gateway.model import Server
 
 MISSING = "Wireguard server not found"
@@ -71,6 +72,25 @@ async def _dump(asked: Asked) -> Placed[dict[str, str]]:
     return Placed({"port": str(server.listen_port), "public_key": server.public_key}, server.node)
 
 
+async def _nat_rules(asked: Asked) -> Placed[str]:
+    server, live = await _live(asked)
+    return Placed("".join(map(objects.nat_line, live.nat)), server.node)
+
+
+async def _filter_rules(asked: Asked) -> Placed[str]:
+    server, live = await _live(asked)
+    return Placed("".join(map(objects.filter_line, live.forward)), server.node)
+
+
+async def _traffic_control(asked: Asked) -> Placed[str]:
+    server, live = await _live(asked)
+    return Placed("".join(f"{device} --> {text}\n" for device, text in live.roots), server.node)
+
+
+async def _live(asked: Asked) -> tuple[Server, LiveServer]:
+    return await asked.services.servers.live(asked.name(MISSING))
+
+
 async def _online(asked: Asked) -> list[dict[str, str]]:
     zone = ZoneInfo(asked.settings.time_zone)
     return [objects.online_object(account, peer, zone) for account, peer in await asked.services.servers.online()]
@@ -120,5 +140,14 @@ CALLS = (
     Call("GET", SERVER + "/peers", "Accounts of the server", _peers, by_name(objects.ACCOUNT)),
     Call("GET", SERVER + "/available_ips", "Free addresses", _available_ips, listing(TEXT)),
     Call("PUT", SERVER + "/set_bandwidth", "Give its limits to all its accounts", _set_bandwidth, TEXT),
+    Call("GET", SERVER + "/firewall_nat_rules", "Its rules of NAT, as the node has them now", _nat_rules, TEXT),
+    Call(
+        "GET",
+        SERVER + "/firewall_filter_rules",
+        "Its rules of forwarding, likewise",
+        _filter_rules,
+        TEXT,
+    ),
+    Call("GET", SERVER + "/traffic_control", "Root qdiscs, as `tc -s qdisc show` prints them", _traffic_control, TEXT),
     Call("GET", SERVER + "/dump", "Port and public key", _dump, texts("port", "public_key")),
 )

@@ -20,6 +20,11 @@ async def _info(asked: Asked) -> dict[str, str]:
     return host.described(asked.settings.time_zone)
 
 
+async def _reload(asked: Asked) -> str:
+    await asked.services.system.reload()
+    return "success"
+
+
 async def _license(asked: Asked) -> dict[str, Any]:
     return await asked.services.system.license()
 
@@ -92,6 +97,7 @@ REFUSED = {  # known from v1, and not served: path -> what is instead
 CALLS = (
     Call("GET", f"{ROOT}/system/status", "Counts, licence, state of the nodes", _status, STATUS),
     Call("GET", f"{ROOT}/system/info", "The host that this gateway runs on; memory in bytes", _info, INFO),
+    Call("PUT", f"{ROOT}/system/reload", "Let all nodes compare everything with what is desired, now", _reload, TEXT),
     Call("GET", f"{ROOT}/license", "A licence as v1 had one: free, valid, of no limit of its own", _license, LICENSE),
     # Before /wireguard/{name}: no server can be named `info` (gateway/fields.py).
     Call(

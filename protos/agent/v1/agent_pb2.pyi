@@ -981,6 +981,133 @@ class TrafficClass(_message.Message):
 Global___TrafficClass: _TypeAlias = TrafficClass  # noqa: Y015
 
 @_typing.final
+class InspectServerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    server: _builtins.str
+    def __init__(
+        self,
+        *,
+        server: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InspectServerRequest: _TypeAlias = InspectServerRequest  # noqa: Y015
+
+@_typing.final
+class InspectServerReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAT_FIELD_NUMBER: _builtins.int
+    FORWARD_FIELD_NUMBER: _builtins.int
+    UPLINK_ROOT_FIELD_NUMBER: _builtins.int
+    LINK_ROOT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nat(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rule]: ...
+    @_builtins.property
+    def forward(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rule]: ...
+    @_builtins.property
+    def uplink_root(self) -> Global___TrafficClass:
+        """a root qdisc of ours: what `tc -s qdisc show` prints; absent = there is none"""
+
+    @_builtins.property
+    def link_root(self) -> Global___TrafficClass: ...
+    def __init__(
+        self,
+        *,
+        nat: _abc.Iterable[Global___Rule] | None = ...,
+        forward: _abc.Iterable[Global___Rule] | None = ...,
+        uplink_root: Global___TrafficClass | None = ...,
+        link_root: Global___TrafficClass | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["link_root", b"link_root", "uplink_root", b"uplink_root"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forward", b"forward", "link_root", b"link_root", "nat", b"nat", "uplink_root", b"uplink_root"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InspectServerReply: _TypeAlias = InspectServerReply  # noqa: Y015
+
+@_typing.final
+class Rule(_message.Message):
+    """A rule for people; those that differ in protocol, port or state only are one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    PACKETS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """"10.0.0.0/24" """
+    destination: _builtins.str
+    """the same, or "internet" """
+    target: _builtins.str
+    """"MASQUERADE", "SNAT to:198.51.100.7", "ACCEPT", "DROP" """
+    packets: _builtins.int
+    """absent: the node's backend does not count there"""
+    bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        destination: _builtins.str = ...,
+        target: _builtins.str = ...,
+        packets: _builtins.int | None = ...,
+        bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes", b"_bytes", "_packets", b"_packets", "bytes", b"bytes", "packets", b"packets"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes", b"_bytes", "_packets", b"_packets", "bytes", b"bytes", "destination", b"destination", "packets", b"packets", "source", b"source", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bytes: _TypeAlias = _typing.Literal["bytes"]  # noqa: Y015
+    _WhichOneofArgType__bytes: _TypeAlias = _typing.Literal["_bytes", b"_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__packets: _TypeAlias = _typing.Literal["packets"]  # noqa: Y015
+    _WhichOneofArgType__packets: _TypeAlias = _typing.Literal["_packets", b"_packets"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes) -> _WhichOneofReturnType__bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__packets) -> _WhichOneofReturnType__packets | None: ...
+
+Global___Rule: _TypeAlias = Rule  # noqa: Y015
+
+@_typing.final
+class ResyncRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResyncRequest: _TypeAlias = ResyncRequest  # noqa: Y015
+
+@_typing.final
+class ResyncReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResyncReply: _TypeAlias = ResyncReply  # noqa: Y015
+
+@_typing.final
 class HeldRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

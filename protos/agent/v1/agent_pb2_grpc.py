@@ -59,6 +59,16 @@ class AgentStub:
                 request_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.InspectRequest.SerializeToString,
                 response_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.InspectReply.FromString,
                 _registered_method=True)
+        self.InspectServer = channel.unary_unary(
+                '/wirelane.agent.v1.Agent/InspectServer',
+                request_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.InspectServerRequest.SerializeToString,
+                response_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.InspectServerReply.FromString,
+                _registered_method=True)
+        self.Resync = channel.unary_unary(
+                '/wirelane.agent.v1.Agent/Resync',
+                request_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.ResyncRequest.SerializeToString,
+                response_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.ResyncReply.FromString,
+                _registered_method=True)
         self.Peers = channel.unary_stream(
                 '/wirelane.agent.v1.Agent/Peers',
                 request_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.PeersRequest.SerializeToString,
@@ -120,6 +130,20 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def InspectServer(self, request, context):
+        """One server as the kernel has it now: its rules of NAT and forwarding, its root qdiscs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resync(self, request, context):
+        """Compare the whole kernel with what is desired, now; answered before that is done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Peers(self, request, context):
         """The peers of one server as WireGuard has them now; streamed.
         """
@@ -176,6 +200,16 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.Inspect,
                     request_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.InspectRequest.FromString,
                     response_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.InspectReply.SerializeToString,
+            ),
+            'InspectServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.InspectServer,
+                    request_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.InspectServerRequest.FromString,
+                    response_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.InspectServerReply.SerializeToString,
+            ),
+            'Resync': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resync,
+                    request_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.ResyncRequest.FromString,
+                    response_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.ResyncReply.SerializeToString,
             ),
             'Peers': grpc.unary_stream_rpc_method_handler(
                     servicer.Peers,
@@ -333,6 +367,60 @@ class Agent:
             '/wirelane.agent.v1.Agent/Inspect',
             protos_dot_agent_dot_v1_dot_agent__pb2.InspectRequest.SerializeToString,
             protos_dot_agent_dot_v1_dot_agent__pb2.InspectReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InspectServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wirelane.agent.v1.Agent/InspectServer',
+            protos_dot_agent_dot_v1_dot_agent__pb2.InspectServerRequest.SerializeToString,
+            protos_dot_agent_dot_v1_dot_agent__pb2.InspectServerReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resync(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wirelane.agent.v1.Agent/Resync',
+            protos_dot_agent_dot_v1_dot_agent__pb2.ResyncRequest.SerializeToString,
+            protos_dot_agent_dot_v1_dot_agent__pb2.ResyncReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,10 @@ class AgentStub:
     """The usage of accounts, day by day, as totals that only grow within an epoch; streamed."""
     Inspect: _grpc.UnaryUnaryMultiCallable[_agent_pb2.InspectRequest, _agent_pb2.InspectReply]
     """One account as the kernel has it now: peer, mark counters, classes."""
+    InspectServer: _grpc.UnaryUnaryMultiCallable[_agent_pb2.InspectServerRequest, _agent_pb2.InspectServerReply]
+    """One server as the kernel has it now: its rules of NAT and forwarding, its root qdiscs."""
+    Resync: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ResyncRequest, _agent_pb2.ResyncReply]
+    """Compare the whole kernel with what is desired, now; answered before that is done."""
     Peers: _grpc.UnaryStreamMultiCallable[_agent_pb2.PeersRequest, _agent_pb2.PeersChunk]
     """The peers of one server as WireGuard has them now; streamed."""
     Held: _grpc.UnaryStreamMultiCallable[_agent_pb2.HeldRequest, _agent_pb2.SnapshotChunk]
@@ -81,6 +85,10 @@ class AgentAsyncStub(AgentStub):
     """The usage of accounts, day by day, as totals that only grow within an epoch; streamed."""
     Inspect: _aio.UnaryUnaryMultiCallable[_agent_pb2.InspectRequest, _agent_pb2.InspectReply]  # type: ignore[assignment]
     """One account as the kernel has it now: peer, mark counters, classes."""
+    InspectServer: _aio.UnaryUnaryMultiCallable[_agent_pb2.InspectServerRequest, _agent_pb2.InspectServerReply]  # type: ignore[assignment]
+    """One server as the kernel has it now: its rules of NAT and forwarding, its root qdiscs."""
+    Resync: _aio.UnaryUnaryMultiCallable[_agent_pb2.ResyncRequest, _agent_pb2.ResyncReply]  # type: ignore[assignment]
+    """Compare the whole kernel with what is desired, now; answered before that is done."""
     Peers: _aio.UnaryStreamMultiCallable[_agent_pb2.PeersRequest, _agent_pb2.PeersChunk]  # type: ignore[assignment]
     """The peers of one server as WireGuard has them now; streamed."""
     Held: _aio.UnaryStreamMultiCallable[_agent_pb2.HeldRequest, _agent_pb2.SnapshotChunk]  # type: ignore[assignment]
@@ -134,6 +142,22 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.InspectReply, _abc.Awaitable[_agent_pb2.InspectReply]]:
         """One account as the kernel has it now: peer, mark counters, classes."""
+
+    @_abc_1.abstractmethod
+    def InspectServer(
+        self,
+        request: _agent_pb2.InspectServerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.InspectServerReply, _abc.Awaitable[_agent_pb2.InspectServerReply]]:
+        """One server as the kernel has it now: its rules of NAT and forwarding, its root qdiscs."""
+
+    @_abc_1.abstractmethod
+    def Resync(
+        self,
+        request: _agent_pb2.ResyncRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.ResyncReply, _abc.Awaitable[_agent_pb2.ResyncReply]]:
+        """Compare the whole kernel with what is desired, now; answered before that is done."""
 
     @_abc_1.abstractmethod
     def Peers(

@@ -130,3 +130,34 @@ async def test_every_answer_about_one_server_or_account_names_its_node_and_no_ot
         seen.add(answer.headers.get("X-Wirelane-Node"))
     assert seen == {"second", None}
     assert (await api.http.get("/api/v1/account/bert")).headers["X-Wirelane-Node"] == NODE
+
+
+async def test_what_the_node_holds_of_a_server_is_told_in_v1_s_lines(api: Api) -> None:
+    await api.msg("POST", "/wireguard", name="west", address="10.7.0.1/24", external_ip="198.51.100.7")
+    nat = await api.msg("GET", "/wireguard/west/firewall_nat_rules")
+    assert nat == "10.7.0.0/24 -> 0.0.0.0/0 SNAT to:198.51.100.7 Pkt:3 Bytes:180\n"
+    assert await api.msg("GET", "/wireguard/west/firewall_filter_rules") == (
+        "10.7.0.0/24 -> internet ACCEPT  Pkt:7 Bytes:420\n10.7.0.0/24 -> 10.7.0.0/24 DROP  Pkt:- Bytes:-\n"
+    )
+    roots = "eth0 --> qdisc htb 1: root eth0\n\nwg2 --> qdisc htb 1: root wg2\n\n"
+    assert await api.msg("GET", "/wireguard/west/traffic_control") == roots
+
+
+@pytest.mark.parametrize("page", ["firewall_nat_rules", "firewall_filter_rules", "traffic_control"])
+async def test_a_live_read_of_a_server_says_whose_node_is_away_or_behind(api: Api, page: str) -> None:
+    assert await api.error("GET", f"/wireguard/nowhere/{page}") == "Wireguard server not found"
+    answer = await api.http.get(f"/api/v1/wireguard/Default_1/{page}")
+    assert answer.headers["X-Wirelane-Node"] == NODE
+    agent = api.product.agents[NODE]
+    del agent.servers["Default_1"]
+    behind = f"Node {NODE} has not applied this server yet, try again"
+    assert await api.error("GET", f"/wireguard/Default_1/{page}") == behind
+    agent.away = True
+    assert await api.error("GET", f"/wireguard/Default_1/{page}") == f"Node {NODE} is not available"
+
+
+async def test_a_reload_reaches_every_node_that_is_there(api: Api) -> None:
+    await direct.add_node(api.product.store, "ams1", "unix:/run/other.sock")
+    api.product.agents["ams1"].away = True
+    assert await api.msg("PUT", "/system/reload") == "success"
+    assert "resync" in api.product.agents[NODE].calls
