@@ -20,6 +20,7 @@ from tests.lab.readings import (
     WEB,
     Direction,
     Download,
+    counters_at_rest,
     fetch,
     is_shaped,
     mangle_counters,
@@ -100,7 +101,7 @@ class Demo:
 
     def _counted(self) -> None:
         self._story.chapter("Every byte is counted once")
-        before = mangle_counters(self._rest, self._account)
+        before = counters_at_rest(self._rest, self._account)
         statistics = usage(self._rest, self._account)
         after = mangle_counters(self._rest, self._account)
         self._story.tell(f"mangle counters: {after.download_bytes:,} bytes down, {after.upload_bytes:,} up")

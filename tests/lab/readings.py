@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -23,6 +24,7 @@ Direction = Literal["download", "upload"]
 # A full TCP segment of 1420 bytes through the tunnel carries 1368 bytes (96.3 %); HTB counts 14 more on the uplink.
 GOODPUT = 0.95
 TOLERANCE = 0.05
+REST_SECONDS, REST_STEP = 10.0, 0.3
 WEB = f"http://{INTERNET_ADDRESS}"
 
 
@@ -83,6 +85,17 @@ def mangle_counters(rest: Rest, account: str) -> MangleCounters:
     if len(found) != 2:
         raise LabError(f"firewall_mangle_rules of {account}: not two rules: {text!r}")
     return MangleCounters(*(int(number) for rule in found for number in rule))
+
+
+def counters_at_rest(rest: Rest, account: str) -> MangleCounters:
+    """Once nothing moves: the last acknowledgements come after the last byte. Raises LabError."""
+    counted = mangle_counters(rest, account)
+    for _ in range(int(REST_SECONDS / REST_STEP)):
+        time.sleep(REST_STEP)
+        before, counted = counted, mangle_counters(rest, account)
+        if before == counted:
+            return counted
+    raise LabError(f"traffic of {account} went on for {REST_SECONDS:g} s")
 
 
 def usage(rest: Rest, account: str) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.lab import Lab
-from tests.lab.readings import Download, fetch, mangle_counters, usage
+from tests.lab.readings import Download, counters_at_rest, fetch, mangle_counters, usage
 from tests.netns.main_job.conftest import MakeAccount
 from tests.netns.main_job.picture import NODE
 
@@ -90,8 +90,7 @@ def test_everything_works_alike_by_nftables(lab: Lab, server: str, make_account:
         began = time.monotonic()
         assert running.finished(30.0) == 3_000_000
         assert time.monotonic() - began > 2.4  # 3 MB at 8 Mbit/s take 3 s
-    time.sleep(0.5)
-    counted = mangle_counters(lab.rest, account)
+    counted = counters_at_rest(lab.rest, account)
     assert usage(lab.rest, account) == (counted.download_bytes, counted.upload_bytes)
     assert 3_000_000 < counted.download_bytes < 3_600_000
     lab.exec(NODE, "nft", "flush", "ruleset")

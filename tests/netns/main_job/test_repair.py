@@ -14,7 +14,7 @@ import pytest
 from tests.lab.hosts import NAMESPACES
 from tests.lab.lab import Lab
 from tests.lab.processes import inside, wait_until
-from tests.lab.readings import Download, fetch, mangle_counters, usage
+from tests.lab.readings import Download, counters_at_rest, fetch, usage
 from tests.lab.topology import UPLINK
 from tests.netns.main_job.conftest import RESYNC_SECONDS, MakeAccount
 from tests.netns.main_job.picture import NODE, found, links, wanted
@@ -53,7 +53,7 @@ def test_agent_restart_under_a_download_touches_no_peer_rule_or_class(
     assert after == picture
     assert after.fell(picture) == {}
     assert lab.handshake("c1") == handshake
-    counted = mangle_counters(lab.rest, account)
+    counted = counters_at_rest(lab.rest, account)
     assert usage(lab.rest, account) == (counted.download_bytes, counted.upload_bytes)
 
 
@@ -68,7 +68,7 @@ def test_gateway_restart_is_not_noticed_by_the_node(lab: Lab, make_account: Make
         assert running.finished(30.0) == 8_000_000
     assert objects(lab) == before
     assert found(lab).fell(picture) == {}
-    counted = mangle_counters(lab.rest, account)
+    counted = counters_at_rest(lab.rest, account)
     assert usage(lab.rest, account) == (counted.download_bytes, counted.upload_bytes)
 
 

@@ -11,7 +11,17 @@ import pytest
 
 from tests.lab.hosts import run
 from tests.lab.lab import Lab
-from tests.lab.readings import Direction, Download, fetch, is_shaped, mangle_counters, received, shaped_rate, usage
+from tests.lab.readings import (
+    Direction,
+    Download,
+    counters_at_rest,
+    fetch,
+    is_shaped,
+    mangle_counters,
+    received,
+    shaped_rate,
+    usage,
+)
 from tests.netns.main_job.conftest import MakeAccount
 
 DIRECTIONS: tuple[Direction, ...] = ("download", "upload")
@@ -77,8 +87,7 @@ def test_statistics_equal_the_mangle_counters_to_the_byte(lab: Lab, make_account
         assert running.finished(30.0) == 10_000_000
     upload = ["curl", "-s", "-T", "-", "http://203.0.113.1/x"]
     lab.exec("c1", *upload, stdin="x" * 3_000_000)
-    time.sleep(0.5)  # for the last acknowledgements
-    counted = mangle_counters(lab.rest, account)
+    counted = counters_at_rest(lab.rest, account)
     assert usage(lab.rest, account) == (counted.download_bytes, counted.upload_bytes)
     assert 10_000_000 < counted.download_bytes < 11_500_000
     assert 3_000_000 < counted.upload_bytes < 3_900_000
@@ -159,8 +168,7 @@ def test_a_new_account_at_a_used_address_starts_from_zero(lab: Lab, make_account
     lab.connect("c1", second["name"])
     with Download(lab, "c1", "1M") as running:
         assert running.finished(20.0) == 1_000_000
-    time.sleep(0.5)
-    counted = mangle_counters(lab.rest, second["name"])
+    counted = counters_at_rest(lab.rest, second["name"])
     assert usage(lab.rest, second["name"]) == (counted.download_bytes, counted.upload_bytes)
     assert 1_000_000 < counted.download_bytes < 1_200_000
 
