@@ -37,6 +37,18 @@ def test_an_accepted_skip_does_not_fail_in_ci() -> None:
     assert run.sum_up([Outcome("netns", passed=3, skips=[KNOWN])], 1.0, strict=True) == 0
 
 
+def test_what_skips_without_wireguard_in_the_kernel_is_known_and_runs_on_a_kernel_that_has_it() -> None:
+    """A skip that the ladder does not know fails in CI, and one that it knows must run somewhere."""
+    reason = "this kernel has no WireGuard: install a kernel that has"
+    folder = ROOT / "tests" / "netns"
+    asking = [path for path in folder.glob("test_*.py") if '["kernel", "userspace"]' in path.read_text()]
+    vm = (ROOT / "tests" / "system" / "test_distribution_kernel.py").read_text()
+    assert asking
+    for path in asking:
+        assert Skip(f"tests.netns.{path.stem}::test_x[kernel]", reason).accepted()
+        assert f"tests/netns/{path.name}" in vm
+
+
 def test_counts_come_from_the_report_of_pytest(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     report.write_text(
