@@ -54,6 +54,7 @@ class Door:
 
     def __init__(self) -> None:
         self._looking: asyncio.Task[None] | None = None
+        self._answered = 0.0  # when it last did, by the loop's clock
 
     @property
     def is_silent(self) -> bool:
@@ -66,11 +67,14 @@ class Door:
         now = asyncio.get_running_loop().time()
         seconds = min(CONNECT_SECONDS, max(give_up.get(now + CONNECT_SECONDS) - now, LEAST_SECONDS))
         try:
-            return await asyncpg.connect(**options, timeout=seconds, connection_class=_Connection)
+            made = await asyncpg.connect(**options, timeout=seconds, connection_class=_Connection)
         except TimeoutError:
-            if not self.is_silent:
+            # Who began to wait while it was silent may end after others have been answered: that says nothing of now.
+            if not self.is_silent and self._answered < now:
                 self._looking = asyncio.create_task(self._until_it_answers(options))
             raise TimeoutError(f"PostgreSQL did not answer within {seconds:.1f} s") from None
+        self._answered = asyncio.get_running_loop().time()
+        return made
 
     async def _until_it_answers(self, options: dict[str, Any]) -> None:
         """Whatever it says: callers hear it themselves from then on."""
@@ -82,6 +86,7 @@ class Door:
                 continue
             except Exception:
                 return
+            self._answered = asyncio.get_running_loop().time()
             found.terminate()
             return
 
