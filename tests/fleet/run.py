@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.fleet import traffic, verdicts
 from tests.fleet.chaos import Chaos, all_stands
@@ -21,6 +22,7 @@ from tests.fleet.movers import Mover
 from tests.fleet.restore import Backup
 from tests.fleet.sellers import Market, Seller
 from tests.fleet.traffic import Program
+from tests.lab.errors import ApiError
 from tests.lab.lab import Lab
 from tests.lab.services import why_no_clocks
 
@@ -29,6 +31,7 @@ SETTINGS_GATEWAY = {"collect_seconds": 2}
 DRAIN_SECONDS = 5.0  # sample, collection, and what is still on its way
 NAMES_PER_SELLER = 12
 QUIET_SECONDS = 3.0
+AGAIN_SECONDS = 15.0
 Say = Callable[[str], None]
 
 
@@ -76,12 +79,23 @@ def fleet(nodes: int, clients: int, keep: Path) -> Iterator[Lab]:
 
 
 def cleared(lab: Lab) -> None:
-    """Without servers and accounts."""
-    names = [f"account/{account['name']}" for account in lab.rest.get("account")]
+    """Without servers and accounts. Asks again where it is told to: something may have died a moment ago."""
+    names = [f"account/{account['name']}" for account in _again(lab.rest.get, "account")]
     with ThreadPoolExecutor(16) as threads:
-        list(threads.map(lab.rest.delete, names))
-    for server in lab.rest.get("wireguard"):
-        lab.rest.delete(f"wireguard/{server}")
+        list(threads.map(lambda name: _again(lab.rest.delete, name), names))
+    for server in _again(lab.rest.get, "wireguard"):
+        _again(lab.rest.delete, f"wireguard/{server}")
+
+
+def _again(call: Callable[[str], Any], path: str) -> Any:
+    until = time.monotonic() + AGAIN_SECONDS
+    while True:
+        try:
+            return call(path)
+        except ApiError as error:
+            if not error.text.endswith("try again") or time.monotonic() > until:
+                raise
+        time.sleep(0.2)
 
 
 def market_of(lab: Lab, history: History) -> Market:
