@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from immutables import Map, MapMutation
 
 from agent.errors import InvalidValue, StaleRevision
-from agent.model import Account, Address, Server
+from agent.model import Account, Address, Login, Server
 from agent.origin import NO_WORD, NOBODY, Origin, Version
 
 K = TypeVar("K")
@@ -62,7 +62,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """Build with `of` or `patched`; both check. The three indexes say who holds what."""
+    """Build with `of` or `patched`; both check. The indexes say who holds what."""
 
     epoch: str
     revision: int = 0
@@ -72,6 +72,7 @@ class Desired:
     by_address: Map[Address, int] = field(default_factory=Map)
     by_mark: Map[int, int] = field(default_factory=Map)
     by_key: Map[tuple[str, str], int] = field(default_factory=Map)
+    by_username: Map[str, int] = field(default_factory=Map)
     origin: Origin = NOBODY
 
     @classmethod
@@ -113,12 +114,16 @@ class Desired:
         )
         return replace(patched, origin=patch.origin)
 
-    def server_on(self, device: str) -> Server | None:
-        """Whose accounts come in by this interface."""
-        return next((server for server in self.servers.values() if device in server.devices), None)
+    def servers_on(self, device: str) -> tuple[Server, ...]:
+        """Whose accounts come in by this interface; by that of IKEv2 those of several."""
+        return tuple(server for server in self.servers.values() if device in server.devices)
+
+    def server_of(self, interface: str) -> Server | None:
+        """Whose WireGuard link it is."""
+        return next((server for server in self.servers.values() if interface == server.interface), None)
 
     def leaving(self, after: Desired, account_ids: Iterable[int]) -> frozenset[int]:
-        """Who of these gets in here, and afterwards no more, or by another key or server only."""
+        """Who of these gets in here, and afterwards no more, or by another key, login or server only."""
         old = [account for i in account_ids if (account := self.accounts.get(i)) is not None and account.enabled]
         return frozenset(account.id for account in old if _door(after.accounts.get(account.id)) != _door(account))
 
@@ -142,10 +147,13 @@ class Desired:
         servers.update((server.name, server) for server in put_servers)
         accounts, put_accounts = self.accounts.mutate(), tuple(put_accounts)
         by_address, by_mark, by_key = self.by_address.mutate(), self.by_mark.mutate(), self.by_key.mutate()
+        by_username = self.by_username.mutate()
         # Everything touched lets go first, so that two accounts may swap addresses in one patch.
         for account_id in (*remove_accounts, *(account.id for account in put_accounts)):
             if (old := accounts.pop(account_id, None)) is not None:
                 del by_mark[old.mark], by_key[old.server, old.public_key]
+                if old.login:
+                    del by_username[old.login.username]
                 for address in old.addresses:
                     del by_address[address]
         for account in put_accounts:
@@ -153,10 +161,12 @@ class Desired:
                 _claim(by_address, address, account, "address")
             _claim(by_mark, account.mark, account, "mark")
             _claim(by_key, (account.server, account.public_key), account, "public_key")
+            if account.login:
+                _claim(by_username, account.login.username, account, "username")
             accounts[account.id] = account
         _check_servers(servers)
         zone = checked_zone(time_zone) if time_zone else self.time_zone
-        maps = accounts.finish(), by_address.finish(), by_mark.finish(), by_key.finish()
+        maps = accounts.finish(), by_address.finish(), by_mark.finish(), by_key.finish(), by_username.finish()
         desired = Desired(self.epoch, revision, zone, servers, *maps)
         removed = self.servers.keys() - servers.keys()
         for account in desired.accounts.values() if removed else put_accounts:
@@ -165,8 +175,8 @@ class Desired:
         return desired
 
 
-def _door(account: Account | None) -> tuple[str, str] | None:
-    return (account.server, account.public_key) if account and account.enabled else None
+def _door(account: Account | None) -> tuple[str, str, Login | None] | None:
+    return (account.server, account.public_key, account.login) if account and account.enabled else None
 
 
 def _claim(index: MapMutation[K, int], key: K, account: Account, what: str) -> None:

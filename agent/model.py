@@ -29,6 +29,7 @@ Address = IPv4Address | IPv6Address  # inside the tunnel; an account has one of 
 INTERFACE_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # IFNAMSIZ is 16 with the final zero
 LINKS = "wg"  # what the names of our links begin with
 LINK_PATTERN = re.compile(rf"{LINKS}[0-9]{{1,10}}")  # the rules that mark and count know our links by these two letters
+IKEV2_DEVICE = f"{LINKS}ike"  # of all sessions of IKEv2; no server can have it
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -167,6 +168,40 @@ class Reach:
 
 
 INTERNET = Reach()
+MOST_DNS = 2
+LONGEST_PASSWORD = 256  # characters; of MSCHAPv2
+USERNAME_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")  # nothing that strongSwan takes for an address or for anybody
+
+
+@dataclass(frozen=True, slots=True)
+class Ikev2:
+    """How a node's responder shows itself, and what a server's accounts are told. Texts are PEM."""
+
+    certificate: str
+    private_key: Secret
+    authority: str
+    identity: str  # what clients call the responder
+    dns: tuple[IPv4Address, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9.:-]{1,253}", self.identity):
+            raise InvalidValue("server.ikev2.identity", f"{self.identity!r} must be a domain or an address")
+        if len(self.dns) > MOST_DNS:
+            raise InvalidValue("server.ikev2.dns", f"{len(self.dns)} are too many: at most {MOST_DNS}")
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Of IKEv2."""
+
+    username: str
+    password: Secret
+
+    def __post_init__(self) -> None:
+        if not USERNAME_PATTERN.fullmatch(self.username):
+            raise InvalidValue("account.username", f"{self.username!r} must be 1-64 letters, digits, '.', '_' or '-'")
+        if not 0 < len(self.password.reveal()) <= LONGEST_PASSWORD:
+            raise InvalidValue(f"account {self.username}: password", f"must have 1-{LONGEST_PASSWORD} characters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +219,12 @@ class Server:
     reach: Reach = INTERNET
     address_ipv6: IPv6Interface | None = None  # as `address`; None = its accounts have no IPv6
     nat_ipv6: bool = False  # they leave with the uplink's own address; else their network is routed to this node
+    ikev2: Ikev2 | None = None  # None = its accounts come in by WireGuard alone
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """By which its accounts come in, one for each kind of tunnel: so far WireGuard's alone."""
-        return (self.interface,)
+        """By which its accounts come in, one for each kind of tunnel; that of IKEv2 is the node's."""
+        return (self.interface, IKEV2_DEVICE) if self.ikev2 else (self.interface,)
 
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name):
@@ -219,6 +255,7 @@ class Account:
     enabled: bool = True
     preshared_key: Secret = NO_SECRET  # empty = none
     address_ipv6: IPv6Address | None = None
+    login: Login | None = None
 
     @property
     def addresses(self) -> tuple[Address, ...]:

@@ -68,5 +68,5 @@ def plan(desired: Desired, differ: Diffs, changeovers: Mapping[str, str]) -> Pla
 
 def _whose(desired: Desired, part: Part[Any, Any], key: Any) -> str:
     account = desired.accounts.get(part.owner(desired, key)) if isinstance(part, AccountPart) else None
-    server = desired.server_on(part.device(key))
+    server = desired.server_of(part.device(key))
     return account.name if account else server.name if server else ""

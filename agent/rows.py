@@ -5,11 +5,12 @@ Raises ValueError or InvalidValue where a row cannot be right. No I/O. Called by
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Any
 
-from agent.model import NO_SECRET, Account, Address, Reach, Secret, Server
+from agent.model import NO_SECRET, Account, Address, Ikev2, Login, Reach, Secret, Server
 from agent.objects import Counters
 from agent.usage import Baseline
 
@@ -43,14 +44,15 @@ def baseline_of(row: tuple[int, ...]) -> Baseline:
 def account_row(a: Account) -> tuple[object, ...]:
     rates, key = (a.download, a.upload), a.preshared_key.reveal()
     ipv6 = a.address_ipv6.packed if a.address_ipv6 else None
-    return a.id, a.name, a.server, int(a.address), a.public_key, a.mark, *rates, a.enabled, key, ipv6
+    login = (a.login.username, a.login.password.reveal()) if a.login else (None, None)
+    return a.id, a.name, a.server, int(a.address), a.public_key, a.mark, *rates, a.enabled, key, ipv6, *login
 
 
 def account_of(row: tuple[Any, ...]) -> Account:
-    number, name, server, address, key, mark, download, upload, enabled, preshared, ipv6 = row
+    number, name, server, address, key, mark, download, upload, enabled, preshared, ipv6, username, password = row
     secret, second = Secret(preshared) if preshared else NO_SECRET, IPv6Address(ipv6) if ipv6 else None
     first = number, name, server, IPv4Address(address), key, mark, download, upload, bool(enabled)
-    return Account(*first, secret, second)
+    return Account(*first, secret, second, Login(username, Secret(password)) if username else None)
 
 
 def server_row(s: Server) -> tuple[object, ...]:
@@ -58,12 +60,22 @@ def server_row(s: Server) -> tuple[object, ...]:
     key, reach = s.private_key.reveal(), str(s.reach)
     ipv6 = str(s.address_ipv6) if s.address_ipv6 else None
     row = s.name, s.interface, key, s.listen_port, str(s.address), s.mtu, s.internal_traffic, external, reach
-    return *row, ipv6, s.nat_ipv6
+    return *row, ipv6, s.nat_ipv6, _ikev2_row(s.ikev2) if s.ikev2 else None
+
+
+def _ikev2_row(one: Ikev2) -> str:
+    dns = list(map(str, one.dns))
+    return json.dumps([one.certificate, one.private_key.reveal(), one.authority, one.identity, dns])
+
+
+def _ikev2_of(text: str) -> Ikev2:
+    certificate, key, authority, identity, dns = json.loads(text)
+    return Ikev2(certificate, Secret(key), authority, identity, tuple(map(IPv4Address, dns)))
 
 
 def server_of(row: tuple[Any, ...]) -> Server:
-    name, interface, key, port, address, mtu, internal, external, reach, ipv6, nat = row
+    name, interface, key, port, address, mtu, internal, external, reach, ipv6, nat, ikev2 = row
     external_ip = IPv4Address(external) if external else None
     secret, own, second = Secret(key), IPv4Interface(address), IPv6Interface(ipv6) if ipv6 else None
     fields = name, interface, secret, port, own, mtu, bool(internal), external_ip, Reach.parse(reach)
-    return Server(*fields, second, bool(nat))
+    return Server(*fields, second, bool(nat), _ikev2_of(ikev2) if ikev2 else None)

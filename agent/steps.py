@@ -130,7 +130,7 @@ class Pass:
         kept += [key for key, peer in peers.change.items() if peer.owner in self._failed_owners]
         held_back = {address for address, mark in marks.change.items() if mark.owner in self._failed_owners}
         # What a link holds that could not be made right is not known: it may let in whom it should not.
-        dark = {server.name for device in self._failed_devices if (server := self._before.server_on(device))}
+        dark = {server.name for device in self._failed_devices if (server := self._before.server_of(device))}
         owned = {a: self._before.accounts.get(self._before.by_address.get(a, 0)) for a in going if dark}
         unseen = {address for address, account in owned.items() if account and account.server in dark}
         return {a for key in kept for a in self.found[PEERS][key].addresses} | held_back | unseen
@@ -275,8 +275,9 @@ class Pass:
     def _note(self, part: Part[Any, Any], key: Any, value: Any, error: KernelError) -> None:
         if not isinstance(part, AccountPart):
             self._failed_devices.add(key)
-            server = self._desired.server_on(key) or self._before.server_on(key)
-            self._report.fail(0, server.name if server else "", error)  # "" = of the node: nothing counts as applied
+            servers = self._desired.servers_on(key) or self._before.servers_on(key)
+            for name in [server.name for server in servers] or [""]:  # "" = of the node: nothing counts as applied
+                self._report.fail(0, name, error)
             return
         owner = value.owner or part.owner(self._desired, key) or part.owner(self._before, key)
         account = self._desired.accounts.get(owner) or self._before.accounts.get(owner)

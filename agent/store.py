@@ -2,7 +2,7 @@
 
 What is in it outlives everything: a change is acknowledged only when it is on the disk (WAL, synchronous=FULL). One
 connection, one lock; every public method is one transaction and may be called from any thread. The file is 0600 and
-holds the servers' private keys and preshared ones, so its folder should be root's alone.
+holds private keys, preshared ones and passwords, so its folder should be root's alone.
 
 A file that is damaged is put aside whole (`*.broken-<time>`), never repaired: a new one has a new epoch, by which the
 gateway knows that it must send a snapshot, and until that arrives the kernel is left as it is.
@@ -31,7 +31,7 @@ from agent.usage import Baseline, DayTotal, Used
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 KEPT_DAYS = 100  # of usage; a gateway that is away for longer than this loses the oldest days
 RECENT_ROWS = 50_000
 ROOM = 65_536  # bytes; with less SQLite cannot even begin: its shared memory alone takes half of it
@@ -41,12 +41,14 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE servers (
     name TEXT PRIMARY KEY, interface TEXT NOT NULL, private_key TEXT NOT NULL, listen_port INTEGER NOT NULL,
     address TEXT NOT NULL, mtu INTEGER NOT NULL, internal_traffic INTEGER NOT NULL, external_ip TEXT,
-    reach TEXT NOT NULL DEFAULT 'internet', address_ipv6 TEXT, nat_ipv6 INTEGER NOT NULL DEFAULT 0
+    reach TEXT NOT NULL DEFAULT 'internet', address_ipv6 TEXT, nat_ipv6 INTEGER NOT NULL DEFAULT 0,
+    ikev2 TEXT
 ) WITHOUT ROWID;
 CREATE TABLE accounts (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, server TEXT NOT NULL, address INTEGER NOT NULL,
     public_key TEXT NOT NULL, mark INTEGER NOT NULL, download INTEGER NOT NULL, upload INTEGER NOT NULL,
-    enabled INTEGER NOT NULL, preshared_key TEXT NOT NULL DEFAULT '', address_ipv6 BLOB
+    enabled INTEGER NOT NULL, preshared_key TEXT NOT NULL DEFAULT '', address_ipv6 BLOB,
+    username TEXT, password TEXT
 );
 -- how far the mark rules of an address have been counted, and for whom
 CREATE TABLE baselines (
@@ -83,10 +85,14 @@ UPGRADES = {
         ALTER TABLE servers ADD COLUMN nat_ipv6 INTEGER NOT NULL DEFAULT 0;
         ALTER TABLE accounts ADD COLUMN address_ipv6 BLOB;
         {_IPV6}""",
+    5: """
+        ALTER TABLE servers ADD COLUMN ikev2 TEXT;
+        ALTER TABLE accounts ADD COLUMN username TEXT;
+        ALTER TABLE accounts ADD COLUMN password TEXT;""",
 }
 
-PUT_ACCOUNT = "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-PUT_SERVER = "INSERT OR REPLACE INTO servers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+PUT_ACCOUNT = "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+PUT_SERVER = "INSERT OR REPLACE INTO servers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 BASELINES = {4: "baselines", 6: "baselines_ipv6"}  # by version of the address
 EXPECT_BASELINE = """
 INSERT OR IGNORE INTO {}

@@ -16,7 +16,7 @@ def _into(held: dict[PeerKey, Peer], account: Account, server: Server, place: Pl
 
 def _owner(desired: Desired, key: PeerKey) -> int:
     interface, public_key = key
-    server = desired.server_on(interface)
+    server = desired.server_of(interface)
     return desired.by_key.get((server.name, public_key), 0) if server else 0
 
 

@@ -8,7 +8,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv6Address
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import InvalidValue
 from agent.live import LiveServer, Look
-from agent.model import NO_SECRET, Account, Reach, Secret, Server
+from agent.model import NO_SECRET, Account, Ikev2, Login, Reach, Secret, Server
 from agent.objects import Counters, PeerState, ShownRule
 from agent.origin import Origin, Version
 from agent.renewal import Standing
@@ -46,7 +46,16 @@ def server_in(message: pb.Server) -> Server:
         Reach.parse(message.reach),
         _interface_ipv6(message),
         message.nat_ipv6,
+        _ikev2(message) if message.HasField("ikev2") else None,
     )
+
+
+def _ikev2(message: pb.Server) -> Ikev2:
+    said, field = message.ikev2, f"server {message.name}: ikev2"
+    for name in ("certificate", "private_key", "authority"):
+        bounds.text(f"{field}.{name}", getattr(said, name), bounds.LONGEST_CERTIFICATES)
+    dns = tuple(_address(f"{field}.dns", text) for text in said.dns)
+    return Ikev2(said.certificate, Secret(said.private_key), said.authority, said.identity, dns)
 
 
 def _interface_ipv6(message: pb.Server) -> IPv6Interface | None:
@@ -59,7 +68,7 @@ def _interface_ipv6(message: pb.Server) -> IPv6Interface | None:
 
 def account_in(message: pb.Account) -> Account:
     """Raises InvalidValue."""
-    for field in ("name", "server", "address", "public_key", "preshared_key", "address_ipv6"):
+    for field in ("name", "server", "address", "public_key", "preshared_key", "address_ipv6", "username"):
         bounds.text(f"account.{field}", getattr(message, field))
     return Account(
         message.id,
@@ -73,6 +82,7 @@ def account_in(message: pb.Account) -> Account:
         message.enabled,
         Secret(message.preshared_key) if message.preshared_key else NO_SECRET,
         _address_ipv6(message),
+        Login(message.username, Secret(message.password)) if message.username else None,
     )
 
 
@@ -203,7 +213,7 @@ def status_out(status: Status, standing: Standing | None, version: str) -> pb.St
 
 
 def held_out(desired: Desired, chunk: int) -> Iterator[pb.SnapshotChunk]:
-    """What a snapshot of it would be, but for private and preshared keys: they are not told again."""
+    """What a snapshot of it would be, but for what is secret: that is not told again."""
     servers, accounts = tuple(desired.servers.values()), tuple(desired.accounts.values())
     yield pb.SnapshotChunk(
         header=pb.SnapshotHeader(
@@ -232,7 +242,13 @@ def _server_out(server: Server) -> pb.Server:
         reach=str(server.reach),
         address_ipv6=str(server.address_ipv6) if server.address_ipv6 else "",
         nat_ipv6=server.nat_ipv6,
+        ikev2=_ikev2_out(server.ikev2) if server.ikev2 else None,
     )
+
+
+def _ikev2_out(one: Ikev2) -> pb.Ikev2:
+    dns = map(str, one.dns)
+    return pb.Ikev2(certificate=one.certificate, authority=one.authority, identity=one.identity, dns=dns)
 
 
 def _account_out(account: Account) -> pb.Account:
@@ -247,6 +263,7 @@ def _account_out(account: Account) -> pb.Account:
         upload=account.upload,
         enabled=account.enabled,
         address_ipv6=str(account.address_ipv6) if account.address_ipv6 else "",
+        username=account.login.username if account.login else "",
     )
 
 

@@ -143,6 +143,7 @@ class Server(_message.Message):
     REACH_FIELD_NUMBER: _builtins.int
     ADDRESS_IPV6_FIELD_NUMBER: _builtins.int
     NAT_IPV6_FIELD_NUMBER: _builtins.int
+    IKEV2_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     interface: _builtins.str
     """"wg1" """
@@ -165,6 +166,10 @@ class Server(_message.Message):
     """its own address of IPv6 with its network: "fd00::1/64"; "" = its accounts have none"""
     nat_ipv6: _builtins.bool
     """they leave with the uplink's own address; else that network is routed to this node"""
+    @_builtins.property
+    def ikev2(self) -> Global___Ikev2:
+        """absent = its accounts do not come in by IKEv2"""
+
     def __init__(
         self,
         *,
@@ -179,14 +184,55 @@ class Server(_message.Message):
         reach: _builtins.str = ...,
         address_ipv6: _builtins.str = ...,
         nat_ipv6: _builtins.bool = ...,
+        ikev2: Global___Ikev2 | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ikev2", b"ikev2"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "address_ipv6", b"address_ipv6", "external_ip", b"external_ip", "interface", b"interface", "internal_traffic", b"internal_traffic", "listen_port", b"listen_port", "mtu", b"mtu", "name", b"name", "nat_ipv6", b"nat_ipv6", "private_key", b"private_key", "reach", b"reach"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "address_ipv6", b"address_ipv6", "external_ip", b"external_ip", "ikev2", b"ikev2", "interface", b"interface", "internal_traffic", b"internal_traffic", "listen_port", b"listen_port", "mtu", b"mtu", "name", b"name", "nat_ipv6", b"nat_ipv6", "private_key", b"private_key", "reach", b"reach"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Server: _TypeAlias = Server  # noqa: Y015
+
+@_typing.final
+class Ikev2(_message.Message):
+    """How a node's responder of IKEv2 shows itself: one for all servers of the node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    PRIVATE_KEY_FIELD_NUMBER: _builtins.int
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    DNS_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.str
+    """PEM, of RSA"""
+    private_key: _builtins.str
+    """PEM, PKCS#8; secret"""
+    authority: _builtins.str
+    """PEM: who signed the certificate"""
+    identity: _builtins.str
+    """what clients call the responder; in the certificate"""
+    @_builtins.property
+    def dns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """IPv4 addresses, of this server's accounts; two at most"""
+
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.str = ...,
+        private_key: _builtins.str = ...,
+        authority: _builtins.str = ...,
+        identity: _builtins.str = ...,
+        dns: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "certificate", b"certificate", "dns", b"dns", "identity", b"identity", "private_key", b"private_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ikev2: _TypeAlias = Ikev2  # noqa: Y015
 
 @_typing.final
 class Account(_message.Message):
@@ -205,6 +251,8 @@ class Account(_message.Message):
     ENABLED_FIELD_NUMBER: _builtins.int
     PRESHARED_KEY_FIELD_NUMBER: _builtins.int
     ADDRESS_IPV6_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    PASSWORD_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     name: _builtins.str
     """for logs and errors only"""
@@ -224,6 +272,10 @@ class Account(_message.Message):
     """base64; secret; "" = none."""
     address_ipv6: _builtins.str
     """"fd00::2"; "" = none"""
+    username: _builtins.str
+    """of IKEv2, unique on the node; "" = its server has none"""
+    password: _builtins.str
+    """secret"""
     def __init__(
         self,
         *,
@@ -238,10 +290,12 @@ class Account(_message.Message):
         enabled: _builtins.bool = ...,
         preshared_key: _builtins.str = ...,
         address_ipv6: _builtins.str = ...,
+        username: _builtins.str = ...,
+        password: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "address_ipv6", b"address_ipv6", "download", b"download", "enabled", b"enabled", "id", b"id", "mark", b"mark", "name", b"name", "preshared_key", b"preshared_key", "public_key", b"public_key", "server", b"server", "upload", b"upload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "address_ipv6", b"address_ipv6", "download", b"download", "enabled", b"enabled", "id", b"id", "mark", b"mark", "name", b"name", "password", b"password", "preshared_key", b"preshared_key", "public_key", b"public_key", "server", b"server", "upload", b"upload", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -331,6 +385,8 @@ class StatusReply(_message.Message):
     COUNTED_UPLOAD_BYTES_FIELD_NUMBER: _builtins.int
     CERTIFICATE_EXPIRES_FIELD_NUMBER: _builtins.int
     STANDING_FIELD_NUMBER: _builtins.int
+    IKEV2_FIELD_NUMBER: _builtins.int
+    IKEV2_PID_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     """identity of the agent's state file; a new file has a new one"""
     revision: _builtins.int
@@ -370,6 +426,9 @@ class StatusReply(_message.Message):
     counted_upload_bytes: _builtins.int
     certificate_expires: _builtins.int
     """of what this node shows to gateways on other hosts; 0 = nothing"""
+    ikev2: _builtins.str
+    """the responder that runs, "strongSwan 5.9.8"; "" = none"""
+    ikev2_pid: _builtins.int
     @_builtins.property
     def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Failure]: ...
     @_builtins.property
@@ -419,10 +478,12 @@ class StatusReply(_message.Message):
         counted_upload_bytes: _builtins.int = ...,
         certificate_expires: _builtins.int = ...,
         standing: Global___Standing | None = ...,
+        ikev2: _builtins.str = ...,
+        ikev2_pid: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "standing", b"standing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "asks", b"asks", "certificate_expires", b"certificate_expires", "counted_download_bytes", b"counted_download_bytes", "counted_upload_bytes", b"counted_upload_bytes", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "networks", b"networks", "origin", b"origin", "problem", b"problem", "refused_connections", b"refused_connections", "revision", b"revision", "servers", b"servers", "standing", b"standing", "time_ms", b"time_ms", "time_zone", b"time_zone", "tunnel_mtu", b"tunnel_mtu", "uplink", b"uplink", "version", b"version", "warnings", b"warnings", "wireguard", b"wireguard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "asks", b"asks", "certificate_expires", b"certificate_expires", "counted_download_bytes", b"counted_download_bytes", "counted_upload_bytes", b"counted_upload_bytes", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "ikev2", b"ikev2", "ikev2_pid", b"ikev2_pid", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "networks", b"networks", "origin", b"origin", "problem", b"problem", "refused_connections", b"refused_connections", "revision", b"revision", "servers", b"servers", "standing", b"standing", "time_ms", b"time_ms", "time_zone", b"time_zone", "tunnel_mtu", b"tunnel_mtu", "uplink", b"uplink", "version", b"version", "warnings", b"warnings", "wireguard", b"wireguard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1076,6 +1137,120 @@ class Rule(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__packets) -> _WhichOneofReturnType__packets | None: ...
 
 Global___Rule: _TypeAlias = Rule  # noqa: Y015
+
+@_typing.final
+class SessionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    server: _builtins.str
+    def __init__(
+        self,
+        *,
+        server: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionsRequest: _TypeAlias = SessionsRequest  # noqa: Y015
+
+@_typing.final
+class SessionsChunk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Session]: ...
+    def __init__(
+        self,
+        *,
+        sessions: _abc.Iterable[Global___Session] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sessions", b"sessions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionsChunk: _TypeAlias = SessionsChunk  # noqa: Y015
+
+@_typing.final
+class Session(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    ESTABLISHED_FIELD_NUMBER: _builtins.int
+    RX_BYTES_FIELD_NUMBER: _builtins.int
+    TX_BYTES_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.int
+    endpoint: _builtins.str
+    """the client's address, "192.0.2.1" """
+    address: _builtins.str
+    """in the tunnel"""
+    established: _builtins.int
+    rx_bytes: _builtins.int
+    """from the client, inner; since its keys were changed last"""
+    tx_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.int = ...,
+        endpoint: _builtins.str = ...,
+        address: _builtins.str = ...,
+        established: _builtins.int = ...,
+        rx_bytes: _builtins.int = ...,
+        tx_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "address", b"address", "endpoint", b"endpoint", "established", b"established", "rx_bytes", b"rx_bytes", "tx_bytes", b"tx_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Session: _TypeAlias = Session  # noqa: Y015
+
+@_typing.final
+class DisconnectRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.int
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DisconnectRequest: _TypeAlias = DisconnectRequest  # noqa: Y015
+
+@_typing.final
+class DisconnectReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAS_CONNECTED_FIELD_NUMBER: _builtins.int
+    was_connected: _builtins.bool
+    def __init__(
+        self,
+        *,
+        was_connected: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["was_connected", b"was_connected"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DisconnectReply: _TypeAlias = DisconnectReply  # noqa: Y015
 
 @_typing.final
 class ResyncRequest(_message.Message):

@@ -74,6 +74,16 @@ class AgentStub:
                 request_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.PeersRequest.SerializeToString,
                 response_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.PeersChunk.FromString,
                 _registered_method=True)
+        self.Sessions = channel.unary_stream(
+                '/wirelane.agent.v1.Agent/Sessions',
+                request_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.SessionsRequest.SerializeToString,
+                response_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.SessionsChunk.FromString,
+                _registered_method=True)
+        self.Disconnect = channel.unary_unary(
+                '/wirelane.agent.v1.Agent/Disconnect',
+                request_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.DisconnectRequest.SerializeToString,
+                response_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.DisconnectReply.FromString,
+                _registered_method=True)
         self.Held = channel.unary_stream(
                 '/wirelane.agent.v1.Agent/Held',
                 request_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.HeldRequest.SerializeToString,
@@ -151,8 +161,22 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Sessions(self, request, context):
+        """Who is in by IKEv2 now; streamed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Disconnect(self, request, context):
+        """Ends an account's session of IKEv2; it may come back at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Held(self, request, context):
-        """The desired state that this agent holds, as a snapshot would bring it, without private and preshared keys.
+        """The desired state that this agent holds, as a snapshot would bring it, without private and preshared keys and passwords.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -215,6 +239,16 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.Peers,
                     request_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.PeersRequest.FromString,
                     response_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.PeersChunk.SerializeToString,
+            ),
+            'Sessions': grpc.unary_stream_rpc_method_handler(
+                    servicer.Sessions,
+                    request_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.SessionsRequest.FromString,
+                    response_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.SessionsChunk.SerializeToString,
+            ),
+            'Disconnect': grpc.unary_unary_rpc_method_handler(
+                    servicer.Disconnect,
+                    request_deserializer=protos_dot_agent_dot_v1_dot_agent__pb2.DisconnectRequest.FromString,
+                    response_serializer=protos_dot_agent_dot_v1_dot_agent__pb2.DisconnectReply.SerializeToString,
             ),
             'Held': grpc.unary_stream_rpc_method_handler(
                     servicer.Held,
@@ -448,6 +482,60 @@ class Agent:
             '/wirelane.agent.v1.Agent/Peers',
             protos_dot_agent_dot_v1_dot_agent__pb2.PeersRequest.SerializeToString,
             protos_dot_agent_dot_v1_dot_agent__pb2.PeersChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/wirelane.agent.v1.Agent/Sessions',
+            protos_dot_agent_dot_v1_dot_agent__pb2.SessionsRequest.SerializeToString,
+            protos_dot_agent_dot_v1_dot_agent__pb2.SessionsChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Disconnect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wirelane.agent.v1.Agent/Disconnect',
+            protos_dot_agent_dot_v1_dot_agent__pb2.DisconnectRequest.SerializeToString,
+            protos_dot_agent_dot_v1_dot_agent__pb2.DisconnectReply.FromString,
             options,
             channel_credentials,
             insecure,

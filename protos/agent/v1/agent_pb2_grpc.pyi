@@ -61,8 +61,12 @@ class AgentStub:
     """Compare the whole kernel with what is desired, now; answered before that is done."""
     Peers: _grpc.UnaryStreamMultiCallable[_agent_pb2.PeersRequest, _agent_pb2.PeersChunk]
     """The peers of one server as WireGuard has them now; streamed."""
+    Sessions: _grpc.UnaryStreamMultiCallable[_agent_pb2.SessionsRequest, _agent_pb2.SessionsChunk]
+    """Who is in by IKEv2 now; streamed."""
+    Disconnect: _grpc.UnaryUnaryMultiCallable[_agent_pb2.DisconnectRequest, _agent_pb2.DisconnectReply]
+    """Ends an account's session of IKEv2; it may come back at once."""
     Held: _grpc.UnaryStreamMultiCallable[_agent_pb2.HeldRequest, _agent_pb2.SnapshotChunk]
-    """The desired state that this agent holds, as a snapshot would bring it, without private and preshared keys."""
+    """The desired state that this agent holds, as a snapshot would bring it, without private and preshared keys and passwords."""
     NewKey: _grpc.UnaryUnaryMultiCallable[_agent_pb2.NewKeyRequest, _agent_pb2.NewKeyReply]
     """A new key of this node, to be certified; it leaves only its public half. INVALID_ARGUMENT: it was never enrolled."""
     SetCertificate: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SetCertificateRequest, _agent_pb2.SetCertificateReply]
@@ -91,8 +95,12 @@ class AgentAsyncStub(AgentStub):
     """Compare the whole kernel with what is desired, now; answered before that is done."""
     Peers: _aio.UnaryStreamMultiCallable[_agent_pb2.PeersRequest, _agent_pb2.PeersChunk]  # type: ignore[assignment]
     """The peers of one server as WireGuard has them now; streamed."""
+    Sessions: _aio.UnaryStreamMultiCallable[_agent_pb2.SessionsRequest, _agent_pb2.SessionsChunk]  # type: ignore[assignment]
+    """Who is in by IKEv2 now; streamed."""
+    Disconnect: _aio.UnaryUnaryMultiCallable[_agent_pb2.DisconnectRequest, _agent_pb2.DisconnectReply]  # type: ignore[assignment]
+    """Ends an account's session of IKEv2; it may come back at once."""
     Held: _aio.UnaryStreamMultiCallable[_agent_pb2.HeldRequest, _agent_pb2.SnapshotChunk]  # type: ignore[assignment]
-    """The desired state that this agent holds, as a snapshot would bring it, without private and preshared keys."""
+    """The desired state that this agent holds, as a snapshot would bring it, without private and preshared keys and passwords."""
     NewKey: _aio.UnaryUnaryMultiCallable[_agent_pb2.NewKeyRequest, _agent_pb2.NewKeyReply]  # type: ignore[assignment]
     """A new key of this node, to be certified; it leaves only its public half. INVALID_ARGUMENT: it was never enrolled."""
     SetCertificate: _aio.UnaryUnaryMultiCallable[_agent_pb2.SetCertificateRequest, _agent_pb2.SetCertificateReply]  # type: ignore[assignment]
@@ -168,12 +176,28 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         """The peers of one server as WireGuard has them now; streamed."""
 
     @_abc_1.abstractmethod
+    def Sessions(
+        self,
+        request: _agent_pb2.SessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.SessionsChunk], _abc.AsyncIterator[_agent_pb2.SessionsChunk]]:
+        """Who is in by IKEv2 now; streamed."""
+
+    @_abc_1.abstractmethod
+    def Disconnect(
+        self,
+        request: _agent_pb2.DisconnectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.DisconnectReply, _abc.Awaitable[_agent_pb2.DisconnectReply]]:
+        """Ends an account's session of IKEv2; it may come back at once."""
+
+    @_abc_1.abstractmethod
     def Held(
         self,
         request: _agent_pb2.HeldRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.SnapshotChunk], _abc.AsyncIterator[_agent_pb2.SnapshotChunk]]:
-        """The desired state that this agent holds, as a snapshot would bring it, without private and preshared keys."""
+        """The desired state that this agent holds, as a snapshot would bring it, without private and preshared keys and passwords."""
 
     @_abc_1.abstractmethod
     def NewKey(

@@ -178,6 +178,8 @@ def test_a_file_that_lacks_something_is_put_aside(path: Path, damage: str) -> No
 
 
 def to_version_4(db: sqlite3.Connection) -> None:
+    for column in ("servers DROP COLUMN ikev2", "accounts DROP COLUMN username", "accounts DROP COLUMN password"):
+        db.execute(f"ALTER TABLE {column}")
     db.execute("ALTER TABLE servers DROP COLUMN address_ipv6")
     db.execute("ALTER TABLE servers DROP COLUMN nat_ipv6")
     db.execute("ALTER TABLE accounts DROP COLUMN address_ipv6")
