@@ -20,6 +20,7 @@ DEFAULT_PATH = Path("/etc/wirelane/agent.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 WIREGUARD_MODES = ("auto", "kernel", "userspace")
 MARKS_BACKENDS = ("auto", "iptables", "nftables")
+ESP_CHOICES = ("auto", "kernel", "userspace")
 CUT_OFF_CHOICES = ("serve", "stop")
 
 
@@ -87,6 +88,13 @@ class Config:
             "marks.backend",
         ),
     )
+    ikev2_esp: str = field(
+        default="auto",
+        metadata=_says(
+            "Who encrypts the packets of IKEv2: kernel, userspace (charon itself), or auto: kernel where Linux can.",
+            "ikev2.esp",
+        ),
+    )
     open_to_accounts: str = field(
         default="",
         metadata=_says(
@@ -142,6 +150,8 @@ class Config:
             _ = self.opened
         except ValueError as error:
             problems.append(f"open_to_accounts: {error}")
+        if self.ikev2_esp not in ESP_CHOICES:
+            problems.append(f"ikev2.esp: {self.ikev2_esp!r} must be one of {', '.join(ESP_CHOICES)}")
         if self.marks_backend not in MARKS_BACKENDS:
             problems.append(f"marks.backend: {self.marks_backend!r} must be one of {', '.join(MARKS_BACKENDS)}")
         for name in ("sample_seconds", "resync_seconds"):
@@ -172,6 +182,11 @@ class Config:
     @property
     def socket_path(self) -> Path:
         return Path(self.listen.removeprefix("unix:"))
+
+    @property
+    def ikev2_folder(self) -> Path:
+        """For what runs, so beside the socket: nothing of it outlives a boot."""
+        return self.socket_path.with_name("ikev2")
 
 
 def load_config(path: Path | None) -> Config:

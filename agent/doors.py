@@ -14,7 +14,18 @@ from typing import Protocol, TypeVar
 
 from agent.errors import KernelError
 from agent.model import Address
-from agent.objects import Counters, Diff, Forwarding, HostNetwork, Mark, PeerKey, PeerState, Scope, ShownRules
+from agent.objects import (
+    Counters,
+    Diff,
+    Forwarding,
+    HostNetwork,
+    Mark,
+    PeerKey,
+    PeerState,
+    Scope,
+    SessionState,
+    ShownRules,
+)
 from agent.parts import Part
 
 K = TypeVar("K")
@@ -72,6 +83,9 @@ class Kernel(Protocol):
     def problem(self, scope: Scope) -> str:
         """What others do on this host that makes the node as a whole useless, with the cure; "" = nothing."""
 
+    def responder(self) -> tuple[str, int]:
+        """Of IKEv2: what it is and its process number; ("", 0) = none runs."""
+
     def host_networks(self) -> tuple[HostNetwork, ...]:
         """The host's own networks, which no server can have."""
 
@@ -85,6 +99,12 @@ class LiveKernel(Protocol):
 
     def peer_states(self, interface: str) -> dict[str, PeerState]:
         """The peers of a link by public key. Raises KernelError."""
+
+    def sessions(self) -> list[SessionState]:
+        """Who is in by IKEv2. Raises KernelError."""
+
+    def disconnect(self, username: str) -> bool:
+        """Ends the sessions of IKEv2 of this login; were there any? Raises KernelError."""
 
     def class_text(self, device: str, minor: int) -> str | None:
         """What `tc -s class show` prints for a class, first three lines; None = no such class."""

@@ -1,4 +1,4 @@
-"""Live reads: one account, one server, or the peers of one, as Linux has them now. Blocking, never writing.
+"""Live reads: one account, one server, or who is in, as Linux has them now. Blocking; they change nothing that lasts.
 
 Called by the gRPC door on the reader thread, with doors of its own, so that a long pass of the writer does not keep
 anybody waiting.
@@ -14,7 +14,7 @@ from agent.desired import Desired
 from agent.doors import LiveKernel
 from agent.errors import NotFound
 from agent.model import Account, Address, Server, minor
-from agent.objects import Counters, PeerState, ShownRules
+from agent.objects import Counters, PeerState, SessionState, ShownRules
 from agent.usage import Usage
 
 
@@ -90,6 +90,20 @@ class LiveReads:
         kernel, uplink, interface = self._kernel, self._kernel.uplink(), found.interface
         rules = kernel.server_rules(interface, found.address.network)
         return LiveServer(rules, uplink, interface, kernel.root_text(uplink), kernel.root_text(interface))
+
+    def read_sessions(self, desired: Desired | None, server: str) -> list[tuple[SessionState, int]]:
+        """Who is in by IKEv2, with the ids of their accounts. `server`: "" = all. Raises NotFound, KernelError."""
+        if desired is None or (server and server not in desired.servers):
+            raise NotFound(f"there is no server {server!r} on this node")
+        owned = ((state, desired.by_username.get(state.username, 0)) for state in self._kernel.sessions())
+        return [(state, i) for state, i in owned if i and server in ("", desired.accounts[i].server)]
+
+    def disconnect(self, desired: Desired | None, account_id: int) -> bool:
+        """Was it in by IKEv2? Raises NotFound, KernelError."""
+        account = desired.accounts.get(account_id) if desired else None
+        if account is None:
+            raise NotFound(f"there is no account {account_id} on this node")
+        return account.login is not None and self._kernel.disconnect(account.login.username)
 
     def read_peers(self, desired: Desired | None, server: str) -> list[tuple[PeerState, int]]:
         """The peers of a server with the ids of their accounts (0 = unknown). Raises NotFound, KernelError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 from dataclasses import dataclass
 from ipaddress import (
@@ -29,7 +30,7 @@ Address = IPv4Address | IPv6Address  # inside the tunnel; an account has one of 
 INTERFACE_PATTERN = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # IFNAMSIZ is 16 with the final zero
 LINKS = "wg"  # what the names of our links begin with
 LINK_PATTERN = re.compile(rf"{LINKS}[0-9]{{1,10}}")  # the rules that mark and count know our links by these two letters
-IKEV2_DEVICE = f"{LINKS}ike"  # of all sessions of IKEv2; no server can have it
+IKEV2_DEVICE = "ipsec0"  # of all sessions of IKEv2; the name that charon gives its TUN and cannot be told another
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -170,7 +171,7 @@ class Reach:
 INTERNET = Reach()
 MOST_DNS = 2
 LONGEST_PASSWORD = 256  # characters; of MSCHAPv2
-USERNAME_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")  # nothing that strongSwan takes for an address or for anybody
+USERNAME_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")  # no @, %, #, =: they mean something to strongSwan
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +189,12 @@ class Ikev2:
             raise InvalidValue("server.ikev2.identity", f"{self.identity!r} must be a domain or an address")
         if len(self.dns) > MOST_DNS:
             raise InvalidValue("server.ikev2.dns", f"{len(self.dns)} are too many: at most {MOST_DNS}")
+
+    @property
+    def digest(self) -> str:
+        """Of what the responder shows, not of what it tells the accounts."""
+        text = "\0".join((self.certificate, self.private_key.reveal(), self.authority, self.identity))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

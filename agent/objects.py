@@ -19,6 +19,7 @@ from agent.model import (
     SOMEBODY,
     WIREGUARD_BYTES,
     Address,
+    Ikev2,
     Reach,
     Secret,
 )
@@ -91,6 +92,7 @@ class Forwarding:
     reach: Reach = INTERNET
     nat_ports: tuple[int, int] = NAT_PORTS  # the first and last that its connections have on the uplink
     ipv6: ForwardingIPv6 | None = None
+    ikev2: bool = False  # its accounts come in by IKEV2_DEVICE too
 
     @property
     def network(self) -> IPv4Network:
@@ -187,6 +189,53 @@ class Peer:
     @property
     def addresses(self) -> tuple[Address | None, ...]:
         return (self.address, self.address_ipv6) if self.address_ipv6 else (self.address,)
+
+
+IKEV2_PORTS = frozenset({500, 4500})  # UDP; RFC 7296, section 2.23
+
+
+@dataclass(frozen=True, slots=True)
+class Responder:
+    """What answers IKEv2 on this node, and the device of its sessions. Key: device."""
+
+    device: str
+    is_sound: bool = True  # found: everything of it lives
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """By which everybody logs in. Key: device. `digest`: of the credentials, which Linux does not tell."""
+
+    device: str
+    digest: str
+    credentials: Ikev2 | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LoginRow:
+    """An account as FreeRADIUS knows it. Key: username."""
+
+    username: str
+    password: Secret
+    address: IPv4Address
+    dns: tuple[IPv4Address, ...] = ()
+    owner: int = field(default=0, compare=False)
+
+    @property
+    def addresses(self) -> tuple[IPv4Address, ...]:
+        return (self.address,)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionState:
+    """Who is in by IKEv2."""
+
+    username: str
+    endpoint: str  # "192.0.2.1"
+    address: IPv4Address | None  # in the tunnel
+    established: int  # Unix seconds
+    rx_bytes: int
+    tx_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

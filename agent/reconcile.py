@@ -339,6 +339,7 @@ class Reconciler:
                 refused_connections=report.refused_connections,
                 networks=report.networks,
                 tunnel_mtu=report.tunnel_mtu,
+                responder=report.responder,
             )
 
     def _log(self, report: Report) -> None:

@@ -31,6 +31,7 @@ class Report:
     warnings: tuple[str, ...] | None = None  # of a full pass; None = nobody looked
     networks: tuple[HostNetwork, ...] = ()  # the host's own, as a full pass finds them
     tunnel_mtu: int = 0  # as a full pass finds it
+    responder: tuple[str, int] = ("", 0)  # of IKEv2, as a full pass finds it: what it is, and its process
     refused_connections: int = 0  # as a full pass finds it
     problem: str | None = None  # of the node as a whole, which others have made; "" = none; None = nobody looked
 

@@ -65,6 +65,7 @@ class Status:
     counted_download: int = 0  # bytes of all accounts, deleted ones too, since the start
     counted_upload: int = 0
     certificate_expires: int = 0  # of what gateways on other hosts are shown, Unix seconds; 0 = nothing
+    responder: tuple[str, int] = ("", 0)  # of IKEv2: what it is ("strongSwan 5.9.8"), and its process
     asks: bool = False  # it serves nobody until a gateway says that what it holds stands
 
 

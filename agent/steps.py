@@ -27,17 +27,19 @@ from agent.diff import Diffs, sliced
 from agent.doors import Kernel
 from agent.endpoints import Endpoints
 from agent.errors import KernelError
-from agent.model import Address, minor
-from agent.objects import Diff, Mark
+from agent.model import IKEV2_DEVICE, Address, minor
+from agent.objects import Diff, LoginRow, Mark, Peer
 from agent.parts import (
     ACCOUNT_PARTS,
     CLASSES,
     FORWARDING,
+    LOGINS,
     MARKS,
     PARTS,
     PEERS,
     QDISCS,
     SERVER_PARTS,
+    WAYS_IN,
     AccountPart,
     Part,
 )
@@ -45,7 +47,7 @@ from agent.report import Change, Report
 from agent.shaping import Errors, Shaping, apply, shape
 from agent.usage import Usage
 from agent.wanted import Wanted
-from agent.ways import as_they_listen, let_loose, opened_last, without
+from agent.ways import as_they_listen, opened_last, unlimited, without
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -125,15 +127,18 @@ class Pass:
 
         None: of a peer without an address of ours.
         """
-        peers, marks = self._diffs[PEERS], self._diffs[MARKS]
-        kept = [key for key in peers.remove if key in self.found[PEERS]]
-        kept += [key for key, peer in peers.change.items() if peer.owner in self._failed_owners]
+        marks = self._diffs[MARKS]
+        kept: list[Peer | LoginRow] = []
+        for part in WAYS_IN:
+            going_in, found = self._diffs[part], self.found[part]
+            kept += [found[key] for key in going_in.remove if key in found]
+            kept += [found[key] for key, one in going_in.change.items() if one.owner in self._failed_owners]
         held_back = {address for address, mark in marks.change.items() if mark.owner in self._failed_owners}
         # What a link holds that could not be made right is not known: it may let in whom it should not.
         dark = {server.name for device in self._failed_devices if (server := self._before.server_of(device))}
         owned = {a: self._before.accounts.get(self._before.by_address.get(a, 0)) for a in going if dark}
         unseen = {address for address, account in owned.items() if account and account.server in dark}
-        return {a for key in kept for a in self.found[PEERS][key].addresses} | held_back | unseen
+        return {a for one in kept for a in one.addresses} | held_back | unseen
 
     def forget_connections_of_the_freed(self) -> None:
         freed = (address for peer in self._diffs[PEERS].remove.values() for address in peer.addresses)
@@ -223,7 +228,10 @@ class Pass:
 
     def cut_off_whom_nothing_limits(self) -> None:
         self._at_last = without(self._at_last, self._failed_devices)
-        self._write(PEERS, Diff(remove=let_loose(self._at_last, self._new, self.found)))
+        by_wireguard, by_ikev2 = unlimited(self._at_last, self._new, self.found)
+        self._write(PEERS, Diff(remove=by_wireguard))
+        if IKEV2_DEVICE not in self._failed_devices:  # else nobody comes in there
+            self._write(LOGINS, Diff(remove=by_ikev2))
 
     def open_the_last_ways(self) -> None:
         self._write(FORWARDING, self._at_last)
@@ -238,9 +246,10 @@ class Pass:
         if isinstance(part, AccountPart) and part.leads:
             change = {key: one for key, one in change.items() if _owner(one) not in self._failed_owners}
         for key, value in difference.add.items():
-            owner = _owner(value)
-            if part.device(key) in self._failed_devices or owner in self._failed_owners:
-                self._failed_owners.update({owner} - {0})
+            owner, device = _owner(value), part.device(key)
+            if device in self._failed_devices or owner in self._failed_owners:
+                # A second way in that is closed keeps nobody out of the first.
+                self._failed_owners.update({owner} - {0} if device != IKEV2_DEVICE else ())
             else:
                 add[key] = value
         return Diff(add, change)
@@ -298,10 +307,11 @@ ORDER: tuple[Callable[[Pass], None], ...] = (
     *_each(Pass.remove, (part for part in reversed(PARTS) if part.goes_first)),
     Pass.forget_connections_of_the_freed,
     Pass.start_new_owners,
-    *_each(Pass.build, SERVER_PARTS),
+    *_each(Pass.build, (part for part in SERVER_PARTS if not part.comes_last)),
     Pass.build_accounts,
     Pass.cut_off_whom_nothing_limits,
     Pass.open_the_last_ways,
+    *_each(Pass.build, (part for part in SERVER_PARTS if part.comes_last)),
     Pass.forget_connections_of_the_moved,
     Pass.see_what_stays_and_count_the_rest,
     *_each(Pass.remove, (part for part in reversed(PARTS) if not part.goes_first)),

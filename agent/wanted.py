@@ -14,7 +14,7 @@ from agent.desired import Desired
 from agent.misfits import of_address, of_servers
 from agent.model import DEFAULT_MTU
 from agent.objects import Scope
-from agent.parts import ACCOUNT_PARTS, LINKS, PARTS, SERVER_PARTS, Part, Place
+from agent.parts import ACCOUNT_PARTS, LINKS, PARTS, RESPONDER, SERVER_PARTS, Part, Place
 from agent.parts.forwarding import free_ports
 
 K = TypeVar("K")
@@ -62,4 +62,5 @@ def wanted_accounts(desired: Desired, account_ids: Iterable[int], uplink: str) -
 def scope_of(want: Wanted, uplink: str) -> Scope:
     """Where to look for what of it is there already."""
     links = want[LINKS]
-    return Scope(frozenset(links), uplink, {name: link.private_key for name, link in links.items()})
+    keys = {name: link.private_key for name, link in links.items()}
+    return Scope(frozenset({*links, *want[RESPONDER]}), uplink, keys)

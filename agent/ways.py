@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from agent.model import minor
-from agent.objects import ClassKey, Diff, Forwarding, Peer, PeerKey
-from agent.parts import CLASSES, FORWARDING, LINKS, MARKS, PEERS
+from agent.model import IKEV2_DEVICE, Address, minor
+from agent.objects import ClassKey, Diff, Forwarding, LoginRow, Peer, PeerKey
+from agent.parts import CLASSES, FORWARDING, LINKS, LOGINS, MARKS, PEERS
 from agent.wanted import Wanted
 
 
@@ -51,19 +51,28 @@ def opened_last(
     return at_once, at_last
 
 
-def let_loose(ways: Diff[str, Forwarding], new: Collection[ClassKey], found: Wanted) -> dict[PeerKey, Peer]:
-    """The peers whose rules lead to a class that was refused, on their link or on an uplink that is open or is to be
-    opened (`ways`): nothing would limit them there.
+def unlimited(
+    ways: Diff[str, Forwarding], new: Collection[ClassKey], found: Wanted
+) -> tuple[dict[PeerKey, Peer], dict[str, LoginRow]]:
+    """The peers and the logins whose rules lead to a class that was refused, on the device by which they come in or on
+    an uplink that is open or is to be opened (`ways`): nothing would limit them there.
 
     `new`: the classes that were to be made.
     """
-    closed_ones = {device for device, _ in new} - found[LINKS].keys()
-    closed_ones -= {one.uplink for one in (*found[FORWARDING].values(), *ways.add.values(), *ways.change.values())}
-    refused = {number for device, number in new if device not in closed_ones and (device, number) not in found[CLASSES]}
+    refused = {key for key in new if key not in found[CLASSES]}
     if not refused:
-        return {}
-    addresses = {address for address, mark in found[MARKS].items() if minor(mark.mark) in refused}
-    return {key: peer for key, peer in found[PEERS].items() if peer.address in addresses}
+        return {}, {}
+    out = {one.uplink for one in (*found[FORWARDING].values(), *ways.add.values(), *ways.change.values())}
+
+    def addresses(devices: Collection[str]) -> set[Address]:
+        minors = {number for device, number in refused if device in devices}
+        return {address for address, mark in found[MARKS].items() if minor(mark.mark) in minors}
+
+    by_wireguard, by_ikev2 = addresses(out | found[LINKS].keys()), addresses({*out, IKEV2_DEVICE})
+    return (
+        {key: peer for key, peer in found[PEERS].items() if peer.address in by_wireguard},
+        {key: login for key, login in found[LOGINS].items() if login.address in by_ikev2},
+    )
 
 
 def without(difference: Diff[str, Forwarding], failed: Collection[str]) -> Diff[str, Forwarding]:

@@ -11,8 +11,11 @@ import asyncio
 import logging
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from socket import socket
@@ -27,7 +30,18 @@ from agent.contact import Contact
 from agent.desired import Desired
 from agent.errors import AgentError, BrokenStore
 from agent.identity import Identity
-from agent.kernel.linux import ANY, LinuxKernel, Mode, Ownership, backend_doors, choose_mode, watch
+from agent.kernel.linux import (
+    ANY,
+    LinuxKernel,
+    Mode,
+    Ownership,
+    backend_doors,
+    choose_esp,
+    choose_mode,
+    keep_routes,
+    lost_processes,
+    watch,
+)
 from agent.kernel.trials import choose_backend
 from agent.live import LiveReads
 from agent.metrics import MetricsServer, bound
@@ -48,6 +62,7 @@ VERSION = version("wirelane")
 FIRST_PASS_SECONDS = 60.0  # READY waits for the first pass at most so long; customers of a big box come back meanwhile
 STOP_SECONDS = 5.0
 GATHER_SECONDS = 0.2  # link events come in bursts
+RESPONDER_LOOK_SECONDS = 0.5
 CLOCK_LOOK_SECONDS = 1.0
 CLOCK_STEP_SECONDS = 2.0  # a wall clock that moves by more than this against the monotonic one was set
 
@@ -62,6 +77,8 @@ def linux(config: Config, mode: Mode, backend: str, owned: Ownership | None = No
         config.opened,
         owned or Ownership(),
         config.public_networks,
+        config.ikev2_folder,
+        choose_esp(config.ikev2_esp),
     )
 
 
@@ -91,6 +108,7 @@ async def _serve(config: Config, store: Store, desired: Desired | None, usage: U
     with (
         ThreadPoolExecutor(1, "writer") as writer_thread,
         ThreadPoolExecutor(1, "reader") as reader_thread,
+        _routes_kept(config),
     ):
         changeover = Changeover(usage, backend_doors(config.opened))
         backend = await asyncio.get_running_loop().run_in_executor(writer_thread, changeover.to, chosen, desired)
@@ -133,6 +151,19 @@ def _fleet(config: Config, rpc: RpcServer, reconciler: Reconciler, renewal: Rene
     return (Fleet(config.listen_fleet, config.identity, rpc.sibling, in_force),)
 
 
+@contextmanager
+def _routes_kept(config: Config) -> Iterator[None]:
+    """On a thread of its own, which is no help to a process that has ended."""
+    stop = threading.Event()
+    thread = threading.Thread(target=keep_routes, args=(config.ikev2_folder, stop), name="routes", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(STOP_SECONDS)
+
+
 def _summary(desired: Desired | None) -> str:
     if desired is None:
         return "desired=none"
@@ -155,6 +186,7 @@ async def _run(
         running: list[asyncio.Task[Any]] = [
             tasks.create_task(reconciler.run(), name="reconcile"),
             tasks.create_task(_watch_links(reconciler), name="watch"),
+            tasks.create_task(_watch_responder(config, reconciler), name="responder"),
             tasks.create_task(_schedule(config, reconciler), name="schedule"),
             tasks.create_task(contact.run(reconciler.ask_first), name="contact"),
             tasks.create_task(_feed_watchdog(), name="watchdog"),
@@ -225,7 +257,7 @@ async def _watch_links(reconciler: Reconciler) -> None:
 
     def told(device: str) -> None:
         desired, status = reconciler.desired, reconciler.status()
-        ours = {s.interface for s in desired.servers.values()} if desired else set()
+        ours = {name for s in desired.servers.values() for name in s.devices} if desired else set()
         if device in (ANY, status.uplink) or device in ours or status.problem:
             changed.set()
 
@@ -239,6 +271,18 @@ async def _watch_links(reconciler: Reconciler) -> None:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(watch(told))
         tasks.create_task(resync())
+
+
+async def _watch_responder(config: Config, reconciler: Reconciler) -> None:
+    """A program of IKEv2 that has ended is started again now, not at the next resync."""
+    known: frozenset[int] = frozenset()
+    while True:
+        lost = lost_processes(config.ikev2_folder)
+        if lost - known:
+            log.warning("IKEv2 has lost a program: starting it again")
+            reconciler.request_resync()
+        known = lost
+        await asyncio.sleep(RESPONDER_LOOK_SECONDS)
 
 
 async def _feed_watchdog() -> None:

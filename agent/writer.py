@@ -10,6 +10,7 @@ The order of a pass is steps.py's.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from agent.desired import Desired
 from agent.diff import Diffs, diff, diffs, diffs_of
@@ -19,7 +20,7 @@ from agent.errors import BrokenStore, KernelError, StoreError
 from agent.misfits import of_accounts, of_servers
 from agent.model import Address
 from agent.objects import Diff, Scope
-from agent.parts import FORWARDING, LINKS, MARKS, PARTS, PEERS
+from agent.parts import FORWARDING, LINKS, MARKS, PARTS, PEERS, RESPONDER, WAYS_IN, Part
 from agent.report import Report
 from agent.steps import Pass
 from agent.usage import Usage, Used
@@ -70,6 +71,7 @@ class Writer:
         report.refused_connections = self._kernel.refused_connections()
         report.networks = self._kernel.host_networks()
         report.tunnel_mtu = mtu
+        report.responder = self._kernel.responder()
         if disk_trouble:
             raise disk_trouble
         return report
@@ -79,10 +81,11 @@ class Writer:
         want = wanted(desired, "")
         links = self._kernel.door(LINKS).read(scope_of(want, ""))
         scope = Scope(frozenset({*want[LINKS], *links}), "")
-        peers, ways = self._kernel.door(PEERS), self._kernel.door(FORWARDING)
-        unwanted = diff(want[PEERS], peers.read(scope)).remove
-        if unwanted:
-            peers.apply(Diff(remove=unwanted))
+        for part in WAYS_IN:
+            unwanted = diff(want[part], self._kernel.door(part).read(scope)).remove
+            if unwanted:
+                self._kernel.door(part).apply(Diff(remove=unwanted))
+        ways = self._kernel.door(FORWARDING)
         # An uplink that comes back under its name must not find the way open before its classes are there.
         ways.apply(closed(want[FORWARDING], ways.read(scope)))
 
@@ -121,10 +124,14 @@ class Writer:
 
     def read(self, want: Wanted, uplink: str) -> Wanted:
         """Everything of ours that Linux holds."""
-        links = self._kernel.door(LINKS).read(scope_of(want, uplink))
-        scope = Scope(frozenset({*want[LINKS], *links}), uplink)
-        others = {part: self._kernel.door(part).read(scope) for part in PARTS if part is not LINKS}
-        return Wanted({LINKS: links, **others})
+        begin = scope_of(want, uplink)
+        first: dict[Part[Any, Any], dict[Any, Any]] = {
+            LINKS: self._kernel.door(LINKS).read(begin),
+            RESPONDER: self._kernel.door(RESPONDER).read(begin),
+        }
+        scope = Scope(begin.interfaces.union(*first.values()), uplink)
+        others = {part: self._kernel.door(part).read(scope) for part in PARTS if part not in first}
+        return Wanted({**first, **others})
 
     def plan(self, desired: Desired) -> Diffs:
         """What a full pass would change. Changes nothing."""

@@ -81,6 +81,12 @@ class Agent(AgentServicer):
     async def Peers(self, request: pb.PeersRequest, context: Any) -> AsyncIterator[pb.PeersChunk]:
         yield pb.PeersChunk()
 
+    async def Sessions(self, request: pb.SessionsRequest, context: Any) -> AsyncIterator[pb.SessionsChunk]:
+        yield pb.SessionsChunk()
+
+    async def Disconnect(self, request: pb.DisconnectRequest, context: Any) -> pb.DisconnectReply:
+        return pb.DisconnectReply()
+
     async def Held(self, request: pb.HeldRequest, context: Any) -> AsyncIterator[pb.SnapshotChunk]:
         yield pb.SnapshotChunk()
 

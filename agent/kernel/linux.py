@@ -8,39 +8,65 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from ipaddress import IPv4Interface, IPv4Network
+from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.doors import Door, Doors, MarksDoor
 from agent.errors import KernelError
-from agent.kernel import iptables, nftables
+from agent.kernel import ikev2, iptables, nftables
 from agent.kernel.families import MarksOfBoth
 from agent.kernel.host import conntrack, ip_forward, routed
 from agent.kernel.host.answers import Answers
 from agent.kernel.host.interfaces import read_addresses, read_uplink_mtu, uplink
 from agent.kernel.host.networks import told
 from agent.kernel.host.watch import ANY, watch
+from agent.kernel.ikev2 import Esp, choose_esp, keep_routes, lost_processes
 from agent.kernel.iptables import Forwardings, IptablesMarks
 from agent.kernel.nftables import BothFamilies, Bounded, NftablesMarks, NftForwardings, bounded, foreign
 from agent.kernel.tc import Classes, Qdiscs, class_text, root_text
 from agent.kernel.wireguard import Links, Mode, Ownership, Peers, choose_mode
 from agent.model import Address
-from agent.objects import Forwarding, HostNetwork, Opening, PeerKey, PeerState, Scope, ShownRules, tunnel_mtu
-from agent.parts import CLASSES, FORWARDING, LINKS, MARKS, PEERS, QDISCS, Part
+from agent.objects import (
+    Forwarding,
+    HostNetwork,
+    Opening,
+    PeerKey,
+    PeerState,
+    Scope,
+    SessionState,
+    ShownRules,
+    tunnel_mtu,
+)
+from agent.parts import CLASSES, FORWARDING, GATE, LINKS, LOGINS, MARKS, PEERS, QDISCS, RESPONDER, Part
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-__all__ = ["ANY", "LinuxKernel", "Mode", "Ownership", "backend_doors", "choose_mode", "uplink", "watch"]
+__all__ = [
+    "ANY",
+    "LinuxKernel",
+    "Mode",
+    "Ownership",
+    "backend_doors",
+    "choose_esp",
+    "choose_mode",
+    "keep_routes",
+    "lost_processes",
+    "uplink",
+    "watch",
+]
 
 # Each looks for one thing beside ours that does harm: a sentence each, with the cure. Called after every full pass.
 WARNINGS: tuple[Callable[[Scope], Iterable[str]], ...] = (conntrack.warnings, bounded.warnings)
 
+RUNTIME = Path("/run/wirelane-agent/ikev2")
 SHOWN = {"iptables": iptables.shown, "nftables": nftables.shown}
 
 
 class LinuxKernel:
     """The doors of one thread. `uplink`, `opened`, `allow_public`: settings of the agent. `connections`: that an
-    account may have; 0 = no bound. `owned`: shared by the doors of all threads, so that each knows whose a link is."""
+    account may have; 0 = no bound. `owned`: shared by the doors of all threads, so that each knows whose a link is.
+    `runtime`: a folder of IKEv2's; `esp`: who encrypts for it."""
 
     def __init__(
         self,
@@ -51,10 +77,12 @@ class LinuxKernel:
         opened: tuple[Opening, ...] = (),
         owned: Ownership | None = None,
         allow_public: bool = False,
+        runtime: Path = RUNTIME,
+        esp: Esp = "userspace",
     ) -> None:
         doors, owned = backend_doors(opened)[backend], owned or Ownership()
         self._is_userspace, self._uplink = mode == "userspace", uplink
-        self._shown = SHOWN[backend]
+        self._shown, self._runtime = SHOWN[backend], runtime
         self._links, self._peers = Links(mode, owned, allow_public), Peers(owned)
         self._answers = Answers()
         self.marks: MarksDoor = MarksOfBoth(doors.marks, NftablesMarks(ipv6=True))
@@ -65,6 +93,9 @@ class LinuxKernel:
             FORWARDING: Bounded(BothFamilies(doors.forwarding, opened), connections),
             MARKS: self.marks,
             PEERS: self._peers,
+            RESPONDER: ikev2.Responders(runtime, esp),
+            LOGINS: ikev2.Logins(runtime),
+            GATE: ikev2.Gates(runtime, esp),
         }
 
     def door(self, part: Part[K, V]) -> Door[K, V]:
@@ -122,6 +153,15 @@ class LinuxKernel:
 
     def host_networks(self) -> tuple[HostNetwork, ...]:
         return told(self._links.host_networks())
+
+    def responder(self) -> tuple[str, int]:
+        return ikev2.version(self._runtime)
+
+    def sessions(self) -> list[SessionState]:
+        return ikev2.sessions(self._runtime)
+
+    def disconnect(self, username: str) -> bool:
+        return ikev2.disconnect(self._runtime, username)
 
     def peer_states(self, interface: str) -> dict[str, PeerState]:
         return self._peers.peer_states(interface)

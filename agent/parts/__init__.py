@@ -11,28 +11,36 @@ from typing import Any
 
 from agent.parts.classes import CLASSES
 from agent.parts.forwarding import FORWARDING
+from agent.parts.gate import GATE
 from agent.parts.links import LINKS
+from agent.parts.logins import LOGINS
 from agent.parts.marks import MARKS
 from agent.parts.part import AccountPart, Part, Place, ServerPart
 from agent.parts.peers import PEERS
 from agent.parts.qdiscs import QDISCS
+from agent.parts.responder import RESPONDER
 
 __all__ = [
     "ACCOUNT_PARTS",
     "CLASSES",
     "FORWARDING",
+    "GATE",
     "LINKS",
+    "LOGINS",
     "MARKS",
     "PARTS",
     "PEERS",
     "QDISCS",
+    "RESPONDER",
     "SERVER_PARTS",
+    "WAYS_IN",
     "AccountPart",
     "Part",
     "Place",
     "ServerPart",
 ]
 
-PARTS: tuple[Part[Any, Any], ...] = (LINKS, QDISCS, CLASSES, FORWARDING, MARKS, PEERS)
+PARTS: tuple[Part[Any, Any], ...] = (LINKS, RESPONDER, QDISCS, CLASSES, FORWARDING, MARKS, PEERS, LOGINS, GATE)
 SERVER_PARTS: tuple[ServerPart[Any, Any], ...] = tuple(part for part in PARTS if isinstance(part, ServerPart))
+WAYS_IN: tuple[AccountPart[Any, Any], ...] = (PEERS, LOGINS)  # of an account; each stands for a kind of tunnel
 ACCOUNT_PARTS: tuple[AccountPart[Any, Any], ...] = tuple(part for part in PARTS if isinstance(part, AccountPart))

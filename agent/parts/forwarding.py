@@ -28,6 +28,7 @@ def _into(held: dict[str, Forwarding], server: Server, place: Place) -> None:
         server.reach,
         place.nat_ports,
         ForwardingIPv6(server.address_ipv6, server.nat_ipv6) if server.address_ipv6 else None,
+        server.ikev2 is not None,
     )
 
 

@@ -47,9 +47,11 @@ class Part(Generic[K, V]):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ServerPart(Part[K, V]):
-    """`into`: adds what a server wants. Where one of its objects fails, nothing is built on that device."""
+    """`into`: adds what a server wants. Where one of its objects fails, nothing is built on that device.
+    `comes_last`: it lets somebody in, so it is built when all else stands."""
 
     into: Callable[[dict[K, V], Server, Place], None]
+    comes_last: bool = False
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

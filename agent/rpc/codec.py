@@ -9,7 +9,7 @@ from agent.desired import Desired, Patch, Snapshot
 from agent.errors import InvalidValue
 from agent.live import LiveServer, Look
 from agent.model import NO_SECRET, Account, Ikev2, Login, Reach, Secret, Server
-from agent.objects import Counters, PeerState, ShownRule
+from agent.objects import Counters, PeerState, SessionState, ShownRule
 from agent.origin import Origin, Version
 from agent.renewal import Standing
 from agent.rpc import bounds
@@ -202,6 +202,8 @@ def status_out(status: Status, standing: Standing | None, version: str) -> pb.St
         time_zone=status.time_zone,
         origin=origin_out(status.origin),
         tunnel_mtu=status.tunnel_mtu,
+        ikev2=status.responder[0],
+        ikev2_pid=status.responder[1],
         refused_connections=status.refused_connections,
         time_ms=round(status.time * 1000),
         counted_download_bytes=status.counted_download,
@@ -301,6 +303,17 @@ def peer_out(state: PeerState, account_id: int) -> pb.Peer:
         tx_bytes=state.tx_bytes,
         address=str(state.address) if state.address else "",
         account_id=account_id,
+    )
+
+
+def session_out(state: SessionState, account_id: int) -> pb.Session:
+    return pb.Session(
+        account_id=account_id,
+        endpoint=state.endpoint,
+        address=str(state.address) if state.address else "",
+        established=state.established,
+        rx_bytes=state.rx_bytes,
+        tx_bytes=state.tx_bytes,
     )
 
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -143,6 +144,17 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         peers = await _translated(context, lambda: self._read(lambda: self._live.read_peers(desired, request.server)))
         for start in range(0, len(peers), CHUNK):
             yield pb.PeersChunk(peers=(codec.peer_out(*peer) for peer in peers[start : start + CHUNK]))
+
+    async def Sessions(self, request: pb.SessionsRequest, context: Any) -> AsyncIterator[pb.SessionsChunk]:
+        desired = self._reconciler.desired
+        read = partial(self._live.read_sessions, desired, request.server)
+        found = await _translated(context, lambda: self._read(read))
+        for start in range(0, len(found), CHUNK):
+            yield pb.SessionsChunk(sessions=(codec.session_out(*one) for one in found[start : start + CHUNK]))
+
+    async def Disconnect(self, request: pb.DisconnectRequest, context: Any) -> pb.DisconnectReply:
+        read = partial(self._live.disconnect, self._reconciler.desired, request.account_id)
+        return pb.DisconnectReply(was_connected=await _translated(context, lambda: self._read(read)))
 
     async def Held(self, request: pb.HeldRequest, context: Any) -> AsyncIterator[pb.SnapshotChunk]:
         desired = self._reconciler.desired or Desired("")

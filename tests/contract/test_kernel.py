@@ -14,19 +14,34 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.errors import KernelError
 from agent.kernel.trials.backend import BACKENDS, Backend
-from agent.model import Secret, clamped
-from agent.objects import Class, Counters, Diff, Forwarding, Link, Mark, Peer, Qdisc, Scope
-from agent.parts import CLASSES, FORWARDING, LINKS, MARKS, PARTS, PEERS, QDISCS, Part
+from agent.model import IKEV2_DEVICE, Ikev2, Secret, clamped
+from agent.objects import (
+    Class,
+    Counters,
+    Diff,
+    Forwarding,
+    Gate,
+    Link,
+    LoginRow,
+    Mark,
+    Peer,
+    Qdisc,
+    Responder,
+    Scope,
+)
+from agent.parts import CLASSES, FORWARDING, GATE, LINKS, LOGINS, MARKS, PARTS, PEERS, QDISCS, RESPONDER, Part
 from agent.shaping import shape
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.state import key
 from tests.netns.conftest import enter, make_namespace  # noqa: F401 - make_namespace is a fixture
+from tests.netns.ikev2_box import credentials
 
 UPLINK = "eth0"
 _numbers = itertools.count()
@@ -39,6 +54,7 @@ class Held:
     kernel: Any
     run: Callable[..., Any]
     link: str
+    shown: Ikev2
 
     @property
     def scope(self) -> Scope:
@@ -64,6 +80,9 @@ class Held:
             FORWARDING: {self.link: Forwarding(self.link, IPv4Interface("10.99.0.1/24"), UPLINK, 51999, False, None)},
             MARKS: {address: Mark(address, 100)},
             PEERS: {(self.link, key(8)): peer},
+            RESPONDER: {IKEV2_DEVICE: Responder(IKEV2_DEVICE)},
+            LOGINS: {"user_1": LoginRow("user_1", Secret("secret"), address, (IPv4Address("9.9.9.9"),))},
+            GATE: {IKEV2_DEVICE: Gate(IKEV2_DEVICE, self.shown.digest, self.shown)},
         }
 
     def build(self) -> None:
@@ -76,7 +95,7 @@ class Held:
 
 
 @contextmanager
-def real(make: Callable[[], str], backend: Backend) -> Iterator[Held]:
+def real(make: Callable[[], str], backend: Backend, folder: Path, shown: Ikev2) -> Iterator[Held]:
     from agent.kernel.linux import LinuxKernel
     from agent.kernel.wireguard.links import choose_mode
 
@@ -90,21 +109,25 @@ def real(make: Callable[[], str], backend: Backend) -> Iterator[Held]:
     ):
         subprocess.run(["ip", "-n", namespace, *command.split()], check=True, timeout=30)
     with enter(namespace) as run:
-        held = Held(
-            run(lambda: LinuxKernel(choose_mode("auto"), "auto", backend)), run, f"wlk{os.getpid()}x{next(_numbers)}"
-        )
+        kernel = run(lambda: LinuxKernel(choose_mode("auto"), "auto", backend, runtime=folder))
+        held = Held(kernel, run, f"wlk{os.getpid()}x{next(_numbers)}", shown)
         try:
             yield held
         finally:
             held.take_down()
 
 
+@pytest.fixture(scope="module")
+def shown() -> Ikev2:
+    return credentials()
+
+
 @pytest.fixture(params=["fake", *BACKENDS])
-def held(request: pytest.FixtureRequest) -> Iterator[Held]:
+def held(request: pytest.FixtureRequest, tmp_path: Path, shown: Ikev2) -> Iterator[Held]:
     if request.param == "fake":
-        yield Held(FakeKernel(UPLINK), lambda call: call(), "wg9")
+        yield Held(FakeKernel(UPLINK), lambda call: call(), "wg9", shown)
         return
-    with real(request.getfixturevalue("make_namespace"), request.param) as box:
+    with real(request.getfixturevalue("make_namespace"), request.param, tmp_path / "ikev2", shown) as box:
         yield box
 
 
@@ -149,7 +172,8 @@ def test_values_change_in_place(held: Held) -> None:
     changed: dict[Part[Any, Any], dict[Any, Any]] = {
         LINKS: {held.link: replace(values[LINKS][held.link], listen_port=51998, mtu=1380)},
         CLASSES: {(UPLINK, 0x100): Class(UPLINK, 0x100, 300)},
-        FORWARDING: {held.link: replace(values[FORWARDING][held.link], internal_traffic=True)},
+        FORWARDING: {held.link: replace(values[FORWARDING][held.link], internal_traffic=True, ikev2=True)},
+        LOGINS: {"user_1": replace(values[LOGINS]["user_1"], password=Secret("another"), dns=())},
         PEERS: {(held.link, key(8)): Peer(held.link, key(8), IPv4Address("10.99.0.77"))},
     }
     for part, change in changed.items():

@@ -266,6 +266,13 @@ class _Servicer(AgentServicer):
         for chunk in _chunks(peers):
             yield pb.PeersChunk(peers=[_peer(peer) for peer in chunk])
 
+    async def Sessions(self, request: pb.SessionsRequest, context: Any) -> AsyncIterator[pb.SessionsChunk]:
+        """Nobody is in by IKEv2."""
+        yield pb.SessionsChunk()
+
+    async def Disconnect(self, request: pb.DisconnectRequest, context: Any) -> pb.DisconnectReply:
+        return pb.DisconnectReply()
+
     async def Held(self, request: pb.HeldRequest, context: Any) -> AsyncIterator[pb.SnapshotChunk]:
         with _translated():
             await self._agent.held()

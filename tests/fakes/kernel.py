@@ -25,6 +25,7 @@ from agent.objects import (
     PeerState,
     Qdisc,
     Scope,
+    SessionState,
     ShownRule,
     ShownRules,
 )
@@ -45,7 +46,8 @@ class FakePart:
 
     def sees(self, key: Any, scope: Scope) -> bool:
         device = key[0] if isinstance(key, tuple) else key
-        return not isinstance(device, str) or self.name in ("links", "qdiscs") or device in scope.devices
+        anywhere = self.name in ("links", "qdiscs", "responder", "logins", "gate")
+        return anywhere or not isinstance(device, str) or device in scope.devices
 
     def apply(self, diff: Diff[Any, Any]) -> Mapping[Any, KernelError]:
         with self.kernel.lock:
@@ -116,9 +118,19 @@ class FakeKernel:
         self.forwarding = FakePart(self, "forwarding", lambda k, v: "")
         self.marks = FakeMarks(self, "marks", lambda k, v: "")
         self.peers = FakePart(self, "peers", lambda k, v: "" if k[0] in self.links.held else f"{k[0]}: no link")
+        self.responder_part = FakePart(self, "responder", lambda k, v: "")
+        self.logins = FakePart(self, "logins", lambda k, v: self._no_responder())
+        self.gate = FakePart(self, "gate", lambda k, v: self._no_responder())
+        self.parts = {
+            part.name: part
+            for part in (
+                *(self.links, self.responder_part, self.qdiscs, self.classes, self.forwarding),
+                *(self.marks, self.peers, self.logins, self.gate),
+            )
+        }
 
     def door(self, part: Part[Any, Any]) -> Any:
-        return getattr(self, part.name)
+        return self.parts[part.name]
 
     def uplink(self) -> str:
         self.called("uplink", "read")
@@ -147,6 +159,15 @@ class FakeKernel:
 
     def problem(self, scope: Scope) -> str:
         return self.trouble
+
+    def responder(self) -> tuple[str, int]:
+        return ("strongSwan 5.9.8", 500) if self.responder_part.held else ("", 0)
+
+    def sessions(self) -> list[SessionState]:
+        return []
+
+    def disconnect(self, username: str) -> bool:
+        return False
 
     def host_networks(self) -> tuple[HostNetwork, ...]:
         return self.networks
@@ -198,12 +219,11 @@ class FakeKernel:
         self.marks.held[key] = replace(mark, counters=counters)
 
     def reboot(self) -> None:
-        for part in (self.links, self.qdiscs, self.classes, self.forwarding, self.marks, self.peers):
+        for part in self.parts.values():
             part.held.clear()
 
     def shown(self) -> dict[str, dict[Any, Any]]:
-        parts = (self.links, self.qdiscs, self.classes, self.forwarding, self.marks, self.peers)
-        return {part.name: dict(part.held) for part in parts}
+        return {name: dict(part.held) for name, part in self.parts.items()}
 
     # -- how it behaves --
 
@@ -216,13 +236,21 @@ class FakeKernel:
 
     def gone(self, part: str, key: Any) -> None:
         """What goes with a link or a qdisc."""
-        dependents = {"links": (self.qdiscs, self.classes, self.peers), "qdiscs": (self.classes,)}
+        dependents = {
+            "links": (self.qdiscs, self.classes, self.peers),
+            "responder": (self.qdiscs, self.classes, self.logins, self.gate),
+            "qdiscs": (self.classes,),
+        }
         for other in dependents.get(part, ()):
-            for held in [h for h in other.held if h == key or (isinstance(h, tuple) and h[0] == key)]:
+            for held in [h for h in other.held if other is self.logins or key in (h, h[0])]:
                 del other.held[held]
 
     def _no_device(self, key: str, value: Qdisc) -> str:
-        return "" if key == self.uplink_name or key in self.links.held else f"{key}: no such device"
+        there = {self.uplink_name, *self.links.held, *self.responder_part.held}
+        return "" if key in there else f"{key}: no such device"
+
+    def _no_responder(self) -> str:
+        return "" if self.responder_part.held else "no responder"
 
 
 def _text(key: Any) -> str:

@@ -7,11 +7,16 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
-from agent.model import Account, Address, Secret, Server
+from agent.model import Account, Address, Ikev2, Login, Secret, Server
 from agent.objects import NO_COUNTERS
 from agent.usage import Baseline, Used
 
 EPOCH = "epoch-1"
+IKEV2 = Ikev2("certificate", Secret("its key"), "authority", "vpn.example.org", (IPv4Address("9.9.9.9"),))
+
+
+def login(number: int, password: str = "secret") -> Login:
+    return Login(f"user_{number}", Secret(password))
 
 
 def key(number: int) -> str:

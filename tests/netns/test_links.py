@@ -22,11 +22,12 @@ import pytest
 from agent.diff import diff
 from agent.errors import KernelError
 from agent.kernel.host import interfaces
+from agent.kernel.host.ports import udp_ports
 from agent.kernel.host.watch import ANY, watch
 from agent.kernel.tc.shaper import Qdiscs
 from agent.kernel.wireguard import uapi
 from agent.kernel.wireguard.door import PortBusy
-from agent.kernel.wireguard.links import Links, choose_mode, udp_ports
+from agent.kernel.wireguard.links import Links, choose_mode
 from agent.kernel.wireguard.peers import Peers
 from agent.model import Secret
 from agent.objects import Diff, Link, Qdisc, Scope

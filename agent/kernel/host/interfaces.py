@@ -145,6 +145,12 @@ def add_wireguard(name: str) -> None:
         route.link("add", ifname=name, kind="wireguard")
 
 
+def add_xfrm(name: str, number: int) -> None:
+    """Makes a link for what IPsec in the kernel carries with this number. Linux 4.19 and newer."""
+    with explained(f"cannot create XFRM link {name}"), IPRoute() as route:
+        route.link("add", ifname=name, kind="xfrm", xfrm_if_id=number)
+
+
 def remove_interface(name: str) -> None:
     """Removes the link, if it is there."""
     interface = read_interface(name)

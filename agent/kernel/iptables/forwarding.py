@@ -18,6 +18,8 @@ come in where the route to them points). Called by the reconciler.
                                      link to the same link: ACCEPT or DROP (internal_traffic)
                                      all else from or to the link: DROP
                                      at the end what came in on the uplink for others: DROP or RETURN, see `ip_forward`
+                                     A server with IKEv2 has the same once more for `ipsec0`, each rule for its own
+                                     network only; UDP 500 and 4500 are open then
     WL_REACH                         to what is not the internet: DROP; then ACCEPT
 
 Without the conntrack match in the kernel all packets from the uplink to the network are let through, and no answer
@@ -34,6 +36,7 @@ rule that stays keeps its counters.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv4Interface
 from socket import IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP
@@ -43,8 +46,8 @@ from agent.kernel.host import ip_forward
 from agent.kernel.iptables import entries, tables, xtables
 from agent.kernel.iptables.entries import Image, entry, jump
 from agent.kernel.iptables.xtables import Hook, Transaction
-from agent.model import CLOSED, Reach
-from agent.objects import NAT_PORTS, Diff, Forwarding, Opening, Scope
+from agent.model import CLOSED, IKEV2_DEVICE, Reach
+from agent.objects import IKEV2_PORTS, NAT_PORTS, Diff, Forwarding, Opening, Scope
 
 BROKEN = ""
 """Key of the extra entry in what `read` returns when our chains are damaged. It is never the name of an interface."""
@@ -93,16 +96,34 @@ def _nat_rules(one: Forwarding) -> tuple[bytes, ...]:
 def _forward_rules(one: Forwarding, stateful: bool) -> tuple[bytes, ...]:
     link, uplink, network = one.interface, one.uplink, one.network
     known = entries.established() if stateful else b""
-    rules = [
-        entry(jump("ACCEPT"), source=network, destination=reached, came_in=link, goes_out=uplink)
-        for reached in one.reach.networks
-    ]
-    if one.reach.internet:
-        rules.append(entry(jump(REACH), source=network, came_in=link, goes_out=uplink, goto=True))
-    rules.append(entry(jump("ACCEPT"), destination=network, came_in=uplink, goes_out=link, match=known))
+
+    def outside(link: str) -> list[bytes]:
+        rules = [
+            entry(jump("ACCEPT"), source=network, destination=reached, came_in=link, goes_out=uplink)
+            for reached in one.reach.networks
+        ]
+        if one.reach.internet:
+            rules.append(entry(jump(REACH), source=network, came_in=link, goes_out=uplink, goto=True))
+        return [*rules, entry(jump("ACCEPT"), destination=network, came_in=uplink, goes_out=link, match=known)]
+
+    def by_ikev2() -> list[bytes]:
+        """The same of its accounts alone, for others come in there too."""
+        own, inside = IKEV2_DEVICE, ((IKEV2_DEVICE, IKEV2_DEVICE), (IKEV2_DEVICE, link), (link, IKEV2_DEVICE))
+        return [
+            *([entry(jump("DROP"), source=network, came_in=own, match=entries.stray())] if stateful else ()),
+            *(outside(own) if uplink else ()),
+            *(
+                entry(jump("ACCEPT"), source=network, destination=network, came_in=came, goes_out=goes)
+                for came, goes in (inside if one.internal_traffic else ())
+            ),
+            entry(jump("DROP"), source=network, came_in=own),
+            entry(jump("DROP"), destination=network, goes_out=own),
+        ]
+
     return (
         *([entry(jump("DROP"), came_in=link, match=entries.stray())] if stateful else ()),
-        *(rules if uplink else ()),
+        *(by_ikev2() if one.ikev2 else ()),
+        *(outside(link) if uplink else ()),
         entry(jump("ACCEPT" if one.internal_traffic else "DROP"), came_in=link, goes_out=link),
         entry(jump("DROP"), came_in=link),
         entry(jump("DROP"), goes_out=link),
@@ -123,6 +144,10 @@ def _input_rules(one: Forwarding, stateful: bool, opened: tuple[Opening, ...]) -
         for protocol, match in doors
     ]
     rules.append(entry(jump("DROP"), came_in=link))
+    if one.ikev2:
+        from_own = partial(entry, jump("ACCEPT"), source=one.network, came_in=IKEV2_DEVICE)
+        rules += [from_own(match=entries.replies())] if stateful else []
+        rules += [from_own(destination=own, protocol=protocol, match=match) for protocol, match in doors]
     if one.listen_port:
         port = entries.udp_destination(one.listen_port)
         rules.append(entry(jump("ACCEPT"), not_in=link, protocol=IPPROTO_UDP, match=port))
@@ -136,11 +161,32 @@ def all_rules(
     endings: Mapping[str, str] | None = None,
 ) -> Rules:
     """The chains whole, interfaces in order of their names. `endings`: by uplink, see `ip_forward`."""
-    each = [wanted_rules(one, stateful, opened) for one in sorted(forwardings, key=lambda one: one.interface)]
+    ordered = sorted(forwardings, key=lambda one: one.interface)
+    each: list[Rules] = [wanted_rules(one, stateful, opened) for one in ordered]
+    if any(one.ikev2 for one in ordered):
+        each.append(BY_IKEV2)
     rules = {hook.chain: _joined(hook.chain, [rules[hook.chain] for rules in each]) for hook in (NAT, INPUT, MSS)}
     last = tuple(entry(jump(verdict), came_in=uplink) for uplink, verdict in (endings or {}).items())
     forward = _joined(FORWARD.chain, [rules[FORWARD.chain] for rules in each])
     return {**rules, FORWARD.chain: (*forward, *last), REACH: THE_INTERNET}
+
+
+# Of the device by which the accounts of several servers come in: what belongs to none of them.
+BY_IKEV2: Rules = {
+    NAT.chain: (),
+    FORWARD.chain: (entry(jump("DROP"), came_in=IKEV2_DEVICE), entry(jump("DROP"), goes_out=IKEV2_DEVICE)),
+    INPUT.chain: (
+        entry(jump("DROP"), came_in=IKEV2_DEVICE),
+        *(
+            entry(jump("ACCEPT"), not_in=IKEV2_DEVICE, protocol=IPPROTO_UDP, match=entries.udp_destination(port))
+            for port in sorted(IKEV2_PORTS)
+        ),
+    ),
+    MSS.chain: (
+        entry(entries.tcpmss_clamp(), came_in=IKEV2_DEVICE, protocol=IPPROTO_TCP, match=entries.tcp_syn()),
+        entry(entries.tcpmss_clamp(), goes_out=IKEV2_DEVICE, protocol=IPPROTO_TCP, match=entries.tcp_syn()),
+    ),
+}
 
 
 def _joined(chain: str, groups: list[tuple[bytes, ...]]) -> tuple[bytes, ...]:
@@ -170,13 +216,17 @@ def guessed(found: Rules) -> dict[str, Forwarding]:
     guesses: dict[str, Forwarding] = {}
     for rule in found[FORWARD.chain]:
         link, uplink, network = entries.in_interface(rule), entries.out_interface(rule), entries.source(rule)
+        if link == IKEV2_DEVICE:
+            continue
         if link in own and uplink and (network, uplink) in sources and link not in guesses:
             internal = entry(jump("ACCEPT"), came_in=link, goes_out=link) in found[FORWARD.chain]
             address = IPv4Interface((own[link], network.prefixlen))
             external = sources[network, uplink]
             reach = _reach(found, link, uplink)
             nat_ports = ports_of.get(network, NAT_PORTS)
-            guesses[link] = Forwarding(link, address, uplink, ports.get(link, 0), internal, external, reach, nat_ports)
+            said = Forwarding(link, address, uplink, ports.get(link, 0), internal, external, reach, nat_ports)
+            ikev2 = entry(jump("DROP"), source=network, came_in=IKEV2_DEVICE) in found[FORWARD.chain]
+            guesses[link] = replace(said, ikev2=ikev2)
     return guesses
 
 

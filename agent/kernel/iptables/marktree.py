@@ -5,7 +5,8 @@ changes nothing. Called by `marks`.
 
     POSTROUTING 1: -j WL_MARK     behind whatever may drop a packet, and before NAT: see decision 0010
     WL_MARK:   -i wg+ -j WL_FROM, then -o wg+ -m mark ! --mark 0xffff -j WL_TO: between two accounts the mark of the
-               receiver wins; it is the one that chooses the download class on the link, where such a packet leaves
+               receiver wins; it is the one that chooses the download class on the link, where such a packet leaves.
+               Each rule of these two chains stands for the device of IKEv2 too, `ipsec0`
     OUTPUT 1:  -j WL_OWN
     WL_OWN:    -o wg+ -j MARK --set-xmark 0xffff/0xffffffff: what the box itself sends is told apart from what it
                forwards, for POSTROUTING sees both
@@ -30,13 +31,13 @@ from typing import Any
 
 from agent.kernel.iptables import entries
 from agent.kernel.iptables.entries import Image
-from agent.model import Address
+from agent.model import IKEV2_DEVICE, LINKS, Address
 from agent.objects import NO_STAMP
 
 PREFIXES = (20, 24, 28)  # lengths of the levels under a root; the last are the leaves
 LEAF_MASK = 0xFFFFFFF0
 TOP, OWN = "WL_MARK", "WL_OWN"
-LINKS = "wg+"  # every link of ours; the gateway gives them no other name
+DEVICES = (f"{LINKS}+", IKEV2_DEVICE)  # every link of ours; the gateway gives them no other name. And that of IKEv2
 OWN_MARK = 0xFFFF  # of no account, and in no class
 
 # A MARK rule whole: source, destination, the rest of ipt_ip, offsets, packets, bytes, size and name of the target (and
@@ -99,11 +100,11 @@ FROM = Direction("WL_FROM", by_source=True)
 TO = Direction("WL_TO", by_source=False)
 DIRECTIONS = (FROM, TO)
 TOP_RULES = (
-    entries.entry(entries.jump(FROM.root), came_in=LINKS),
-    entries.entry(entries.jump(TO.root), goes_out=LINKS, match=entries.not_marked(OWN_MARK)),
+    *(entries.entry(entries.jump(FROM.root), came_in=name) for name in DEVICES),
+    *(entries.entry(entries.jump(TO.root), goes_out=name, match=entries.not_marked(OWN_MARK)) for name in DEVICES),
 )
 LET_GO = entries.entry(entries.jump("RETURN"), match=entries.not_marked(0))  # only while the version before goes
-OWN_RULES = (entries.entry(entries.mark(OWN_MARK), goes_out=LINKS),)
+OWN_RULES = tuple(entries.entry(entries.mark(OWN_MARK), goes_out=name) for name in DEVICES)
 
 _OWN_CHAINS = frozenset({TOP, OWN, FROM.root, TO.root})
 STAMP = "WL_AT_"  # an empty chain that nothing leads to: its name is the stamp, see stamp_after()

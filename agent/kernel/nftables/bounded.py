@@ -30,6 +30,7 @@ from typing import Any, Protocol
 from agent.errors import KernelError
 from agent.kernel.nftables import nft, ruleset
 from agent.kernel.nftables.ruleset import Chain, Piece, Rule, Set, Table, Writing
+from agent.model import IKEV2_DEVICE, LINKS
 from agent.objects import Diff, Forwarding, Scope
 
 TABLE = "wirelane_connections"
@@ -53,7 +54,9 @@ def _goto(chain: str) -> Piece:
     return Piece(f"goto {chain}", {"goto": {"target": chain}})
 
 
-FROM_LINK = _match('iifname "wg*"', {"meta": {"key": "iifname"}}, "wg*")
+FROM_LINK = tuple(
+    _match(f'iifname "{name}"', {"meta": {"key": "iifname"}}, name) for name in (f"{LINKS}*", IKEV2_DEVICE)
+)
 NEW = _match("ct state new", {"ct": {"key": "state"}}, "new")
 KNOWN = _match("ct status confirmed", {"ct": {"key": "status"}}, "confirmed")  # not its first packet
 
@@ -98,7 +101,7 @@ def wanted_rules(limit: int, family: str = "ip") -> dict[str, tuple[Rule, ...]]:
         REFUSE: ((_remember(family), COUNTER, DROP),),
         **{f"share{i}": ((_count(family, f"held{i}", limit // shares), _goto(REFUSE)),) for i in range(shares)},
         BOUND: ((KNOWN, RETURN), (_was_refused(family), COUNTER, DROP), (_shared_out(family, shares),)),
-        **{name: ((FROM_LINK, NEW, _goto(BOUND)),) for name in HOOKS},
+        **{name: tuple((came_in, NEW, _goto(BOUND)) for came_in in FROM_LINK) for name in HOOKS},
     }
 
 

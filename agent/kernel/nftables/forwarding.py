@@ -18,6 +18,8 @@ same for legacy iptables, and says why each rule is there.
     input         input, 0       from the link: answers to the box, echo requests and what is opened: accept; else drop
                                  UDP to the server's port, not from a link: accept
 
+A server with IKEv2 has the same once more for `ipsec0`, as in iptables.
+
 What differs from iptables: an accept ends only our own chain. It does not overrule a drop in another table, so where
 the host closes forwarding or input by itself (firewalld, ufw, Docker's policy), the host has to let the network and the
 port through (`foreign` says where it does not). A drop of ours is final whatever others say. Our accepts of input open
@@ -31,6 +33,7 @@ all rules anew, in one transaction: none of them counts, and connections keep th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
@@ -38,9 +41,29 @@ from typing import Any
 from agent.errors import KernelError
 from agent.kernel.host import ip_forward
 from agent.kernel.nftables import nft, ruleset
+from agent.kernel.nftables.pieces import (
+    ACCEPT,
+    ANSWER,
+    CLAMP,
+    DROP,
+    ECHO,
+    ESTABLISHED,
+    FROM_IKEV2,
+    REPLY,
+    STRAY,
+    SYN,
+    TCP_OR_UDP,
+    THE_INTERNET,
+    TO_IKEV2,
+    VERDICTS,
+    on_interface,
+    on_network,
+    to_port,
+    translation,
+)
 from agent.kernel.nftables.ruleset import Chain, Expressions, Piece, Rule, Table, Writing, normal
-from agent.model import CLOSED, INTERFACE_PATTERN, Reach
-from agent.objects import NAT_PORTS, Diff, Forwarding, Opening, Scope
+from agent.model import IKEV2_DEVICE, INTERFACE_PATTERN, Reach
+from agent.objects import IKEV2_PORTS, NAT_PORTS, Diff, Forwarding, Opening, Scope
 
 TABLE = "wirelane_forwarding"
 BROKEN = ""
@@ -62,67 +85,16 @@ _write = Writing(TABLE)
 # -- what should be there -----------------------------------------------------------------------------------------
 
 
-def _match(left: Mapping[str, Any], right: Any, op: str = "==") -> dict[str, Any]:
-    return {"match": {"op": op, "left": left, "right": right}}
-
-
-def on_interface(key: str, name: str, op: str = "==") -> Piece:
-    sign = "" if op == "==" else f"{op} "
-    return Piece(f'{key} {sign}"{name}"', _match({"meta": {"key": key}}, name, op))
-
-
-def _address(field: str, network: IPv4Network) -> Piece:
-    prefix = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
-    listed = str(network.network_address) if network.prefixlen == 32 else prefix
-    return Piece(f"ip {field} {network}", _match({"payload": {"protocol": "ip", "field": field}}, listed))
-
-
-def to_port(port: int, protocol: str = "udp") -> Piece:
-    return Piece(f"{protocol} dport {port}", _match({"payload": {"protocol": protocol, "field": "dport"}}, port))
-
-
-def _verdict(name: str) -> Piece:
-    return Piece(name, {name: None})
-
-
-ACCEPT, DROP, RETURN = (_verdict(name) for name in ("accept", "drop", "return"))
-VERDICTS = {"DROP": DROP, "RETURN": RETURN}
-ESTABLISHED = Piece("ct state established,related", _match({"ct": {"key": "state"}}, ["established", "related"], "in"))
-STRAY = Piece("ct state invalid,related", _match({"ct": {"key": "state"}}, ["invalid", "related"], "in"))
-ANSWER = Piece("ct state established", _match({"ct": {"key": "state"}}, "established", "in"))
-REPLY = Piece("ct direction reply", _match({"ct": {"key": "direction"}}, "reply"))
-ECHO = Piece("icmp type echo-request", _match({"payload": {"protocol": "icmp", "field": "type"}}, "echo-request"))
-THE_INTERNET = Piece(
-    f"ip daddr != {{ {', '.join(map(str, CLOSED))} }}",
-    _match(
-        {"payload": {"protocol": "ip", "field": "daddr"}},
-        {"set": [{"prefix": {"addr": str(one.network_address), "len": one.prefixlen}} for one in CLOSED]},
-        "!=",
+# Of the device by which the accounts of several servers come in: what belongs to none of them.
+BY_IKEV2: Rules = {
+    NAT: (),
+    MSS: ((FROM_IKEV2, SYN, CLAMP), (TO_IKEV2, SYN, CLAMP)),
+    FORWARD: ((FROM_IKEV2, DROP), (TO_IKEV2, DROP)),
+    INPUT: (
+        (FROM_IKEV2, DROP),
+        *((on_interface("iifname", IKEV2_DEVICE, "!="), to_port(port), ACCEPT) for port in sorted(IKEV2_PORTS)),
     ),
-)
-SYN = Piece(
-    "tcp flags & (syn | rst) == syn",
-    _match({"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, ["syn", "rst"]]}, "syn"),
-)
-CLAMP = Piece(
-    "tcp option maxseg size set rt mtu",
-    {"mangle": {"key": {"tcp option": {"name": "maxseg", "field": "size"}}, "value": {"rt": {"key": "mtu"}}}},
-)
-
-
-TCP_OR_UDP = Piece("meta l4proto { tcp, udp }", _match({"meta": {"key": "l4proto"}}, {"set": ["tcp", "udp"]}))
-
-
-def translation(address: IPv4Address | None, ports: tuple[int, int] | None) -> Piece:
-    """`address`: None = the uplink's own. With `ports` the rule must match TCP or UDP before."""
-    name, to = ("masquerade", "") if address is None else ("snat", str(address))
-    listed: dict[str, Any] = {"addr": to} if to else {}
-    text = f" to {to}" if to else ""
-    if ports:
-        first, last = ports
-        text = f" to {to}:{first}-{last} fully-random"
-        listed |= {"port": {"range": [first, last]}, "flags": "fully-random"}
-    return Piece(name + text, {name: listed or None})
+}
 
 
 @lru_cache(1024)
@@ -132,16 +104,33 @@ def wanted_rules(forwarding: Forwarding, opened: tuple[Opening, ...] = ()) -> Ru
     from_link, to_link = on_interface("iifname", forwarding.interface), on_interface("oifname", forwarding.interface)
     from_uplink, to_uplink = on_interface("iifname", forwarding.uplink), on_interface("oifname", forwarding.uplink)
     elsewhere = on_interface("iifname", forwarding.interface, "!=")
-    out = (from_link, to_uplink, _address("saddr", network))
-    reached = [_address("daddr", one) for one in forwarding.reach.networks]
+    reached = [on_network("daddr", one) for one in forwarding.reach.networks]
     reached += [THE_INTERNET] if forwarding.reach.internet else []
-    own = _address("daddr", IPv4Network(forwarding.address.ip))
+    own = on_network("daddr", IPv4Network(forwarding.address.ip))
     doors = (ECHO, *(to_port(one.port, one.protocol) for one in opened))
-    outside = (
-        *((*out, there, ACCEPT) for there in reached),
-        (from_uplink, to_link, _address("daddr", network), ESTABLISHED, ACCEPT),
+    source, destination = on_network("saddr", network), on_network("daddr", network)
+
+    def outside(came_in: Piece, goes_out: Piece) -> tuple[Rule, ...]:
+        if not forwarding.uplink:
+            return ()
+        ways = ((came_in, to_uplink, source, there, ACCEPT) for there in reached)
+        return *ways, (from_uplink, goes_out, destination, ESTABLISHED, ACCEPT)
+
+    inside = (
+        ((FROM_IKEV2, TO_IKEV2), (FROM_IKEV2, to_link), (from_link, TO_IKEV2)) if forwarding.internal_traffic else ()
     )
-    out_of = (_address("saddr", network), to_uplink)
+    by_ikev2: tuple[Rule, ...] = (
+        (FROM_IKEV2, source, STRAY, DROP),
+        *outside(FROM_IKEV2, TO_IKEV2),
+        *((came_in, goes_out, source, destination, ACCEPT) for came_in, goes_out in inside),
+        (FROM_IKEV2, source, DROP),
+        (TO_IKEV2, destination, DROP),
+    )
+    in_by_ikev2: tuple[Rule, ...] = (
+        (FROM_IKEV2, source, ANSWER, REPLY, ACCEPT),
+        *((FROM_IKEV2, source, own, door, ACCEPT) for door in doors),
+    )
+    out_of = (on_network("saddr", network), to_uplink)
     nat = (
         (*out_of, TCP_OR_UDP, translation(external, forwarding.nat_ports)),
         (*out_of, translation(external, None)),
@@ -151,7 +140,8 @@ def wanted_rules(forwarding: Forwarding, opened: tuple[Opening, ...] = ()) -> Ru
         MSS: ((from_link, SYN, CLAMP), (to_link, SYN, CLAMP)),
         FORWARD: (
             (from_link, STRAY, DROP),
-            *(outside if forwarding.uplink else ()),
+            *(by_ikev2 if forwarding.ikev2 else ()),
+            *outside(from_link, to_link),
             (from_link, to_link, ACCEPT if forwarding.internal_traffic else DROP),
             (from_link, DROP),
             (to_link, DROP),
@@ -161,6 +151,7 @@ def wanted_rules(forwarding: Forwarding, opened: tuple[Opening, ...] = ()) -> Ru
             (from_link, ANSWER, REPLY, ACCEPT),
             *((from_link, own, door, ACCEPT) for door in doors),
             (from_link, DROP),
+            *(in_by_ikev2 if forwarding.ikev2 else ()),
             *([(elsewhere, to_port(forwarding.listen_port), ACCEPT)] if forwarding.listen_port else []),
         ),
     }
@@ -170,7 +161,10 @@ def all_rules(
     forwardings: Iterable[Forwarding], opened: tuple[Opening, ...] = (), endings: Mapping[str, str] | None = None
 ) -> Rules:
     """The chains whole, interfaces in order of their names; in input first all that is closed, as in iptables."""
-    each = [wanted_rules(one, opened) for one in sorted(forwardings, key=lambda one: one.interface)]
+    ordered = sorted(forwardings, key=lambda one: one.interface)
+    each = [wanted_rules(one, opened) for one in ordered]
+    if any(one.ikev2 for one in ordered):
+        each.append(BY_IKEV2)
     joined = {chain: tuple(rule for rules in each for rule in rules[chain]) for chain in CHAINS}
     joined[INPUT] = tuple(sorted(joined[INPUT], key=lambda rule: "!=" in rule[0].text))
     last = ((on_interface("iifname", uplink), VERDICTS[verdict]) for uplink, verdict in (endings or {}).items())
@@ -243,7 +237,12 @@ def guessed(rules: Mapping[str, list[Expressions]]) -> dict[str, Forwarding]:
     for rule in rules.get(FORWARD, []):
         link, uplink, network = matched(rule, "iifname"), matched(rule, "oifname"), network_of(matched(rule, "saddr"))
         port, address = ports.get(link, 0), own.get(link)
-        if link in guesses or not isinstance(port, int) or network is None or (network, uplink) not in sources:
+        if (
+            link in (*guesses, IKEV2_DEVICE)
+            or not isinstance(port, int)
+            or network is None
+            or (network, uplink) not in sources
+        ):
             continue
         if address is None:
             continue
@@ -252,7 +251,9 @@ def guessed(rules: Mapping[str, list[Expressions]]) -> dict[str, Forwarding]:
         interface = IPv4Interface((address.network_address, network.prefixlen))
         reach = _reach(rules, link, uplink)
         external, nat_ports = sources[network, uplink], ports_of.get(network, NAT_PORTS)
-        guesses[link] = Forwarding(link, interface, uplink, port, internal, external, reach, nat_ports)
+        said = Forwarding(link, interface, uplink, port, internal, external, reach, nat_ports)
+        ikev2 = _listed((FROM_IKEV2, on_network("saddr", network), DROP)) in rules.get(FORWARD, [])
+        guesses[link] = replace(said, ikev2=ikev2)
     return guesses
 
 

@@ -8,6 +8,7 @@ host from one backend to the other (the verbs at the end).
     chain marks             postrouting, priority -149: just after the mangle chain of iptables, see decision 0010
         iifname "wg*" meta mark set ip saddr map @from
         oifname "wg*" iif != 0 meta mark set ip daddr map @towards
+                            each also of the device of IKEv2, `ipsec0`;
                             not what the box itself sends; between two accounts the mark of the receiver wins, see
                             iptables/marktree.py
 
@@ -36,7 +37,7 @@ from agent.errors import KernelError
 from agent.kernel.nftables import nft, readout, ruleset
 from agent.kernel.nftables.readout import Element
 from agent.kernel.nftables.ruleset import Chain, Piece, Rule, Set, Table, Writing
-from agent.model import Address
+from agent.model import IKEV2_DEVICE, LINKS, Address
 from agent.objects import NO_STAMP, Counters, Diff, Mark, Scope, stamp_after
 
 TABLE = "wirelane"
@@ -59,8 +60,10 @@ def _meta(key: str, op: str, value: str, text: str) -> Piece:
     return Piece(text, {"match": {"op": op, "left": {"meta": {"key": key}}, "right": value}})
 
 
-FROM_LINK = _meta("iifname", "==", "wg*", 'iifname "wg*"')
-TO_LINK = _meta("oifname", "==", "wg*", 'oifname "wg*"')
+DEVICES = (f"{LINKS}*", IKEV2_DEVICE)  # every link of ours, and that of IKEv2
+FROM_LINK, TO_LINK = (
+    tuple(_meta(key, "==", name, f'{key} "{name}"') for name in DEVICES) for key in ("iifname", "oifname")
+)
 FORWARDED = _meta("iif", "!=", "0", "meta iif != 0")  # what the box itself sends has come in nowhere
 RETURN = Piece("return", {"return": None})
 LET_GO = (_meta("mark", "!=", "0", "meta mark != 0"), RETURN)
@@ -78,8 +81,8 @@ class Frame:
         self.towards, self.from_ = self._map("towards", kind), self._map("from", kind)
         self.moved = Set("set", "moved", f"type {kind} . mark;", {"type": [kind, "mark"]})
         self.plain: tuple[Rule, ...] = (
-            (FROM_LINK, self._mark_rule("saddr", self.from_.name)),
-            (TO_LINK, FORWARDED, self._mark_rule("daddr", self.towards.name)),
+            *((came_in, self._mark_rule("saddr", self.from_.name)) for came_in in FROM_LINK),
+            *((goes_out, FORWARDED, self._mark_rule("daddr", self.towards.name)) for goes_out in TO_LINK),
         )
         self.guarded: tuple[Rule, ...] = (self._guard_rule("daddr"), self._guard_rule("saddr"), *self.plain)
 

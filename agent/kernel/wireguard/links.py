@@ -39,11 +39,12 @@ from agent.kernel.host.interfaces import (
     set_interface,
 )
 from agent.kernel.host.networks import refusal
+from agent.kernel.host.ports import udp_ports
 from agent.kernel.wireguard.door import Absent, Device, Mode, PortBusy, WireGuard
 from agent.kernel.wireguard.genetlink import KernelWireGuard
 from agent.kernel.wireguard.ownership import Ownership
 from agent.kernel.wireguard.uapi import UserspaceWireGuard
-from agent.model import Secret
+from agent.model import IKEV2_DEVICE, Secret
 from agent.objects import Diff, HostNetwork, Link, Scope
 
 NO_ADDRESS = IPv4Interface("0.0.0.0/0")  # found: none, or others than one
@@ -157,7 +158,7 @@ class Links:
 
     def host_networks(self) -> tuple[HostNetwork, ...]:
         """The host's networks that are not of our links."""
-        ours = {one.name for one in read_interfaces().values() if self._owned.owns(one)}
+        ours = {one.name for one in read_interfaces().values() if self._owned.owns(one)} | {IKEV2_DEVICE}
         return tuple(one for one in read_networks() if one.interface not in ours)
 
     def _check_network(self, link: Link) -> None:
@@ -244,19 +245,6 @@ class Links:
                 held = door.read_device(name).listen_port
                 if held != link.listen_port and wanted.get(held, name) != name:
                     door.configure(name, listen_port=0)
-
-
-def udp_ports() -> frozenset[int]:
-    """The UDP ports that are taken in the network namespace of the calling thread, whatever address they are bound to.
-
-    Asking is the only way that disturbs nobody: to try a port by binding it would refuse it to WireGuard meanwhile.
-    """
-    ports: set[int] = set()
-    for table in ("udp", "udp6"):
-        with suppress(FileNotFoundError):  # no IPv6 here
-            for line in Path("/proc/thread-self/net", table).read_text().splitlines()[1:]:
-                ports.add(int(line.split(maxsplit=2)[1].rpartition(":")[2], 16))
-    return frozenset(ports)
 
 
 def _address(interface: Interface) -> IPv4Interface:

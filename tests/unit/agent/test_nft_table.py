@@ -56,7 +56,7 @@ LISTING: list[dict[str, Any]] = [
                 "chain": "marks",
                 "handle": handle,
                 "expr": [
-                    *conditions,
+                    *conditions,  # type: ignore[misc]
                     {
                         "mangle": {
                             "key": {"meta": {"key": "mark"}},
@@ -67,15 +67,26 @@ LISTING: list[dict[str, Any]] = [
             }
         }
         for handle, field, name, conditions in (
-            (7, "saddr", "@from", [{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "wg*"}}]),
-            (
-                8,
-                "daddr",
-                "@towards",
-                [
-                    {"match": {"op": "==", "left": {"meta": {"key": "oifname"}}, "right": "wg*"}},
-                    {"match": {"op": "!=", "left": {"meta": {"key": "iif"}}, "right": 0}},
-                ],
+            *(
+                (
+                    handle,
+                    "saddr",
+                    "@from",
+                    [{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": name}}],
+                )
+                for handle, name in ((7, "wg*"), (9, "ipsec0"))
+            ),
+            *(
+                (
+                    handle,
+                    "daddr",
+                    "@towards",
+                    [
+                        {"match": {"op": "==", "left": {"meta": {"key": "oifname"}}, "right": name}},
+                        {"match": {"op": "!=", "left": {"meta": {"key": "iif"}}, "right": 0}},
+                    ],
+                )
+                for handle, name in ((8, "wg*"), (10, "ipsec0"))
             ),
         )
     ),

@@ -9,14 +9,30 @@ from typing import Any
 import pytest
 
 from agent.desired import Desired, Snapshot
-from agent.objects import NAT_PORTS, Class, Forwarding, Link, Mark, Peer, Qdisc
-from agent.parts import ACCOUNT_PARTS, CLASSES, FORWARDING, LINKS, MARKS, PARTS, PEERS, QDISCS, AccountPart, Part
+from agent.model import NO_SECRET
+from agent.objects import NAT_PORTS, Class, Forwarding, Gate, Link, LoginRow, Mark, Peer, Qdisc, Responder
+from agent.parts import (
+    ACCOUNT_PARTS,
+    CLASSES,
+    FORWARDING,
+    GATE,
+    LINKS,
+    LOGINS,
+    MARKS,
+    PARTS,
+    PEERS,
+    QDISCS,
+    RESPONDER,
+    AccountPart,
+    Part,
+)
 from agent.parts.forwarding import free_ports
 from agent.wanted import wanted
-from tests.fakes.state import EPOCH, account, key, server
+from tests.fakes.state import EPOCH, IKEV2, account, key, login, server
 
 TALL = {"server": "s2", "address": IPv4Address("10.0.2.9"), "mark": 40_960}
-DESIRED = Desired.of(EPOCH, Snapshot(1, (server(1), server(2)), (account(2), account(3, **TALL))))
+SERVERS = server(1, ikev2=IKEV2), server(2)
+DESIRED = Desired.of(EPOCH, Snapshot(1, SERVERS, (account(2, login=login(2)), account(3, **TALL))))
 LINK = Link("wg1", server().private_key, 51821, IPv4Interface("10.0.1.1/24"), 1420)
 WAY = Forwarding("wg1", IPv4Interface("10.0.1.1/24"), "eth0", 51821, False, None)
 
@@ -35,6 +51,9 @@ WAY = Forwarding("wg1", IPv4Interface("10.0.1.1/24"), "eth0", 51821, False, None
         (MARKS, Mark(IPv4Address("10.0.1.2"), 0), "rules that are damaged or nobody's"),
         (PEERS, Peer("wg1", key(2), IPv4Address("10.0.1.2")), "wg1 10.0.1.2"),
         (PEERS, Peer("wg1", key(2), None), "wg1 without an address of ours"),
+        (LOGINS, LoginRow("user_2", NO_SECRET, IPv4Address("10.0.1.2")), "user_2 10.0.1.2"),
+        (RESPONDER, Responder("ipsec0"), "ipsec0"),
+        (GATE, Gate("ipsec0", "0123"), "ipsec0 0123"),
     ],
 )
 def test_an_object_is_told_from_others_of_its_kind(part: Part[Any, Any], one: Any, told: str) -> None:
@@ -55,6 +74,7 @@ def test_whose_an_object_is_tells_its_key(part: AccountPart[Any, Any]) -> None:
         (MARKS, IPv4Address("10.0.1.99")),
         (PEERS, ("wg1", key(3))),
         (PEERS, ("wg9", key(2))),
+        (LOGINS, "user_3"),
     ],
 )
 def test_what_is_not_an_accounts_is_nobodys(part: AccountPart[Any, Any], nobodys: Any) -> None:
@@ -64,7 +84,7 @@ def test_what_is_not_an_accounts_is_nobodys(part: AccountPart[Any, Any], nobodys
 def test_an_object_is_on_the_device_that_its_key_names() -> None:
     want = wanted(DESIRED, "eth0")
     on = {part.name: {part.device(key) for key in want[part]} for part in PARTS}
-    links, all_ = {"wg1", "wg2"}, {"wg1", "wg2", "eth0"}
+    links, all_ = {"wg1", "wg2"}, {"wg1", "wg2", "eth0", "ipsec0"}
     assert on == {
         "links": links,
         "qdiscs": all_,
@@ -72,6 +92,9 @@ def test_an_object_is_on_the_device_that_its_key_names() -> None:
         "forwarding": links,
         "marks": {""},
         "peers": links,
+        "responder": {"ipsec0"},
+        "logins": {"ipsec0"},
+        "gate": {"ipsec0"},
     }
 
 

@@ -14,20 +14,21 @@ from agent.objects import Counters
 from agent.usage import Usage
 from agent.writer import Writer
 from tests.fakes.kernel import FakeKernel
-from tests.fakes.state import EPOCH, MemoryKeeper, account, server
+from tests.fakes.state import EPOCH, IKEV2, MemoryKeeper, account, login, server
 
 S2 = {"server": "s2", "address": IPv4Address("10.0.2.9")}
 BEFORE = Snapshot(1, (server(1), server(2)), (account(2), account(3), account(4), account(6), account(9, **S2)))
 AFTER = Snapshot(
     2,
-    (server(1, listen_port=50001), server(3)),
+    (server(1, listen_port=50001, ikev2=IKEV2), server(3)),
     (
         account(4, address=IPv4Address("10.0.1.44")),  # moves
-        account(5),  # comes
+        account(5, login=login(5)),  # comes
         account(6),  # its class will be refused on the new uplink
         account(7, address=IPv4Address("10.0.1.3"), mark=101),  # inherits the address of one who goes
     ),
 )
+LAST = Snapshot(3, (server(1, listen_port=50001),), (account(4, address=IPv4Address("10.0.1.44")),))
 TRACE = [
     "remove peers",  # 2, 3 and 9: nobody passes any more whose rules will go
     "remove links",  # wg2: its port is free
@@ -37,20 +38,37 @@ TRACE = [
     "change marks",  # it starts from zero
     "change links",
     "add links",
+    "add responder",  # it makes its device
     "add qdiscs",  # also on the new uplink
     "add forwarding",  # of wg3, where nobody is yet
     "add classes",
     "add marks",
     "change peers",
     "add peers",
+    "add logins",
     "remove peers",  # 6, whom nothing would limit
     "change forwarding",  # wg1 to the new uplink, when its classes are there
+    "add gate",  # now that all stands by which those are held who come in
     "forget connections",  # of the address that was left
     "sample",  # the last byte of those who go
     "remove marks",
     "remove forwarding",
     "remove classes",
     "remove qdiscs",
+    "close accounts",
+    "-- IKEv2 goes --",
+    "remove gate",  # nobody comes in any more
+    "remove logins",  # nobody is in any more
+    "remove peers",
+    "remove links",
+    "forget connections",
+    "change forwarding",
+    "sample",
+    "remove marks",
+    "remove forwarding",
+    "remove classes",
+    "remove qdiscs",
+    "remove responder",
     "close accounts",
 ]
 
@@ -86,6 +104,8 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(kernel, "watch", lambda part, verb, key: found.append(f"{verb} {part}"))
     monkeypatch.setattr(kernel, "forget_connections", forget)
     writer.full(Desired.of(EPOCH, AFTER))
+    found.append("-- IKEv2 goes --")
+    writer.full(Desired.of(EPOCH, LAST))
     return [line for line, before in zip(found, ["", *found], strict=False) if line != before or line[:6] == "forget"]
 
 

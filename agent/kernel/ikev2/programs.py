@@ -1,0 +1,96 @@
+"""The two programs as processes: started, found again by the next agent, ended.
+
+`running.json` says which they are: number and time of start, for numbers are given again. They are nobody's children
+after a restart of the agent, so they are asked about in /proc.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.errors import KernelError
+from agent.kernel.ikev2.files import write
+
+END_SECONDS = 5.0
+POLL_SECONDS = 0.02
+STARTED = 19  # field of /proc/PID/stat behind the name: ticks since boot
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    number: int
+    started: int
+
+    def is_alive(self) -> bool:
+        with suppress(ChildProcessError):
+            os.waitpid(self.number, os.WNOHANG)  # where it was ours, and has ended
+        return _started(self.number) == self.started
+
+    def end(self) -> None:
+        """Raises KernelError."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            give_up = time.monotonic() + END_SECONDS
+            if not self.is_alive():
+                return
+            with suppress(ProcessLookupError):
+                os.kill(self.number, number)
+            while time.monotonic() < give_up:
+                if not self.is_alive():
+                    return
+                time.sleep(POLL_SECONDS)
+        raise KernelError(f"process {self.number} does not end: end it by hand")
+
+
+def _started(number: int) -> int:
+    """0 = there is none, or it has ended."""
+    try:
+        words = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(words[STARTED]) if words[0] not in "ZX" else 0
+
+
+def start(arguments: list[str], environment: Mapping[str, str]) -> Process:
+    """In a session of its own: a terminal's Ctrl-C is not for it. What it says goes where ours goes."""
+    nothing = (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)
+    aside = (os.POSIX_SPAWN_DUP2, 2, 1)
+    environment = {"PATH": os.defpath, **environment}
+    try:
+        number = os.posix_spawn(
+            arguments[0], arguments, environment, file_actions=(nothing, aside), setsid=True, setsigmask=()
+        )
+    except OSError as error:
+        raise KernelError(f"cannot start {arguments[0]}: {error.strerror}", retry=False) from error
+    return Process(number, _started(number))
+
+
+def wait(what: str, process: Process, seconds: float, is_ready: Callable[[], bool]) -> None:
+    """Raises KernelError."""
+    give_up = time.monotonic() + seconds
+    while not is_ready():
+        if not process.is_alive():
+            raise KernelError(f"{what} has ended at its start; what it said is in this agent's log")
+        if time.monotonic() > give_up:
+            raise KernelError(f"{what} was started and is not ready after {seconds:.0f} seconds")
+        time.sleep(POLL_SECONDS)
+
+
+def remember(path: Path, processes: Mapping[str, Process]) -> None:
+    new = path.with_suffix(".new")
+    write(new, json.dumps({name: [one.number, one.started] for name, one in processes.items()}))
+    new.replace(path)
+
+
+def remembered(path: Path) -> dict[str, Process]:
+    """{} = none were started here, or nobody knows."""
+    try:
+        return {name: Process(*numbers) for name, numbers in json.loads(path.read_text()).items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}

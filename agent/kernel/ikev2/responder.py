@@ -1,0 +1,186 @@
+"""The responder of a node: charon, FreeRADIUS, and the one device by which all sessions of IKEv2 come in.
+
+A part that a server asks for; there is one for all of them. `read` names it where both programs live, charon answers
+and the device is as it should be; anything less is started anew, whole, for charon does not find a lost FreeRADIUS by
+itself and its device goes with it. Nobody can get in before `gate` has opened: until then charon has no connection.
+
+The device: with ESP in userspace the TUN that charon makes and routes to; with the kernel's, an XFRM interface of the
+same name, and `routes` is what charon does not do there. Either is treated as a WireGuard link is: a root, classes.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from agent.errors import KernelError
+from agent.kernel.host import ip_forward
+from agent.kernel.host.interfaces import (
+    Interface,
+    add_xfrm,
+    read_interface,
+    read_link,
+    remove_interface,
+    set_interface,
+)
+from agent.kernel.host.ports import udp_ports
+from agent.kernel.ikev2 import files, programs
+from agent.kernel.ikev2.charon import Charon
+from agent.kernel.ikev2.files import Paths
+from agent.kernel.ikev2.programs import Process
+from agent.kernel.ikev2.users import Users
+from agent.model import IKEV2_DEVICE
+from agent.objects import IKEV2_PORTS, Diff, Responder, Scope
+
+log = logging.getLogger("agent.ikev2")
+
+Esp = Literal["kernel", "userspace"]
+KINDS: dict[Esp, str] = {"kernel": "xfrm", "userspace": "tun"}
+CHARON, RADIUS = "/usr/sbin/charon-systemd", "/usr/sbin/freeradius"
+PLUGINS = Path("/usr/lib/ipsec/plugins")
+NEEDED = {  # by package
+    "charon-systemd": (Path(CHARON),),
+    "libcharon-extra-plugins": (PLUGINS / "libstrongswan-eap-radius.so", PLUGINS / "libstrongswan-kernel-libipsec.so"),
+    "libstrongswan-standard-plugins": (PLUGINS / "libstrongswan-openssl.so",),
+    "freeradius": (Path(RADIUS), Path("/usr/lib/freeradius/rlm_eap_mschapv2.so")),
+}
+READY_SECONDS = 15.0
+XFRM_ID = 0x776C696B  # of the connection and its interface; ours by its number too
+
+
+def missing() -> str:
+    """ "" or why there can be no IKEv2 here, with the cure."""
+    packages = [name for name, paths in NEEDED.items() if not all(path.exists() for path in paths)]
+    if packages:
+        return f"IKEv2 needs programs that are not installed: apt-get install {' '.join(packages)}"
+    return ""
+
+
+class Responders:
+    """`Part[str, Responder]`. `folder`: of the agent's own, for what runs."""
+
+    def __init__(self, folder: Path, esp: Esp) -> None:
+        self._paths = Paths(folder)
+        self._esp = esp
+        self._charon = Charon(self._paths.control)
+
+    def read(self, scope: Scope) -> dict[str, Responder]:
+        """Also one that is ours and not as it should be: then it is named as one that nobody wants."""
+        held = programs.remembered(self._paths.running)
+        device = read_link(IKEV2_DEVICE)
+        if not held and (device is None or not self._is_ours(device)):
+            return {}
+        return {IKEV2_DEVICE: Responder(IKEV2_DEVICE, is_sound=self._is_sound(held, device))}
+
+    def _is_sound(self, held: Mapping[str, Process], device: Interface | None) -> bool:
+        if device is None or device.kind != KINDS[self._esp] or not device.up or ip_forward.is_off(device.name):
+            return False
+        if len(held) != 2 or not all(process.is_alive() for process in held.values()):
+            return False
+        with suppress(KernelError):
+            return bool(self._charon.version())
+        return False
+
+    @staticmethod
+    def _is_ours(device: Interface) -> bool:
+        return device.alias == _alias()
+
+    def apply(self, diff: Diff[str, Responder]) -> Mapping[str, KernelError]:
+        try:
+            held = programs.remembered(self._paths.running)
+            if (diff.add or diff.change) and self._is_sound(held, read_link(IKEV2_DEVICE)):
+                return {}
+            self._end(held)
+            if diff.add or diff.change:
+                self._start()
+        except KernelError as error:
+            return dict.fromkeys((*diff.remove, *diff.change, *diff.add), error)
+        return {}
+
+    def _end(self, held: Mapping[str, Process]) -> None:
+        for process in held.values():
+            process.end()
+        device = read_link(IKEV2_DEVICE)
+        if device is not None and self._is_ours(device):
+            remove_interface(IKEV2_DEVICE)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._paths.folder)
+
+    def _start(self) -> None:
+        if reason := missing():
+            raise KernelError(reason, retry=False)
+        self._check_nobody_is_there()
+        paths, secret, port = self._paths, secrets.token_hex(24), _free_port()
+        paths.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        Users(paths.users).make()
+        files.write(paths.charon, files.charon(paths, port, secret, userspace=self._esp == "userspace"))
+        files.write(paths.radius, files.radius(paths, port, secret))
+        radius = programs.start([RADIUS, "-d", str(paths.folder), "-n", "radiusd", "-f"], {})
+        programs.remember(paths.running, {"freeradius": radius})
+        programs.wait("FreeRADIUS", radius, READY_SECONDS, lambda: port in udp_ports())
+        charon = programs.start([CHARON], {"STRONGSWAN_CONF": str(paths.charon)})
+        programs.remember(paths.running, {"freeradius": radius, "charon": charon})
+        programs.wait("charon (strongSwan)", charon, READY_SECONDS, self._answers)
+        self._make_device(charon)
+        log.info("IKEv2 started strongswan=%s esp=%s", self._charon.version(), self._esp)
+
+    def _answers(self) -> bool:
+        with suppress(KernelError):
+            return bool(self._charon.version()) and udp_ports() >= IKEV2_PORTS
+        return False
+
+    @staticmethod
+    def _check_nobody_is_there() -> None:
+        if taken := sorted(IKEV2_PORTS & udp_ports()):
+            raise KernelError(
+                f"UDP port {taken[0]} is taken: another IPsec runs on this host (strongSwan, Libreswan). Stop it and "
+                "keep it from starting (`systemctl disable --now strongswan strongswan-starter`), or sell no IKEv2 here"
+            )
+        if read_link(IKEV2_DEVICE):
+            raise KernelError(f"interface {IKEV2_DEVICE} exists and is not ours: another IPsec's; remove it")
+
+    def _make_device(self, charon: Process) -> None:
+        if self._esp == "kernel":
+            add_xfrm(IKEV2_DEVICE, XFRM_ID)
+        else:
+            programs.wait("charon's TUN", charon, READY_SECONDS, lambda: read_link(IKEV2_DEVICE) is not None)
+        device = read_interface(IKEV2_DEVICE)
+        if device is None:
+            raise KernelError(f"link {IKEV2_DEVICE} vanished as soon as it was made")
+        set_interface(device, ifalias=_alias())
+        set_interface(device, state="up")
+        ip_forward.switch_on((IKEV2_DEVICE,), ())
+
+
+def version(folder: Path) -> tuple[str, int]:
+    """Of the responder that runs, and charon's process number; ("", 0) = none."""
+    paths = Paths(folder)
+    charon = programs.remembered(paths.running).get("charon")
+    if charon is None or not charon.is_alive():
+        return "", 0
+    with suppress(KernelError):
+        return f"strongSwan {Charon(paths.control).version()}", charon.number
+    return "", 0
+
+
+def lost_processes(folder: Path) -> frozenset[int]:
+    """Those of ours that have ended without us. Cheap: called every second."""
+    held = programs.remembered(Paths(folder).running)
+    return frozenset(process.number for process in held.values() if not process.is_alive())
+
+
+def _alias() -> str:
+    """Not that of our links: what owns those would take it for one."""
+    return "wirelane-ikev2"
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,76 @@
+"""Pieces of rules that let traffic through, of IPv4: as nft(8) is told them, and as libnftables lists them. PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from agent.kernel.nftables.ruleset import Piece
+from agent.model import CLOSED, IKEV2_DEVICE
+
+
+def match(left: Mapping[str, Any], right: Any, op: str = "==") -> dict[str, Any]:
+    return {"match": {"op": op, "left": left, "right": right}}
+
+
+def on_interface(key: str, name: str, op: str = "==") -> Piece:
+    sign = "" if op == "==" else f"{op} "
+    return Piece(f'{key} {sign}"{name}"', match({"meta": {"key": key}}, name, op))
+
+
+def on_network(field: str, network: IPv4Network) -> Piece:
+    prefix = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
+    listed = str(network.network_address) if network.prefixlen == 32 else prefix
+    return Piece(f"ip {field} {network}", match({"payload": {"protocol": "ip", "field": field}}, listed))
+
+
+def to_port(port: int, protocol: str = "udp") -> Piece:
+    return Piece(f"{protocol} dport {port}", match({"payload": {"protocol": protocol, "field": "dport"}}, port))
+
+
+def verdict(name: str) -> Piece:
+    return Piece(name, {name: None})
+
+
+ACCEPT, DROP, RETURN = (verdict(name) for name in ("accept", "drop", "return"))
+VERDICTS = {"DROP": DROP, "RETURN": RETURN}
+ESTABLISHED = Piece("ct state established,related", match({"ct": {"key": "state"}}, ["established", "related"], "in"))
+STRAY = Piece("ct state invalid,related", match({"ct": {"key": "state"}}, ["invalid", "related"], "in"))
+ANSWER = Piece("ct state established", match({"ct": {"key": "state"}}, "established", "in"))
+REPLY = Piece("ct direction reply", match({"ct": {"key": "direction"}}, "reply"))
+ECHO = Piece("icmp type echo-request", match({"payload": {"protocol": "icmp", "field": "type"}}, "echo-request"))
+THE_INTERNET = Piece(
+    f"ip daddr != {{ {', '.join(map(str, CLOSED))} }}",
+    match(
+        {"payload": {"protocol": "ip", "field": "daddr"}},
+        {"set": [{"prefix": {"addr": str(one.network_address), "len": one.prefixlen}} for one in CLOSED]},
+        "!=",
+    ),
+)
+SYN = Piece(
+    "tcp flags & (syn | rst) == syn",
+    match({"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, ["syn", "rst"]]}, "syn"),
+)
+CLAMP = Piece(
+    "tcp option maxseg size set rt mtu",
+    {"mangle": {"key": {"tcp option": {"name": "maxseg", "field": "size"}}, "value": {"rt": {"key": "mtu"}}}},
+)
+
+
+TCP_OR_UDP = Piece("meta l4proto { tcp, udp }", match({"meta": {"key": "l4proto"}}, {"set": ["tcp", "udp"]}))
+
+
+def translation(address: IPv4Address | None, ports: tuple[int, int] | None) -> Piece:
+    """`address`: None = the uplink's own. With `ports` the rule must match TCP or UDP before."""
+    name, to = ("masquerade", "") if address is None else ("snat", str(address))
+    listed: dict[str, Any] = {"addr": to} if to else {}
+    text = f" to {to}" if to else ""
+    if ports:
+        first, last = ports
+        text = f" to {to}:{first}-{last} fully-random"
+        listed |= {"port": {"range": [first, last]}, "flags": "fully-random"}
+    return Piece(name + text, {name: listed or None})
+
+
+FROM_IKEV2, TO_IKEV2 = on_interface("iifname", IKEV2_DEVICE), on_interface("oifname", IKEV2_DEVICE)

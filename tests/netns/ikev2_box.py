@@ -1,0 +1,111 @@
+"""Clients of IKEv2 in namespaces of their own, by other hands than ours: `charon-cmd`; and what a server shows them."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from agent.model import Ikev2, Secret
+
+IDENTITY = "vpn.example.org"
+PLUGINS = (
+    "random nonce openssl x509 revocation constraints pubkey pkcs1 pkcs8 pem sha1 sha2 hmac md5 kdf {esp} "
+    "kernel-netlink socket-default eap-identity eap-mschapv2"
+)
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _pem(key: rsa.RSAPrivateKey) -> str:
+    form = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
+
+
+def credentials(identity: str = IDENTITY) -> Ikev2:
+    now = datetime.datetime.now(datetime.UTC)
+    ca, key = (rsa.generate_private_key(65537, 2048) for _ in range(2))
+
+    def begun(subject: str, public: rsa.RSAPublicKey) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(_name(subject))
+            .issuer_name(_name("a test's CA"))
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=30))
+        )
+
+    constraints = x509.BasicConstraints(ca=True, path_length=0)
+    root = begun("a test's CA", ca.public_key()).add_extension(constraints, critical=True).sign(ca, hashes.SHA256())
+    names, use = x509.SubjectAlternativeName([x509.DNSName(identity)]), [ExtendedKeyUsageOID.SERVER_AUTH]
+    own = begun(identity, key.public_key()).add_extension(names, critical=False)
+    own = own.add_extension(x509.ExtendedKeyUsage(use), critical=False)
+    own_pem = own.sign(ca, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+    root_pem = root.public_bytes(serialization.Encoding.PEM).decode()
+    return Ikev2(own_pem, Secret(_pem(key)), root_pem, identity, (IPv4Address("10.77.0.1"),))
+
+
+@contextmanager
+def client(
+    namespace: str,
+    folder: Path,
+    username: str,
+    password: str,
+    authority: str,
+    server: str = "192.0.2.1",
+    *,
+    claims: str = "",
+    esp: str = "kernel-libipsec",
+) -> Iterator[Path]:
+    """charon-cmd; yields the file of what it says. `claims`: what it calls itself, if not its username."""
+    folder.mkdir(parents=True, exist_ok=True)
+    conf, ca, says = folder / "strongswan.conf", folder / "ca.pem", folder / "says"
+    ca.write_text(authority)
+    conf.write_text(f"charon-cmd {{\n load = {PLUGINS.format(esp=esp)}\n}}\n")
+    words = ["charon-cmd", "--host", server, "--identity", claims or username, "--remote-identity", IDENTITY]
+    words += ["--cert", str(ca), "--profile", "ikev2-eap"]
+    words += ["--eap-identity", username] if claims else []
+    with says.open("w") as out:
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", namespace, *words],
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "STRONGSWAN_CONF": str(conf)},
+            text=True,
+        )
+        assert process.stdin is not None
+        try:
+            process.stdin.write(f"{password}\n")
+            process.stdin.flush()
+            yield says
+        finally:
+            process.stdin.close()
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def is_in(says: Path) -> bool:
+    return "installing new virtual IP" in says.read_text()
+
+
+def is_refused(says: Path) -> bool:
+    return any(word in says.read_text() for word in ("received AUTHENTICATION_FAILED", "EAP method not", "EAP_FAILURE"))
