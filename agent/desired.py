@@ -168,8 +168,7 @@ class Desired:
         zone = checked_zone(time_zone) if time_zone else self.time_zone
         maps = accounts.finish(), by_address.finish(), by_mark.finish(), by_key.finish(), by_username.finish()
         desired = Desired(self.epoch, revision, zone, servers, *maps)
-        removed = self.servers.keys() - servers.keys()
-        for account in desired.accounts.values() if removed else put_accounts:
+        for account in desired.accounts.values() if self.servers.keys() - servers.keys() else put_accounts:
             if account.server not in servers:
                 raise InvalidValue(f"account {account.name}: server", f"there is no server {account.server!r} here")
         return desired

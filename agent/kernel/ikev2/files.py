@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 
 BEFORE = "random nonce openssl x509 revocation constraints pubkey pkcs1 pkcs8 pem sha1 sha2 hmac md5 kdf"
 BEHIND = "kernel-netlink socket-default vici eap-identity eap-radius"
@@ -53,125 +54,136 @@ def write(path: Path, text: str) -> None:
 
 def charon(paths: Paths, port: int, secret: str, *, userspace: bool) -> str:
     """strongswan.conf. `port`: of FreeRADIUS, on loopback."""
-    plugins = " ".join([BEFORE, *([USERSPACE_ESP] if userspace else []), BEHIND])
-    return f"""\
-charon-systemd {{
-  load = {plugins}
-  threads = 16
-  install_virtual_ip = no
-  install_routes = no
-  cookie_threshold = {COOKIES}
-  cookie_threshold_ip = {COOKIES_OF_ONE}
-  block_threshold = {REFUSED_FROM_ONE}
-  journal {{
-    default = -1
-  }}
-  filelog {{
-    stderr {{
-      default = 0
-    }}
-  }}
-  syslog {{
-    daemon {{
-      default = -1
-    }}
-    auth {{
-      default = -1
-    }}
-  }}
-  plugins {{
-    vici {{
-      socket = unix://{paths.control}
-    }}
-    eap-radius {{
-      accounting = no
-      servers {{
-        own {{
-          address = 127.0.0.1
-          auth_port = {port}
-          secret = {secret}
-          sockets = 16
-        }}
-      }}
-    }}
-  }}
-}}
-"""
+    return STRONGSWAN.substitute(
+        plugins=" ".join([BEFORE, *([USERSPACE_ESP] if userspace else []), BEHIND]),
+        cookies=COOKIES,
+        cookies_of_one=COOKIES_OF_ONE,
+        refused_from_one=REFUSED_FROM_ONE,
+        control=paths.control,
+        port=port,
+        secret=secret,
+    )
 
 
 def radius(paths: Paths, port: int, secret: str) -> str:
-    """radiusd.conf. One item a line, or its parser refuses it."""
-    folder, row = paths.folder, "FROM logins WHERE username = '%{SQL-User-Name}' AND enabled = 1"
-
-    def reply(attribute: str, column: str) -> str:
-        return f"SELECT id, username, '{attribute}', {column}, ':=' {row} AND {column} <> ''"
-
+    """radiusd.conf."""
+    row = "FROM logins WHERE username = '%{SQL-User-Name}' AND enabled = 1"
     replies = " UNION ALL ".join(
-        reply(*pair)
-        for pair in (
+        f"SELECT id, username, '{attribute}', {column}, ':=' {row} AND {column} <> ''"
+        for attribute, column in (
             ("Framed-IP-Address", "address"),
             ("MS-Primary-DNS-Server", "dns_1"),
             ("MS-Secondary-DNS-Server", "dns_2"),
         )
     )
-    return f"""\
+    return RADIUSD.substitute(
+        folder=paths.folder, port=port, secret=secret, users=paths.users, row=row, replies=replies
+    )
+
+
+STRONGSWAN = Template("""\
+charon-systemd {
+  load = $plugins
+  threads = 16
+  install_virtual_ip = no
+  install_routes = no
+  cookie_threshold = $cookies
+  cookie_threshold_ip = $cookies_of_one
+  block_threshold = $refused_from_one
+  journal {
+    default = -1
+  }
+  filelog {
+    stderr {
+      default = 0
+    }
+  }
+  syslog {
+    daemon {
+      default = -1
+    }
+    auth {
+      default = -1
+    }
+  }
+  plugins {
+    vici {
+      socket = unix://$control
+    }
+    eap-radius {
+      accounting = no
+      servers {
+        own {
+          address = 127.0.0.1
+          auth_port = $port
+          secret = $secret
+          sockets = 16
+        }
+      }
+    }
+  }
+}
+""")
+
+# One item a line, or its parser refuses it.
+RADIUSD = Template("""\
 prefix = /usr
 name = radiusd
 libdir = /usr/lib/freeradius
-run_dir = {folder}
-logdir = {folder}
-pidfile = {folder}/radiusd.pid
+run_dir = $folder
+logdir = $folder
+pidfile = $folder/radiusd.pid
 max_request_time = 10
 cleanup_delay = 2
 max_requests = 16384
 hostname_lookups = no
-log {{
+log {
   destination = stderr
   auth = no
-}}
-security {{
+}
+security {
   allow_core_dumps = no
   max_attributes = 200
   reject_delay = 0
   status_server = no
-}}
-thread pool {{
+}
+thread pool {
   start_servers = 2
   max_servers = 8
   min_spare_servers = 1
   max_spare_servers = 4
   max_requests_per_server = 0
-}}
-client own {{
+}
+client own {
   ipaddr = 127.0.0.1
-  secret = {secret}
+  secret = $secret
   require_message_authenticator = yes
-}}
-modules {{
-  eap {{
+}
+modules {
+  eap {
     default_eap_type = mschapv2
     timer_expire = 30
     max_sessions = 16384
-    mschapv2 {{
-    }}
-  }}
-  mschap {{
+    mschapv2 {
+    }
+  }
+  mschap {
     use_mppe = yes
     require_encryption = yes
     require_strong = yes
     with_ntdomain_hack = no
-  }}
-  always reject {{
+  }
+  always reject {
     rcode = reject
-  }}
-  sql {{
+  }
+  sql {
     driver = "rlm_sql_sqlite"
     dialect = "sqlite"
-    sqlite {{
-      filename = "{paths.users}"
+    sqlite {
+      filename = "$users"
       busy_timeout = 1000
-    }}
-    pool {{
+    }
+    pool {
       start = 1
       min = 1
       max = 8
@@ -180,34 +192,34 @@ modules {{
       uses = 0
       lifetime = 0
       idle_timeout = 0
-    }}
+    }
     read_groups = no
     read_profiles = no
-    sql_user_name = "%{{User-Name}}"
-    authorize_check_query = "SELECT id, username, 'Cleartext-Password', password, ':=' {row}"
-    authorize_reply_query = "{replies}"
-  }}
-}}
-server default {{
-  listen {{
+    sql_user_name = "%{User-Name}"
+    authorize_check_query = "SELECT id, username, 'Cleartext-Password', password, ':=' $row"
+    authorize_reply_query = "$replies"
+  }
+}
+server default {
+  listen {
     type = auth
     ipaddr = 127.0.0.1
-    port = {port}
-  }}
-  authorize {{
-    eap {{
+    port = $port
+  }
+  authorize {
+    eap {
       ok = return
-    }}
+    }
     sql
-    if (notfound) {{
+    if (notfound) {
       reject
-    }}
-  }}
-  authenticate {{
-    Auth-Type MS-CHAP {{
+    }
+  }
+  authenticate {
+    Auth-Type MS-CHAP {
       mschap
-    }}
+    }
     eap
-  }}
-}}
-"""
+  }
+}
+""")

@@ -102,35 +102,15 @@ def wanted_rules(forwarding: Forwarding, opened: tuple[Opening, ...] = ()) -> Ru
     """The rules of one interface."""
     network, external = forwarding.network, forwarding.external_ip
     from_link, to_link = on_interface("iifname", forwarding.interface), on_interface("oifname", forwarding.interface)
-    from_uplink, to_uplink = on_interface("iifname", forwarding.uplink), on_interface("oifname", forwarding.uplink)
     elsewhere = on_interface("iifname", forwarding.interface, "!=")
-    reached = [on_network("daddr", one) for one in forwarding.reach.networks]
-    reached += [THE_INTERNET] if forwarding.reach.internet else []
     own = on_network("daddr", IPv4Network(forwarding.address.ip))
     doors = (ECHO, *(to_port(one.port, one.protocol) for one in opened))
-    source, destination = on_network("saddr", network), on_network("daddr", network)
-
-    def outside(came_in: Piece, goes_out: Piece) -> tuple[Rule, ...]:
-        if not forwarding.uplink:
-            return ()
-        ways = ((came_in, to_uplink, source, there, ACCEPT) for there in reached)
-        return *ways, (from_uplink, goes_out, destination, ESTABLISHED, ACCEPT)
-
-    inside = (
-        ((FROM_IKEV2, TO_IKEV2), (FROM_IKEV2, to_link), (from_link, TO_IKEV2)) if forwarding.internal_traffic else ()
-    )
-    by_ikev2: tuple[Rule, ...] = (
-        (FROM_IKEV2, source, STRAY, DROP),
-        *outside(FROM_IKEV2, TO_IKEV2),
-        *((came_in, goes_out, source, destination, ACCEPT) for came_in, goes_out in inside),
-        (FROM_IKEV2, source, DROP),
-        (TO_IKEV2, destination, DROP),
-    )
+    source = on_network("saddr", network)
     in_by_ikev2: tuple[Rule, ...] = (
         (FROM_IKEV2, source, ANSWER, REPLY, ACCEPT),
         *((FROM_IKEV2, source, own, door, ACCEPT) for door in doors),
     )
-    out_of = (on_network("saddr", network), to_uplink)
+    out_of = (source, on_interface("oifname", forwarding.uplink))
     nat = (
         (*out_of, TCP_OR_UDP, translation(external, forwarding.nat_ports)),
         (*out_of, translation(external, None)),
@@ -140,8 +120,8 @@ def wanted_rules(forwarding: Forwarding, opened: tuple[Opening, ...] = ()) -> Ru
         MSS: ((from_link, SYN, CLAMP), (to_link, SYN, CLAMP)),
         FORWARD: (
             (from_link, STRAY, DROP),
-            *(by_ikev2 if forwarding.ikev2 else ()),
-            *outside(from_link, to_link),
+            *(_by_ikev2(forwarding) if forwarding.ikev2 else ()),
+            *_outside(forwarding, from_link, to_link),
             (from_link, to_link, ACCEPT if forwarding.internal_traffic else DROP),
             (from_link, DROP),
             (to_link, DROP),
@@ -155,6 +135,31 @@ def wanted_rules(forwarding: Forwarding, opened: tuple[Opening, ...] = ()) -> Ru
             *([(elsewhere, to_port(forwarding.listen_port), ACCEPT)] if forwarding.listen_port else []),
         ),
     }
+
+
+def _outside(one: Forwarding, came_in: Piece, goes_out: Piece) -> tuple[Rule, ...]:
+    """Between the uplink and the device by which its accounts come in."""
+    if not one.uplink:
+        return ()
+    from_uplink, to_uplink = on_interface("iifname", one.uplink), on_interface("oifname", one.uplink)
+    reached = [on_network("daddr", network) for network in one.reach.networks]
+    reached += [THE_INTERNET] if one.reach.internet else []
+    ways = ((came_in, to_uplink, on_network("saddr", one.network), there, ACCEPT) for there in reached)
+    return *ways, (from_uplink, goes_out, on_network("daddr", one.network), ESTABLISHED, ACCEPT)
+
+
+def _by_ikev2(one: Forwarding) -> tuple[Rule, ...]:
+    """Of its own accounts alone, for others come in there too."""
+    source, destination = on_network("saddr", one.network), on_network("daddr", one.network)
+    from_link, to_link = on_interface("iifname", one.interface), on_interface("oifname", one.interface)
+    inside = ((FROM_IKEV2, TO_IKEV2), (FROM_IKEV2, to_link), (from_link, TO_IKEV2)) if one.internal_traffic else ()
+    return (
+        (FROM_IKEV2, source, STRAY, DROP),
+        *_outside(one, FROM_IKEV2, TO_IKEV2),
+        *((came_in, goes_out, source, destination, ACCEPT) for came_in, goes_out in inside),
+        (FROM_IKEV2, source, DROP),
+        (TO_IKEV2, destination, DROP),
+    )
 
 
 def all_rules(
