@@ -150,7 +150,7 @@ async def _edit(tx: Transaction, name: str, edit: AccountEdit, now: int) -> Kept
     if new.address_ipv6 != old.address_ipv6:
         await _move_ipv6(tx, kept, new, now)
     revision = kept.revision
-    if _for_node(new) != _for_node(old):
+    if _for_node(new) != _for_node(old) or (new.password != old.password and (await _server_of(tx, kept)).ikev2):
         revision = await node_rows.next_revision(tx, kept.node_id)
     edited = replace(kept, account=new, revision=revision)
     await rows.save(tx, edited)

@@ -5,7 +5,6 @@ Rates are Mbit/s, 0 = unlimited. Text from outside is parsed into these by gatew
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from enum import Enum
@@ -90,13 +89,13 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldObject:
-    """A server or an account as a node holds it, or should: every field as text, but no private or preshared key."""
+class Responder:
+    """What a node with IKEv2 shows, in PEM. `identity`: what clients call it."""
 
-    kind: str  # "server" | "account"
-    key: str  # a server's name, an account's id
-    name: str
-    fields: Mapping[str, str]
+    certificate: str
+    private_key: Secret
+    authority: str
+    identity: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +127,7 @@ class Server:
     dns_1_ipv6: IPv6Address | None = None
     dns_2_ipv6: IPv6Address | None = None
     nat_ipv6: bool = False  # its accounts leave with the uplink's own address; else its network is routed to the node
+    responder: Responder | None = None  # as a node is told of it; None = its accounts do not come in by IKEv2
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +335,7 @@ class AgentStatus:
     certificate_expires: int = 0  # Unix seconds; 0 = it has none
     standing: Standing | None = None  # None = it listens to no other host
     asks: bool = False  # it was cut off, and serves nobody until it is told that what it holds stands
+    ikev2: tuple[str, int] = ("", 0)  # what answers there ("strongSwan 5.9.8"), and its process
 
     @property
     def held(self) -> Held:

@@ -20,7 +20,8 @@ from gateway.condition import Condition, Report
 from gateway.credentials import with_agents
 from gateway.enrolment import Enrolment
 from gateway.errors import AgentUnreachable, ConfigError
-from gateway.model import HeldObject, Node
+from gateway.live import HeldObject
+from gateway.model import Node
 from gateway.progress import explain, plain, printed_table
 from gateway.store import Store, changes
 from gateway.store import nodes as rows

@@ -66,13 +66,14 @@ def config_qr(text: str) -> bytes:
     return _png(_enlarged(code.matrix))
 
 
-def ikev2_profile(account: Account, host: str, authority: bytes) -> str:
-    """A profile for strongSwan's Android app. `authority`: the DER certificate of the CA; the app wants it bare."""
+def ikev2_profile(account: Account, host: str, identity: str, authority: bytes) -> str:
+    """A profile for strongSwan's Android app. `host`: where it connects to, of the account's own node; `identity`: what
+    the certificate there says. `authority`: the DER certificate of the CA; the app wants it bare."""
     profile = {
         "uuid": str(uuid.uuid5(PROFILES, str(account.id))),
         "name": host,
         "type": "ikev2-eap",
-        "remote": {"addr": host, "id": host, "cert": base64.b64encode(authority).decode()},
+        "remote": {"addr": host, "id": identity, "cert": base64.b64encode(authority).decode()},
         "local": {"eap_id": account.username},
     }
     return json.dumps(profile, indent=2)

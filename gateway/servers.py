@@ -31,6 +31,7 @@ from gateway.model import Account, Node, PeerState, Server, ServerValues
 from gateway.placement import node_for
 from gateway.store import Store, Transaction, ranges
 from gateway.store import accounts as account_rows
+from gateway.store import ikev2 as ikev2_rows
 from gateway.store import nodes as node_rows
 from gateway.store import servers as rows
 from gateway.store.servers import KeptServer
@@ -52,18 +53,15 @@ MOST_ADDRESSES = 65_536
 WIREGUARD_MTU = 1420  # bytes; what clients take where nothing is said
 # What the agent has to know of; an edit of anything else is not a change for it.
 _NODE_FIELDS = (
-    "private_key",
-    "listen_port",
-    "address",
-    "mtu",
-    "internal_traffic",
-    "external_ip",
-    "reach",
-    "address_ipv6",
-    "nat_ipv6",
+    *("private_key", "listen_port", "address", "mtu", "internal_traffic", "external_ip", "reach", "address_ipv6"),
+    *("nat_ipv6", "ikev2"),
 )
+_TOLD_WITH_IKEV2 = ("dns_1", "dns_2")  # where it has that
 # Taken over from the caller as they are, on create and on edit.
-_PLAIN_FIELDS = ("listen_port", "address", "mtu", "keep_alive", "allowed_ips", "internal_traffic", "endpoint", "reach")
+_PLAIN_FIELDS = (
+    *("listen_port", "address", "mtu", "keep_alive", "allowed_ips", "internal_traffic", "endpoint", "reach"),
+    "ikev2",
+)
 _LIMITS = ("download", "upload")
 _CLEARABLE = ("external_ip", "dns_1", "dns_2")  # "" = none
 
@@ -168,14 +166,12 @@ class Servers:
 
         `is_gone`: has the caller hung up? Then nothing is created any more.
         """
-        _refuse_ikev2(values)
         pair = _pair(values)
         kept = await self._store.change(lambda tx: self._create(tx, values, pair, is_gone))
         return await self._settle(kept.server, kept)
 
     async def edit(self, name: str, values: ServerValues) -> Accepted[Server]:
         """Name and interface stay, whatever `values` says of them (as in v1)."""
-        _refuse_ikev2(values)
         kept = await self._store.change(lambda tx: self._edit(tx, name, values))
         return await self._settle(kept.server, kept)
 
@@ -263,8 +259,11 @@ class Servers:
         if await account_rows.in_use(tx, "public_key", [new.public_key], new.id):
             raise InvalidValue(WRONG_KEYS)  # WireGuard would drop the peer with the interface's own key
         revision = kept.revision
-        if any(getattr(new, field) != getattr(old, field) for field in _NODE_FIELDS):
+        told = (*_NODE_FIELDS, *(_TOLD_WITH_IKEV2 if new.ikev2 else ()))
+        if any(getattr(new, field) != getattr(old, field) for field in told):
             revision = await node_rows.next_revision(tx, kept.node_id)
+        if new.ikev2 != old.ikev2:
+            await ikev2_rows.touch_accounts(tx, [new.id], revision)  # they come with their logins, or without
         edited = replace(kept, server=new, revision=revision)
         await rows.save(tx, edited)
         if new.address != old.address:
@@ -304,11 +303,6 @@ async def _set_bandwidth(tx: Transaction, name: str) -> tuple[KeptServer, set[in
 
 
 # -- values -------------------------------------------------------------------------------------------------------
-
-
-def _refuse_ikev2(values: ServerValues) -> None:
-    if values.ikev2:
-        raise InvalidValue("IKEv2 is not supported yet")
 
 
 def _pair(values: ServerValues) -> KeyPair:

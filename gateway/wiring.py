@@ -32,6 +32,7 @@ from gateway.http.app import HttpSettings, Services, build_app
 from gateway.http.certificate import Certificate
 from gateway.http.listener import Listener
 from gateway.http.ports import bound_socket, may_listen, port_cure
+from gateway.ikev2 import Ikev2Service
 from gateway.keys import Keys
 from gateway.notify import keep_watchdog, tell
 from gateway.one_time_links import OneTimeLinks
@@ -129,6 +130,7 @@ def _listener(
         keys=Keys(store),
         system=System(store, sync, collect, agents, config.account_limit),
         enrolment=Enrolment(store),
+        ikev2=Ikev2Service(store, sync, agents),
         ping=store.ping,
     )
     settings = HttpSettings(

@@ -20,12 +20,11 @@ from gateway.agents.lines import Line, Lines
 from gateway.agents.probe import Reasons
 from gateway.authority import Credentials
 from gateway.errors import AgentUnreachable
-from gateway.live import LiveServer
+from gateway.live import HeldObject, LiveServer, Session
 from gateway.model import (
     AgentStatus,
     Applied,
     DayTotal,
-    HeldObject,
     LiveAccount,
     Look,
     Node,
@@ -179,6 +178,20 @@ class Agents:
             call = (await line.bulk()).Peers(pb.PeersRequest(server=server), timeout=LIVE_SECONDS)
             chunks = line.received(call, lambda part: part.peers, MOST_PEERS)
             return [codec.peer_state(peer) async for chunk in chunks for peer in chunk.peers]
+
+    async def sessions(self, node: Node) -> list[Session]:
+        """Who is in by IKEv2. Raises AgentUnreachable."""
+        line = self._lines.to(node)
+        with _translated(node), line.long_call():
+            call = (await line.bulk()).Sessions(pb.SessionsRequest(), timeout=LIVE_SECONDS)
+            chunks = line.received(call, lambda part: part.sessions, MOST_PEERS)
+            return [codec.session(session) async for chunk in chunks for session in chunk.sessions]
+
+    async def disconnect(self, node: Node, account_id: int) -> None:
+        """Ends its session of IKEv2. Raises AgentLacks, AgentUnreachable."""
+        request, line = pb.DisconnectRequest(account_id=account_id), self._lines.to(node)
+        with _translated(node):
+            await _asked(line, LIVE_SECONDS, lambda on, seconds: on.Disconnect(request, timeout=seconds))
 
     async def held(self, node: Node) -> list[HeldObject]:
         """Every server and account that the agent holds. Raises AgentUnreachable."""

@@ -10,20 +10,20 @@ from collections.abc import Iterator, Sequence
 from datetime import date
 from ipaddress import IPv4Network
 
-from gateway.live import LiveRule, LiveServer
+from gateway.live import HeldObject, LiveRule, LiveServer, Session
 from gateway.model import (
     Account,
     AgentStatus,
     Applied,
     DayTotal,
     Failure,
-    HeldObject,
     LiveAccount,
     Look,
     MarkCounters,
     Origin,
     Patch,
     PeerState,
+    Responder,
     Server,
     Snapshot,
     Standing,
@@ -40,7 +40,7 @@ MOST_BYTES_A_DAY = 1 << 50  # of an account: 100 Gbit/s all day
 LARGEST_ID = (1 << 63) - 1
 
 MTUS = range(1280, 9101)  # bytes, of a tunnel; anything else would end in customers' files
-SECRETS = ("private_key", "preshared_key")  # no node tells them again, nor are they shown
+SECRETS = ("private_key", "preshared_key", "password")  # no node tells them again, nor are they shown
 OUTCOMES = {pb.ApplyReply.APPLIED: "applied", pb.ApplyReply.PENDING: "pending", pb.ApplyReply.FAILED: "failed"}
 
 
@@ -57,6 +57,17 @@ def _server(server: Server) -> pb.Server:
         reach=server.reach,
         address_ipv6=str(server.address_ipv6 or ""),
         nat_ipv6=server.nat_ipv6,
+        ikev2=_ikev2(server, server.responder) if server.responder else None,
+    )
+
+
+def _ikev2(server: Server, shown: Responder) -> pb.Ikev2:
+    return pb.Ikev2(
+        certificate=shown.certificate,
+        private_key=shown.private_key.reveal(),
+        authority=shown.authority,
+        identity=shown.identity,
+        dns=[str(address) for address in (server.dns_1, server.dns_2) if address],
     )
 
 
@@ -73,6 +84,8 @@ def _account(account: Account) -> pb.Account:
         enabled=account.enabled,
         preshared_key=account.preshared_key.reveal(),
         address_ipv6=str(account.address_ipv6 or ""),
+        username=account.username if account.password else "",
+        password=account.password.reveal(),
     )
 
 
@@ -135,7 +148,8 @@ def held_objects(chunk: pb.SnapshotChunk) -> Iterator[HeldObject]:
 
 def _fields(message: pb.Server | pb.Account) -> dict[str, str]:
     names = (field.name for field in message.DESCRIPTOR.fields)
-    return {name: str(getattr(message, name)) for name in names if name not in ("id", *SECRETS)}
+    told = {name: str(getattr(message, name)) for name in names if name not in ("id", "ikev2", *SECRETS)}
+    return told | ({"ikev2": message.ikev2.identity} if isinstance(message, pb.Server) else {})
 
 
 def _failure(failure: pb.Failure) -> Failure:
@@ -175,6 +189,7 @@ def agent_status(reply: pb.StatusReply, at: float) -> AgentStatus:
         tunnel_mtu=reply.tunnel_mtu if reply.tunnel_mtu in MTUS else 0,
         refused_connections=reply.refused_connections,
         asks=reply.asks,
+        ikev2=(reply.ikev2[:LONGEST_EPOCH], reply.ikev2_pid),
         origin=_origin_in(reply.origin),
         accounts=reply.accounts,
         servers=reply.servers,
@@ -215,6 +230,10 @@ def peer_state(peer: pb.Peer) -> PeerState:
         rx_bytes=peer.rx_bytes,
         tx_bytes=peer.tx_bytes,
     )
+
+
+def session(found: pb.Session) -> Session:
+    return Session(found.account_id, found.endpoint[:LONGEST_EPOCH], found.established)
 
 
 def _marks(marks: pb.MarkCounters) -> MarkCounters:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from gateway.accounts import Accounts
     from gateway.enrolment import Enrolment
+    from gateway.ikev2 import Ikev2Service
     from gateway.keys import Keys
     from gateway.one_time_links import OneTimeLinks
     from gateway.servers import Servers
@@ -21,7 +22,7 @@ MAX_BODY_BYTES = 65_536  # a v1 body is well below 2 kB
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """`ping`: returns when the store answers (for /healthz). `authority`: the DER certificate of the IKEv2 CA."""
+    """`ping`: returns when the store answers (for /healthz)."""
 
     accounts: Accounts
     servers: Servers
@@ -29,8 +30,8 @@ class Services:
     keys: Keys
     system: System
     enrolment: Enrolment
+    ikev2: Ikev2Service
     ping: Callable[[], Awaitable[object]]
-    authority: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,22 +145,27 @@ async def pages(tx: Transaction) -> AsyncIterator[list[Account]]:
         yield [_parsed(tx, row) for row in part]
 
 
-async def changed_since(tx: Transaction, node_id: int, revision: int) -> list[Account]:
-    """Without passwords and private keys: no node gets them."""
+async def changed_since(tx: Transaction, node_id: int, revision: int, logins: Collection[int] = ()) -> list[Account]:
+    """Without private keys, which no node gets; with passwords on the servers `logins` (ids) alone."""
     rows = await tx.all(_changed, {"node": node_id, "after": revision})
-    return [_for_node(tx, row) for row in rows]
+    return [_for_node(tx, row, logins) for row in rows]
 
 
-async def parts_of(tx: Transaction, node_id: int) -> AsyncIterator[list[Account]]:
+async def parts_of(tx: Transaction, node_id: int, logins: Collection[int] = ()) -> AsyncIterator[list[Account]]:
     """All of a node, as `changed_since` has them, never more than PAGE at a time."""
     async for part in tx.parts(_select.where(accounts.c.node_id == node_id), PAGE):
-        yield [_for_node(tx, row) for row in part]
+        yield [_for_node(tx, row, logins) for row in part]
 
 
-def _for_node(tx: Transaction, row: Row[Any]) -> Account:
+def _for_node(tx: Transaction, row: Row[Any], logins: Collection[int]) -> Account:
     """Whose preshared key cannot be read is switched off there: his client needs it, and others must not do without."""
     account = _parsed(tx, row, secrets=False)
-    return replace(account, enabled=False) if account.unreadable else account
+    if account.unreadable:
+        return replace(account, enabled=False)
+    if row.server_id not in logins:
+        return account
+    # One that cannot be read is one by which nobody logs in.
+    return replace(account, password=Secret(tx.seal.opened(row.password, _place("password", account.id)) or ""))
 
 
 async def by_ids(tx: Transaction, ids: Collection[int]) -> dict[int, Account]:

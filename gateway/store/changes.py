@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from sqlalchemy import bindparam, delete, func, select, update
 
 from gateway import origin
-from gateway.model import Account, Compared, Held, Node, Origin, Patch, Server, Snapshot
+from gateway.model import Account, Compared, Held, Node, Origin, Patch, Responder, Server, Snapshot
 from gateway.store import accounts as account_rows
+from gateway.store import ikev2 as ikev2_rows
 from gateway.store import nodes as node_rows
 from gateway.store import servers as server_rows
 from gateway.store import settings
@@ -56,13 +57,14 @@ async def _since(tx: Transaction, node: Node, held: Held, identity: str, marks: 
     if held.origin.identity and revision not in marks:
         return None
     gone = await tx.all(_tombstones, {"node": node.id, "after": revision})
+    responder, logins = await ikev2_rows.served(tx, node.id)
     return Patch(
         epoch=held.epoch,
         base=revision,
         revision=node.revision,
-        put_servers=_readable(await server_rows.changed_since(tx, node.id, revision)),
+        put_servers=_readable(await server_rows.changed_since(tx, node.id, revision), responder),
         remove_servers=tuple(row.key for row in gone if row.kind == "server"),
-        put_accounts=tuple(await account_rows.changed_since(tx, node.id, revision)),
+        put_accounts=tuple(await account_rows.changed_since(tx, node.id, revision, logins)),
         remove_accounts=tuple(int(row.key) for row in gone if row.kind == "account"),
         time_zone=await settings.time_zone(tx),
         origin=Origin(identity, marks.get(node.revision, 0), node.name),
@@ -73,10 +75,11 @@ async def _since(tx: Transaction, node: Node, held: Held, identity: str, marks: 
 async def snapshot(tx: Transaction, name: str) -> Snapshot:
     node = await node_rows.found(tx, name)
     marks = await node_rows.marks(tx, node.id, node.revision)
-    servers = _readable(await server_rows.changed_since(tx, node.id, -1))
+    responder, logins = await ikev2_rows.served(tx, node.id)
+    servers = _readable(await server_rows.changed_since(tx, node.id, -1), responder)
     there = {server.name for server in servers}
     accounts: list[Account] = []
-    async for some in account_rows.parts_of(tx, node.id):  # others get their turn in between
+    async for some in account_rows.parts_of(tx, node.id, logins):  # others get their turn in between
         accounts += [account for account in some if account.server in there]
     return Snapshot(
         revision=node.revision,
@@ -87,10 +90,10 @@ async def snapshot(tx: Transaction, name: str) -> Snapshot:
     )
 
 
-def _readable(servers: Iterable[Server]) -> tuple[Server, ...]:
+def _readable(servers: Iterable[Server], responder: Responder | None) -> tuple[Server, ...]:
     """A node is not given a server without its private key: after a patch it has what it had, after a snapshot it is
     without that server and its accounts, and goes on with all others. (Once the key is right again: `node resync`.)"""
-    return tuple(server for server in servers if not server.unreadable)
+    return tuple(ikev2_rows.with_responder(server, responder) for server in servers if not server.unreadable)
 
 
 async def acknowledge(tx: Transaction, name: str, epoch: str, revision: int) -> None:

@@ -88,6 +88,14 @@ join_tokens = Table(
     Column("used_by", LargeBinary),  # the public key that it is bound to; NULL = nobody has used it
 )
 
+# What the installation shows customers of IKEv2; at most one row.
+ikev2 = Table(
+    "ikev2",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("sealed", LargeBinary, nullable=False),
+)
+
 servers = Table(
     "servers",
     metadata,

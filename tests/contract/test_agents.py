@@ -17,7 +17,7 @@ import pytest
 from gateway.agents import AgentLacks, AgentRefused, Agents, StaleAgent
 from gateway.agents.codec import objects_of
 from gateway.errors import AgentUnreachable
-from gateway.model import Account, DayTotal, Held, Look, Node, Origin, Patch, Secret, Server, Snapshot
+from gateway.model import Account, DayTotal, Held, Look, Node, Origin, Patch, Responder, Secret, Server, Snapshot
 from tests.fakes.agent_core import AgentCore, running_core
 from tests.fakes.agent_server import serving
 from tests.fakes.agents import FakeAgent, FakeAgents
@@ -471,6 +471,30 @@ def test_a_live_read_of_a_server_shows_its_rules_and_root_qdiscs(told: Callable[
         with pytest.raises(AgentLacks):
             await it.agents.inspect_server(it.node, "nowhere")
         await it.agents.resync(it.node)
+
+    told(story)
+
+
+def test_who_is_in_by_ikev2_is_told_and_put_out(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        await with_snapshot(it, accounts=1)
+        assert await it.agents.sessions(it.node) == []
+        await it.agents.disconnect(it.node, an_account(1).id)  # nobody was in
+        with pytest.raises(AgentLacks):
+            await it.agents.disconnect(it.node, 999)
+
+    told(story)
+
+
+def test_what_a_node_shows_for_ikev2_and_who_logs_in_reaches_it(told: Callable[[Story], None]) -> None:
+    async def story(it: Rig) -> None:
+        shown = Responder("certificate", Secret("key"), "authority", "vpn.example.com")
+        server = replace(a_server(), responder=shown)
+        account = replace(an_account(1), username="user_1", password=Secret("secret"))
+        await it.agents.snapshot(it.node, Snapshot(1, (server,), (account,), "UTC"), 0)
+        held = {one.kind: one.fields for one in await it.agents.held(it.node)}
+        assert held["server"]["ikev2"] == "vpn.example.com" and held["account"]["username"] == "user_1"
+        assert "secret" not in str(held) and "certificate" not in str(held)
 
     told(story)
 

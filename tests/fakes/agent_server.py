@@ -28,6 +28,7 @@ from gateway.model import (
     Origin,
     Patch,
     PeerState,
+    Responder,
     Secret,
     Server,
     Snapshot,
@@ -68,6 +69,7 @@ def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 def _server(m: pb.Server) -> Server:
+    dns = [IPv4Address(text) for text in m.ikev2.dns]
     return Server(
         id=0,
         node="",
@@ -83,15 +85,22 @@ def _server(m: pb.Server) -> Server:
         reach=m.reach,
         address_ipv6=IPv6Interface(m.address_ipv6) if m.address_ipv6 else None,
         nat_ipv6=m.nat_ipv6,
+        dns_1=dns[0] if dns else None,
+        dns_2=dns[1] if dns[1:] else None,
+        responder=_responder(m.ikev2) if m.HasField("ikev2") else None,
     )
+
+
+def _responder(m: pb.Ikev2) -> Responder:
+    return Responder(m.certificate, Secret(m.private_key), m.authority, m.identity)
 
 
 def _account(m: pb.Account) -> Account:
     return Account(
         id=m.id,
         name=m.name,
-        username="",
-        password=Secret(),
+        username=m.username,
+        password=Secret(m.password),
         server=m.server,
         node="",
         address=IPv4Address(m.address),
@@ -134,6 +143,8 @@ def _status(status: AgentStatus) -> pb.StatusReply:
         accounts=status.accounts,
         servers=status.servers,
         tunnel_mtu=status.tunnel_mtu,
+        ikev2=status.ikev2[0],
+        ikev2_pid=status.ikev2[1],
         asks=status.asks,
     )
 
@@ -267,11 +278,17 @@ class _Servicer(AgentServicer):
             yield pb.PeersChunk(peers=[_peer(peer) for peer in chunk])
 
     async def Sessions(self, request: pb.SessionsRequest, context: Any) -> AsyncIterator[pb.SessionsChunk]:
-        """Nobody is in by IKEv2."""
-        yield pb.SessionsChunk()
+        with _translated():
+            sessions = await self._agent.who_is_in()
+        for chunk in _chunks(sessions):
+            named = ((one.account_id, one.endpoint, one.established) for one in chunk)
+            yield pb.SessionsChunk(
+                sessions=[pb.Session(account_id=i, endpoint=where, established=at) for i, where, at in named]
+            )
 
     async def Disconnect(self, request: pb.DisconnectRequest, context: Any) -> pb.DisconnectReply:
-        return pb.DisconnectReply()
+        with _translated():
+            return pb.DisconnectReply(was_connected=await self._agent.disconnect(request.account_id))
 
     async def Held(self, request: pb.HeldRequest, context: Any) -> AsyncIterator[pb.SnapshotChunk]:
         with _translated():

@@ -18,14 +18,13 @@ from typing import TypeVar
 from gateway.agents import AgentLacks, AgentRefused, Agents, StaleAgent
 from gateway.agents.codec import objects_of
 from gateway.errors import AgentUnreachable
-from gateway.live import LiveRule, LiveServer
+from gateway.live import HeldObject, LiveRule, LiveServer, Session
 from gateway.model import (
     Account,
     AgentStatus,
     Applied,
     DayTotal,
     Failure,
-    HeldObject,
     LiveAccount,
     Look,
     MarkCounters,
@@ -51,6 +50,8 @@ class FakeAgent:
         self.networks: tuple[tuple[IPv4Network, str], ...] = ()  # the node's own, with their interfaces
         self.tunnel_mtu = 1420
         self.asks = False  # it was cut off, and serves nobody
+        self.sessions: list[Session] = []  # who is in by IKEv2
+        self.ikev2 = ("", 0)
         self.calls: list[str] = []  # names of the calls that came, failed ones included
         self.patches: list[Patch] = []
         self.snapshots: list[Snapshot] = []
@@ -102,6 +103,7 @@ class FakeAgent:
                 accounts=len(self.accounts),
                 servers=len(self.servers),
                 tunnel_mtu=self.tunnel_mtu,
+                ikev2=self.ikev2,
                 asks=self.asks,
             )
         )
@@ -212,6 +214,18 @@ class FakeAgent:
             raise AgentLacks(f"no server {server} here")
         return self._answered([self._peer(a) for a in self.accounts.values() if a.server == server and a.enabled])
 
+    async def who_is_in(self) -> list[Session]:
+        self._called("sessions")
+        return self._answered([one for one in self.sessions if one.account_id in self.accounts])
+
+    async def disconnect(self, account_id: int) -> bool:
+        self._called("disconnect")
+        if account_id not in self.accounts:
+            raise AgentLacks(f"no account {account_id} here")
+        there = [one for one in self.sessions if one.account_id == account_id]
+        self.sessions = [one for one in self.sessions if one not in there]
+        return self._answered(bool(there))
+
     async def held(self) -> list[HeldObject]:
         self._called("held")
         snapshot = Snapshot(self.revision, tuple(self.servers.values()), tuple(self.accounts.values()))
@@ -319,6 +333,12 @@ class FakeAgents(Agents):
 
     async def resync(self, node: Node) -> None:
         await self[node.name].resync()
+
+    async def sessions(self, node: Node) -> list[Session]:
+        return await self[node.name].who_is_in()
+
+    async def disconnect(self, node: Node, account_id: int) -> None:
+        await self[node.name].disconnect(account_id)
 
     async def held(self, node: Node) -> list[HeldObject]:
         return await self[node.name].held()

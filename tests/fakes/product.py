@@ -18,6 +18,7 @@ from gateway.collect import Collect
 from gateway.creation import Creation
 from gateway.enrolment import Enrolment
 from gateway.http.app import Services
+from gateway.ikev2 import Ikev2Service
 from gateway.keys import Keys
 from gateway.one_time_links import OneTimeLinks
 from gateway.servers import Servers
@@ -44,6 +45,7 @@ class Product:
     keys: Keys
     system: System
     enrolment: Enrolment
+    ikev2: Ikev2Service
 
 
 def services_of(product: Product) -> Services:
@@ -55,6 +57,7 @@ def services_of(product: Product) -> Services:
         product.keys,
         product.system,
         product.enrolment,
+        product.ikev2,
         product.store.ping,
     )
 
@@ -95,6 +98,7 @@ async def running_product(
         keys=Keys(store),
         system=System(store, sync, collect, agents, account_limit),
         enrolment=Enrolment(store),
+        ikev2=Ikev2Service(store, sync, agents),
     )
     loops = asyncio.create_task(sync.run())
     try:

@@ -67,10 +67,9 @@ async def _config_qr(asked: Asked) -> Placed[str]:
 async def _ikev2_profile(asked: Asked) -> Placed[str]:
     account = await _account(asked)
     server = await asked.services.servers.get(account.server)
-    if not server.ikev2 or not asked.services.authority:
-        raise Conflict("IKEv2 is not enabled on this server")
+    shown = await asked.services.ikev2.of(server)
     host = await asked.services.servers.endpoint(server)
-    return Placed(profile.ikev2_profile(account, host, asked.services.authority), account.node)
+    return Placed(profile.ikev2_profile(account, host, shown.domain, shown.authority.der), account.node)
 
 
 async def _one_time_link(asked: Asked) -> Placed[str]:

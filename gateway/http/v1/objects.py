@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
+from gateway.certificates import PARTS
 from gateway.http.configuration import unreadable
 from gateway.http.v1.calls import BOOLEAN, INTEGER, TEXT, record, texts
-from gateway.live import LiveRule
+from gateway.live import LiveRule, Session
 from gateway.model import Account, DayUsage, MarkCounters, PeerState, Server
+from gateway.store.ikev2 import Ikev2
 
 ANYWHERE = "0.0.0.0/0"
 ACCOUNT = texts(
@@ -139,6 +141,33 @@ def online_object(account: Account, peer: PeerState, zone: ZoneInfo) -> dict[str
         "latest_handshake": datetime.fromtimestamp(peer.latest_handshake, zone).strftime("%Y-%m-%d %H:%M:%S"),
         "transfer_rx": str(peer.rx_bytes),
         "transfer_tx": str(peer.tx_bytes),
+    }
+
+
+def ikev2_object(one: Ikev2) -> dict[str, str | bool]:
+    return {
+        "enabled": one.enabled,
+        **{f"ca_{part}": one.ca_names.get(part, "") for part in PARTS},
+        **{f"server_{part}": one.server_names.get(part, "") for part in PARTS},
+        "server_domain": one.domain,
+        "server_ip": one.ip,
+        "server_ipv6": one.ipv6,
+        "ca_cert": one.authority.certificate,
+        "server_cert": one.server.certificate,
+    }
+
+
+def ikev2_online(account: Account, session: Session, uptime: str) -> dict[str, str]:
+    return {
+        "name": account.name,
+        "username": account.username,
+        "wg_name": account.server,
+        "status": _status(account),
+        "allowed_IPs": str(account.address),
+        "b_download": str(account.download),
+        "b_upload": str(account.upload),
+        "endpoint": session.endpoint,
+        "uptime": uptime,
     }
 
 

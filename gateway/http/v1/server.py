@@ -121,7 +121,7 @@ EDIT_FIELDS = (
     Field("reach", "Where accounts may go: internet, all, or networks: internet,10.20.0.0/16; empty: internet"),
     Field("b_download", "Mbit/s, 0 = unlimited; default of its accounts", r"^(0|[1-9][0-9]{0,4})?$"),
     Field("b_upload", "Mbit/s, 0 = unlimited; default of its accounts", r"^(0|[1-9][0-9]{0,4})?$"),
-    Field("ikev2", "Serve IKEv2 too (not supported yet)", r"^(0|false)?$"),
+    Field("ikev2", "May its accounts come in by IKEv2 too, where that is on", r"^(0|1|true|false)?$"),
 )
 STAYS = Field("node", "Node that carries it; another one is refused", r"^[A-Za-z0-9_-]{0,64}$")
 NEW_FIELDS = (

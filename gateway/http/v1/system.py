@@ -33,11 +33,6 @@ async def _wireguard(asked: Asked) -> dict[str, str]:
     return await asked.services.system.wireguard()
 
 
-async def _nobody(_: Asked) -> list[Any]:
-    """Modules ask every few seconds, also where IKEv2 is off, as it always is here."""
-    return []
-
-
 def _refused(why: str) -> Callable[[Asked], Awaitable[Any]]:
     async def answer(_: Asked) -> NoReturn:
         raise NotFound(why)
@@ -109,7 +104,6 @@ CALLS = (
         *("GET", f"{ROOT}/wireguard/info", "What the nodes do WireGuard with", _wireguard),
         texts("wireguard", "wireguard-tools"),
     ),
-    Call("GET", f"{ROOT}/ikev2/online", "Accounts that are connected by IKEv2: none yet", _nobody, listing(TEXT)),
     *(
         Call(method, ROOT + path, "Known from v1, not served: the error says what is instead", _refused(why), TEXT)
         for path, why in REFUSED.items()

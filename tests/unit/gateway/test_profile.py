@@ -182,9 +182,9 @@ def _first_dark_row(picture: bytes) -> int:
 
 def test_ikev2_profile_is_json_that_strongswan_takes() -> None:
     authority = bytes(range(256)) * 3
-    made = json.loads(profile.ikev2_profile(ACCOUNT, "vpn.example.com", authority))
+    made = json.loads(profile.ikev2_profile(ACCOUNT, "203.0.113.7", "vpn.example.com", authority))
     assert list(made) == ["uuid", "name", "type", "remote", "local"]
-    assert made["name"] == made["remote"]["addr"] == made["remote"]["id"] == "vpn.example.com"
+    assert made["name"] == made["remote"]["addr"] == "203.0.113.7" and made["remote"]["id"] == "vpn.example.com"
     assert made["type"] == "ikev2-eap"
     assert base64.b64decode(made["remote"]["cert"], validate=True) == authority
     assert made["local"] == {"eap_id": "user_10"}
@@ -192,7 +192,7 @@ def test_ikev2_profile_is_json_that_strongswan_takes() -> None:
 
 def test_ikev2_profile_of_an_account_keeps_its_uuid() -> None:
     def number(account: Account, host: str) -> uuid.UUID:
-        return uuid.UUID(json.loads(profile.ikev2_profile(account, host, b"x"))["uuid"])
+        return uuid.UUID(json.loads(profile.ikev2_profile(account, host, host, b"x"))["uuid"])
 
     assert number(ACCOUNT, "a.example") == number(replace(ACCOUNT, download=1), "b.example")
     assert number(ACCOUNT, "a.example") != number(replace(ACCOUNT, id=8), "a.example")

@@ -109,7 +109,6 @@ async def test_the_errors_of_a_create_are_those_of_the_specification(product: Pr
         (ServerValues(public_key=new_pair().public), "Keys are invalid"),
         (ServerValues(private_key=Secret("x")), "Keys are invalid"),
         (ServerValues(private_key=new_pair().private, public_key=new_pair().public), "Keys are invalid"),
-        (ServerValues(ikev2=True), "IKEv2 is not supported yet"),
         (ServerValues(node="mars"), "Wrong node (there is no node mars)"),
     ):
         assert await refused(product, values) == text
@@ -168,7 +167,6 @@ async def test_an_edit_is_refused_where_a_create_is(product: Product) -> None:
         (ServerValues(listen_port=first.listen_port), "Port already in use"),
         (ServerValues(address=first.address), "IP address or subnet already in use"),
         (ServerValues(public_key=new_pair().public), "Keys are invalid"),
-        (ServerValues(ikev2=True), "IKEv2 is not supported yet"),
     ):
         assert await refused(product, values, edit=second.name) == text
     assert (await refused(product, ServerValues(node="mars"), edit=second.name)).startswith("Wrong node")

@@ -7,16 +7,14 @@ import base64
 import re
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import date
 
 import pytest
 
-from gateway.http.app import HttpSettings, build_app
 from gateway.model import Account, LiveAccount
 from gateway.profile import config_qr
 from tests.fakes.product import NODE
-from tests.unit.gateway.http.conftest import PUBLIC_URL, Api, _client
+from tests.unit.gateway.http.conftest import PUBLIC_URL, Api
 
 pytestmark = pytest.mark.anyio
 
@@ -136,25 +134,6 @@ async def test_configuration_is_the_same_as_text_and_as_picture(api: Api) -> Non
     )
     assert base64.b64decode(await api.msg("GET", "/account/one/config_qr"), validate=True) == config_qr(text)
     assert "\n\tAddress = " in await api.serve(tabs=True).msg("GET", "/account/one/config_text")
-
-
-async def test_ikev2_profile_is_refused_while_the_server_has_none(api: Api) -> None:
-    await api.msg("POST", "/account", wg_name="Default_1", name="one")
-    assert await api.error("GET", "/account/one/ikev2_profile") == "IKEv2 is not enabled on this server"
-
-
-async def test_ikev2_profile_is_given_where_the_server_has_it(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    await api.msg("POST", "/account", wg_name="Default_1", name="one", username="user_104")
-    server = replace(await api.product.servers.get("Default_1"), ikev2=True)
-
-    async def with_ikev2(_: str) -> object:
-        return server
-
-    monkeypatch.setattr(api.product.servers, "get", with_ikev2)
-    app = build_app(replace(api.services, authority=b"DER"), HttpSettings(PUBLIC_URL))
-    async with _client(app, dict(api.http.cookies)) as http:
-        profile = (await http.get("/api/v1/account/one/ikev2_profile")).json()["msg"]
-    assert '"eap_id": "user_104"' in profile and base64.b64encode(b"DER").decode() in profile
 
 
 async def test_every_call_makes_another_one_time_link(api: Api) -> None:

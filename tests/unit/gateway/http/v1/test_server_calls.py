@@ -57,11 +57,6 @@ async def test_no_server_can_hide_the_online_page(api: Api) -> None:
     assert await api.msg("GET", "/wireguard/online") == []
 
 
-async def test_ikev2_is_refused_until_it_is_served(api: Api) -> None:
-    assert await api.error("POST", "/wireguard", ikev2="1") == "IKEv2 is not supported yet"
-    assert await api.error("PUT", "/wireguard/Default_1", ikev2="true") == "IKEv2 is not supported yet"
-
-
 async def test_peers_are_a_map_by_name(api: Api) -> None:
     assert await api.msg("GET", "/wireguard/Default_1/peers") == {}
     made = await api.msg("POST", "/account", wg_name="Default_1", name="123-456-text")

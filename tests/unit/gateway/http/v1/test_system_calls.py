@@ -57,10 +57,6 @@ async def test_what_is_forwarded_is_told_and_the_host_s_own_firewall_is_refused(
     assert "host" in await api.error("PUT", "/firewall/conf", policy_input="DROP")
 
 
-async def test_nobody_is_online_by_ikev2_while_it_is_not_served(api: Api) -> None:
-    assert await api.msg("GET", "/ikev2/online") == []
-
-
 @pytest.mark.parametrize(
     "path", ["/dns", "/system/traffic_logging", "/backups", "/backups/config", "/ikev2/advanced_settings"]
 )
