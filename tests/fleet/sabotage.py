@@ -92,8 +92,8 @@ SABOTAGES = (
         (
             Edit(
                 "gateway/store/usage.py",
-                "case((new.download > usage.c.download, new.download), else_=usage.c.download)",
-                "usage.c.download + new.download",
+                "download = {greater}(usage.download, excluded.download),",
+                "download = usage.download + excluded.download,",
             ),
         ),
     ),
