@@ -14,6 +14,7 @@ from types import FrameType
 
 from tests.lab.errors import ApiError, LabError
 from tests.lab.fleet_demo import NODES, FleetDemo
+from tests.lab.ikev2 import Ikev2Client, turn_on
 from tests.lab.lab import Lab
 from tests.lab.readings import (
     GOODPUT,
@@ -30,7 +31,7 @@ from tests.lab.readings import (
 )
 from tests.lab.story import Story
 
-CLIENT = "c1"
+CLIENT, OTHER_CLIENT = "c1", "c2"
 NODE = "n1"
 SOLD = {"download": 20, "upload": 10}  # Mbit/s
 SOLD_LATER = {"download": 40, "upload": 30}
@@ -54,6 +55,7 @@ class Demo:
             self._agent_killed,
             self._disabled,
             self._enabled,
+            self._ikev2,
             self._deleted,
         )
         for chapter in chapters:
@@ -168,6 +170,36 @@ class Demo:
             seen is not None,
             f"the client, untouched, is back after {time.monotonic() - began:.1f} s (its next handshake)",
         )
+
+    def _ikev2(self) -> None:
+        self._story.chapter("The same account by IKEv2, with its profile and its password, and nothing else")
+        self._lab.disconnect(CLIENT)
+        turn_on(self._lab, NODE)
+        account = self._rest.get(f"account/{self._account}")
+        self._rest.put(f"wireguard/{account['wg_name']}", ikev2="1")
+        profile = self._rest.get(f"account/{self._account}/ikev2_profile")
+        began = time.monotonic()
+        with Ikev2Client(self._lab, CLIENT, profile, account["password"]):
+            self._story.step(True, f"logged in after {time.monotonic() - began:.1f} s")
+            seen, public = (fetch(self._lab, CLIENT, "/ip") or "nothing").strip(), str(self._lab.host(NODE).address.ip)
+            self._story.step(seen == public, f"a web server on the internet sees it as {seen}")
+            for direction in DIRECTIONS:
+                self._measure(direction, SOLD_LATER[direction])
+            self._counted()
+            self._rest.put(f"account/{self._account}", status="disable")
+            seen = (fetch(self._lab, CLIENT, "/ip", seconds=2.0) or "nothing").strip()
+            gone = seen != public and self._rest.get("ikev2/online") == []
+            self._story.step(gone, "disabled: its session is gone when the call answers")
+        self._rest.put(f"account/{self._account}", status="enable")
+        self._lab.connect(CLIENT, self._account)
+        for direction in DIRECTIONS:
+            self._measure(direction, SOLD_LATER[direction])
+        with Ikev2Client(self._lab, OTHER_CLIENT, profile, account["password"]), Download(self._lab, CLIENT, "1G"):
+            rate = shaped_rate(self._lab, OTHER_CLIENT, "download", SOLD_LATER["download"])
+            self._story.step(
+                is_shaped(rate, SOLD_LATER["download"]),
+                f"by WireGuard and IKEv2 at once: {rate:.2f} Mbit/s together, sold {SOLD_LATER['download']}",
+            )
 
     def _deleted(self) -> None:
         self._story.chapter("Deleted")

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from agent.model import Ikev2, Secret
+from tests.lab.ikev2 import SETTINGS
 
 IDENTITY = "vpn.example.org"
 PLUGINS = (
@@ -75,32 +76,32 @@ def client(
     folder.mkdir(parents=True, exist_ok=True)
     conf, ca, says = folder / "strongswan.conf", folder / "ca.pem", folder / "says"
     ca.write_text(authority)
-    conf.write_text(f"charon-cmd {{\n load = {PLUGINS.format(esp=esp)}\n}}\n")
+    conf.write_text(SETTINGS.format(plugins=PLUGINS.format(esp=esp), says=says))
+    says.write_text("")
     words = ["charon-cmd", "--host", server, "--identity", claims or username, "--remote-identity", IDENTITY]
     words += ["--cert", str(ca), "--profile", "ikev2-eap"]
     words += ["--eap-identity", username] if claims else []
-    with says.open("w") as out:
-        process = subprocess.Popen(
-            ["ip", "netns", "exec", namespace, *words],
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "STRONGSWAN_CONF": str(conf)},
-            text=True,
-        )
-        assert process.stdin is not None
+    process = subprocess.Popen(
+        ["ip", "netns", "exec", namespace, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "STRONGSWAN_CONF": str(conf)},
+        text=True,
+    )
+    assert process.stdin is not None
+    try:
+        process.stdin.write(f"{password}\n")
+        process.stdin.flush()
+        yield says
+    finally:
+        process.stdin.close()
+        process.send_signal(signal.SIGTERM)
         try:
-            process.stdin.write(f"{password}\n")
-            process.stdin.flush()
-            yield says
-        finally:
-            process.stdin.close()
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def is_in(says: Path) -> bool:
