@@ -12,13 +12,13 @@ from contextlib import suppress
 
 from agent.errors import KernelError
 from agent.kernel.host.interfaces import add_xfrm, remove_interface
-from agent.kernel.ikev2.responder import XFRM_ID, Esp
+from agent.kernel.ikev2.leftovers import NETLINK_XFRM, XFRM_ID, XFRM_MSG_DELSA
+from agent.kernel.ikev2.responder import Esp
 from agent.kernel.netlink import Netlink, Refusal, attribute, message
 from agent.model import IKEV2_DEVICE
 
 # linux/xfrm.h
-NETLINK_XFRM = 6
-XFRM_MSG_NEWSA, XFRM_MSG_DELSA = 0x10, 0x11
+XFRM_MSG_NEWSA = 0x10
 XFRMA_ALG_AEAD = 18
 XFRM_MODE_TUNNEL = 1
 _SELECTOR = struct.Struct("=16s16sHHHHHBBBxxxiI")  # xfrm_selector: 56 bytes

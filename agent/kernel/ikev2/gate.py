@@ -14,7 +14,8 @@ from typing import Any
 from agent.errors import KernelError
 from agent.kernel.ikev2.charon import Charon
 from agent.kernel.ikev2.files import Paths
-from agent.kernel.ikev2.responder import XFRM_ID, Esp
+from agent.kernel.ikev2.leftovers import XFRM_ID
+from agent.kernel.ikev2.responder import Esp
 from agent.model import IKEV2_DEVICE, Ikev2
 from agent.objects import Diff, Gate, Scope
 

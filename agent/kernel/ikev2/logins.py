@@ -10,6 +10,7 @@ from agent.errors import KernelError
 from agent.kernel.ikev2 import programs
 from agent.kernel.ikev2.charon import Charon
 from agent.kernel.ikev2.files import Paths
+from agent.kernel.ikev2.leftovers import forget
 from agent.kernel.ikev2.users import Users
 from agent.model import NO_SECRET
 from agent.objects import Diff, LoginRow, Scope
@@ -44,6 +45,8 @@ class Logins:
     def _end(self, usernames: Collection[str]) -> None:
         if self._is_running():
             self._charon.end([sa.number for sa in self._charon.sas() if sa.username in usernames])
+        else:  # nobody can tell any more whose session is whose
+            forget()
 
     def _is_running(self) -> bool:
         charon = programs.remembered(self._running).get("charon")

@@ -33,6 +33,7 @@ from agent.kernel.host.ports import udp_ports
 from agent.kernel.ikev2 import files, programs
 from agent.kernel.ikev2.charon import Charon
 from agent.kernel.ikev2.files import Paths
+from agent.kernel.ikev2.leftovers import XFRM_ID, forget
 from agent.kernel.ikev2.programs import Process
 from agent.kernel.ikev2.users import Users
 from agent.model import IKEV2_DEVICE
@@ -51,7 +52,6 @@ NEEDED = {  # by package
     "freeradius": (Path(RADIUS), Path("/usr/lib/freeradius/rlm_eap_mschapv2.so")),
 }
 READY_SECONDS = 15.0
-XFRM_ID = 0x776C696B  # of the connection and its interface; ours by its number too
 
 
 def missing() -> str:
@@ -106,6 +106,7 @@ class Responders:
     def _end(self, held: Mapping[str, Process]) -> None:
         for process in held.values():
             process.end()
+        forget()
         device = read_link(IKEV2_DEVICE)
         if device is not None and self._is_ours(device):
             remove_interface(IKEV2_DEVICE)
