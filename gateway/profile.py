@@ -1,4 +1,4 @@
-"""What a client is given: WireGuard configuration text, its QR picture, a strongSwan profile. Pure.
+"""What a client is given: WireGuard configuration text, its QR picture, profiles of IKEv2. Pure.
 
 Never decides anything (endpoint, keys and addresses come in), never does I/O. Called by gateway/http.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import plistlib
 import struct
 import uuid
 import zlib
@@ -77,6 +78,52 @@ def ikev2_profile(account: Account, host: str, identity: str, authority: bytes) 
         "local": {"eap_id": account.username},
     }
     return json.dumps(profile, indent=2)
+
+
+def mobileconfig(account: Account, host: str, identity: str, authority: bytes) -> bytes:
+    """A configuration profile for Apple's devices: the CA and a VPN by it. The password is asked for at its first use:
+    the file lies around afterwards. Source: developer.apple.com, "VPN.IKEv2" and "CertificateRoot"."""
+
+    def payload(kind: str, title: str, **content: object) -> dict[str, object]:
+        number = str(uuid.uuid5(PROFILES, f"{account.id} {kind}")).upper()
+        named = {"PayloadType": kind, "PayloadVersion": 1, "PayloadUUID": number, "PayloadDisplayName": title}
+        return {**named, "PayloadIdentifier": f"wirelane.{number.lower()}", **content}
+
+    protection = {"EncryptionAlgorithm": "AES-256-GCM", "IntegrityAlgorithm": "SHA2-384", "DiffieHellmanGroup": 20}
+    vpn = {
+        "RemoteAddress": host,
+        "RemoteIdentifier": identity,
+        "LocalIdentifier": account.username,
+        "AuthenticationMethod": "None",  # but for what EAP proves
+        "ExtendedAuthEnabled": 1,
+        "AuthName": account.username,
+        "IKESecurityAssociationParameters": protection,
+        "ChildSecurityAssociationParameters": protection,
+        "DeadPeerDetectionRate": "Medium",
+    }
+    whole = payload(
+        "Configuration",
+        f"VPN {identity}",
+        PayloadContent=[
+            payload("com.apple.security.root", f"CA of {identity}", PayloadContent=authority),
+            payload("com.apple.vpn.managed", f"VPN {identity}", UserDefinedName=identity, VPNType="IKEv2", IKEv2=vpn),
+        ],
+    )
+    return plistlib.dumps(whole, sort_keys=False)
+
+
+def windows_commands(identity: str, file_name: str) -> str:
+    """For PowerShell. Without the last one Windows offers what is not safe any more, and is refused."""
+    return "\n".join(
+        (
+            f"Import-Certificate -FilePath '{file_name}' -CertStoreLocation Cert:\\LocalMachine\\Root",
+            f"Add-VpnConnection -Name '{identity}' -ServerAddress '{identity}' -TunnelType IKEv2 "
+            "-AuthenticationMethod Eap -EncryptionLevel Required -RememberCredential",
+            f"Set-VpnConnectionIPsecConfiguration -ConnectionName '{identity}' "
+            "-AuthenticationTransformConstants GCMAES256 -CipherTransformConstants GCMAES256 -EncryptionMethod AES256 "
+            "-IntegrityCheckMethod SHA384 -DHGroup ECP384 -PfsGroup None -Force",
+        )
+    )
 
 
 def _enlarged(modules: tuple[bytearray, ...]) -> list[list[int]]:

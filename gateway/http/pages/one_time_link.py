@@ -22,7 +22,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.errors import ApiError
+from gateway import profile
+from gateway.errors import ApiError, Conflict
 from gateway.http.admission import PLACE
 from gateway.http.configuration import config_picture, config_text
 from gateway.http.note import SUCCESS, Note
@@ -49,8 +50,8 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-FRAME, ASK, CONFIG, QR, OWN_KEY, GONE, LATER = (
-    Template(_page(f"{name}.html")) for name in ("frame", "ask", "config", "qr", "own_key", "gone", "later")
+FRAME, ASK, CONFIG, QR, OWN_KEY, IKEV2, GONE, LATER = (
+    Template(_page(f"{name}.html")) for name in ("frame", "ask", "config", "qr", "own_key", "ikev2", "gone", "later")
 )
 STYLE, ASK_SCRIPT, CONFIG_SCRIPT = _page("style.css"), _page("ask.js"), _page("config.js")
 POLICY = "; ".join(
@@ -122,14 +123,41 @@ class Pages:
         body = CONFIG.substitute(
             name=escape(account.name),
             text=escape(text),
-            # As data: the file can be saved without asking for it again, which the link would not allow.
-            file=f"data:application/octet-stream;base64,{base64.b64encode(text.encode()).decode()}",
+            file=_data("application/octet-stream", text.encode()),
             file_name=escape(f"{file_name(account.name)}.conf"),
             # No app takes a configuration without a private key from a picture: then it says what to do instead.
             own_key="" if account.private_key else OWN_KEY.substitute(),
             qr=await _qr(text) if account.private_key else "",
+            ikev2=await self._ikev2(account),
         )
         return _framed("Your VPN configuration", body, CONFIG_SCRIPT)
+
+    async def _ikev2(self, account: Account) -> str:
+        """ "" where its server has no IKEv2."""
+        server = await self._services.servers.get(account.server)
+        try:
+            shown = await self._services.ikev2.of(server)
+        except Conflict:
+            return ""
+        host, authority = await self._services.servers.endpoint(server), shown.authority.der
+        name = file_name(account.name)
+        android = profile.ikev2_profile(account, host, shown.domain, authority).encode()
+        apple = profile.mobileconfig(account, host, shown.domain, authority)
+        return IKEV2.substitute(
+            identity=escape(shown.domain),
+            username=escape(account.username),
+            password=escape(account.password.reveal()),
+            file_name=escape(name),
+            android=_data("application/vnd.strongswan.profile", android),
+            apple=_data("application/x-apple-aspen-config", apple),
+            authority=_data("application/x-x509-ca-cert", authority),
+            windows=escape(profile.windows_commands(shown.domain, f"{name}-ca.crt")),
+        )
+
+
+def _data(kind: str, content: bytes) -> str:
+    """As data: the file can be saved without asking for it again, which the link would not allow."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 class OncePage(Response):
@@ -197,8 +225,7 @@ def file_name(account: str) -> str:
 
 
 async def _qr(text: str) -> str:
-    picture = base64.b64encode(await config_picture(text)).decode()
-    return QR.substitute(picture=f"data:image/png;base64,{picture}")
+    return QR.substitute(picture=_data("image/png", await config_picture(text)))
 
 
 def _gone() -> Response:
