@@ -159,15 +159,15 @@ async def _edit(tx: Transaction, name: str, edit: AccountEdit, now: int) -> Kept
 
 def _for_node(account: Account) -> tuple[object, ...]:
     """What the agent has to know of; an edit of anything else is not a change for it."""
-    told = (
+    return (
         account.address,
         account.address_ipv6,
         account.download,
         account.upload,
         account.enabled,
         account.preshared_key,
+        "preshared_key" in account.unreadable,
     )
-    return *told, account.preshared_key, "preshared_key" in account.unreadable
 
 
 async def _move(tx: Transaction, kept: KeptAccount, new: Account, now: int) -> None:
@@ -177,10 +177,7 @@ async def _move(tx: Transaction, kept: KeptAccount, new: Account, now: int) -> N
         raise InvalidValue(OUT_OF_RANGE, "allowed_IPs")
     if await rows.in_use(tx, "address", [int(new.address)]):
         raise in_use_error("address")
-    scope = ranges.addresses_of(kept.server_id)
-    free = await ranges.load(tx, {scope: 0}, {scope: [int(new.address)]})
-    free[scope].take(int(new.address))
-    await ranges.save(tx, free)
+    await _take(tx, ranges.addresses_of(kept.server_id), int(new.address))
     await rows.release_address(tx, server, kept.account.address, now)
 
 
@@ -192,14 +189,17 @@ async def _move_ipv6(tx: Transaction, kept: KeptAccount, new: Account, now: int)
         raise error
     if await rows.in_use(tx, "address_ipv6", [str(address)]):
         raise in_use_error("address_ipv6")
-    scope = ranges.addresses_ipv6_of(kept.server_id)
     number = ipv6.number_of(server.address_ipv6, address) if server.address_ipv6 else None
     if number is not None:
-        free = await ranges.load(tx, {scope: 0}, {scope: [number]})
-        free[scope].take(number)
-        await ranges.save(tx, free)
+        await _take(tx, ranges.addresses_ipv6_of(kept.server_id), number)
     if kept.account.address_ipv6:
         await rows.release_address_ipv6(tx, server, kept.account.address_ipv6, now)
+
+
+async def _take(tx: Transaction, scope: str, number: int) -> None:
+    free = await ranges.load(tx, {scope: 0}, {scope: [number]})
+    free[scope].take(number)
+    await ranges.save(tx, free)
 
 
 async def _delete(tx: Transaction, name: str, now: int) -> KeptAccount:

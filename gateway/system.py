@@ -69,7 +69,7 @@ class System:
         return {
             "count_accounts": fleet.accounts,
             # v1: the limit. Without one, what the nodes can hold.
-            "count_accounts_available": self._limit or ACCOUNTS_PER_NODE * len(fleet.nodes),
+            "count_accounts_available": self._most_accounts(len(fleet.nodes)),
             "count_wireguard": fleet.servers,
             "license": LICENSE_END,
             "license_valid": True,
@@ -90,9 +90,8 @@ class System:
 
     async def license(self) -> dict[str, Any]:
         """`msg` of GET /license. `last_check`: now; there is nobody to ask."""
-        nodes, _, _ = await self._store.read(_counts)
         return {
-            "accounts": self._limit or ACCOUNTS_PER_NODE * len(nodes),
+            "accounts": self._most_accounts(len(await self._store.read(node_rows.listed))),
             "expiration_date": LICENSE_END,
             "key": "",
             "last_check": f"{datetime.now(UTC):%FT%TZ}",
@@ -105,12 +104,15 @@ class System:
 
     async def firewall(self) -> dict[str, str]:
         """`msg` of GET /firewall/info."""
-        servers = (await self._store.read(_counts))[2]
+        servers = await self._store.read(server_rows.count)
         return {
             "ip_forward": "yes" if servers else "no",  # agents switch it on while there are servers
             "iproute2": UNUSED,
             "iptables": await self._of_nodes("marks"),
         }
+
+    def _most_accounts(self, nodes: int) -> int:
+        return self._limit or ACCOUNTS_PER_NODE * nodes
 
     async def _of_nodes(self, what: str) -> str:
         """One word where all nodes say the same; else `fra1: kernel, ams1: userspace`. A node that is away: unknown."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, NetmaskValueError
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from typing import TypeVar
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import InvalidValue
@@ -17,6 +18,8 @@ from agent.status import Failure, Outcome, Settled, Status
 from agent.usage import DayTotal
 from protos.agent.v1 import agent_pb2 as pb
 
+T = TypeVar("T")
+
 OUTCOMES = {
     Outcome.APPLIED: pb.ApplyReply.APPLIED,
     Outcome.PENDING: pb.ApplyReply.PENDING,
@@ -29,11 +32,9 @@ def server_in(message: pb.Server) -> Server:
     for field in ("name", "interface", "private_key", "address", "external_ip", "address_ipv6"):
         bounds.text(f"server.{field}", getattr(message, field))
     bounds.text("server.reach", message.reach, bounds.LONGEST_REACH)
-    try:
-        address = IPv4Interface(message.address)
-    except (AddressValueError, NetmaskValueError, ValueError):
-        raise InvalidValue(f"server {message.name}: address", f"{message.address!r} is not like 10.0.0.1/24") from None
-    external = _address(f"server {message.name}: external_ip", message.external_ip) if message.external_ip else None
+    field = f"server {message.name}: "
+    address = _parsed(field + "address", message.address, IPv4Interface, "like 10.0.0.1/24")
+    external = _address(field + "external_ip", message.external_ip) if message.external_ip else None
     return Server(
         message.name,
         message.interface,
@@ -44,7 +45,9 @@ def server_in(message: pb.Server) -> Server:
         message.internal_traffic,
         external,
         Reach.parse(message.reach),
-        _interface_ipv6(message),
+        _parsed(field + "address_ipv6", message.address_ipv6, IPv6Interface, "like fd00::1/64")
+        if message.address_ipv6
+        else None,
         message.nat_ipv6,
         _ikev2(message) if message.HasField("ikev2") else None,
     )
@@ -56,14 +59,6 @@ def _ikev2(message: pb.Server) -> Ikev2:
         bounds.text(f"{field}.{name}", getattr(said, name), bounds.LONGEST_CERTIFICATES)
     dns = tuple(_address(f"{field}.dns", text) for text in said.dns)
     return Ikev2(said.certificate, Secret(said.private_key), said.authority, said.identity, dns)
-
-
-def _interface_ipv6(message: pb.Server) -> IPv6Interface | None:
-    try:
-        return IPv6Interface(message.address_ipv6) if message.address_ipv6 else None
-    except ValueError:
-        problem = f"{message.address_ipv6!r} is not like fd00::1/64"
-        raise InvalidValue(f"server {message.name}: address_ipv6", problem) from None
 
 
 def account_in(message: pb.Account) -> Account:
@@ -81,24 +76,22 @@ def account_in(message: pb.Account) -> Account:
         message.upload,
         message.enabled,
         Secret(message.preshared_key) if message.preshared_key else NO_SECRET,
-        _address_ipv6(message),
+        _parsed(f"account {message.name}: address_ipv6", message.address_ipv6, IPv6Address, "an IPv6 address")
+        if message.address_ipv6
+        else None,
         Login(message.username, Secret(message.password)) if message.username else None,
     )
 
 
-def _address_ipv6(message: pb.Account) -> IPv6Address | None:
-    try:
-        return IPv6Address(message.address_ipv6) if message.address_ipv6 else None
-    except AddressValueError:
-        problem = f"{message.address_ipv6!r} is not an IPv6 address"
-        raise InvalidValue(f"account {message.name}: address_ipv6", problem) from None
-
-
 def _address(field: str, text: str) -> IPv4Address:
+    return _parsed(field, text, IPv4Address, "an IPv4 address")
+
+
+def _parsed(field: str, text: str, kind: Callable[[str], T], like: str) -> T:
     try:
-        return IPv4Address(text)
-    except AddressValueError:
-        raise InvalidValue(field, f"{text!r} is not an IPv4 address") from None
+        return kind(text)
+    except ValueError:
+        raise InvalidValue(field, f"{text!r} is not {like}") from None
 
 
 def patch_in(message: pb.PatchRequest) -> Patch:

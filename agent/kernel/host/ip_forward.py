@@ -17,37 +17,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
-from agent.errors import KernelError
+from agent.kernel.host import sysctl
 from agent.objects import Forwarding
-
-CONF = Path("/proc/sys/net/ipv4/conf")  # /proc/sys/net shows the namespace of the thread that opens it
 
 log = logging.getLogger("agent.kernel")
 
 
 def _read(device: str) -> str:
-    """ "" = there is no such interface."""
-    path = CONF / device / "forwarding"
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise KernelError(f"cannot read {path}: {error.strerror}") from error
+    return sysctl.read("ipv4", device, "forwarding")
 
 
 def _write(device: str, value: str) -> None:
-    path = CONF / device / "forwarding"
-    try:
-        if _read(device) not in ("", value):  # then it need not be writable
-            path.write_text(value)
-    except FileNotFoundError:
-        return  # the interface has gone
-    except OSError as error:
-        name = f"net.ipv4.conf.{device}.forwarding"
-        raise KernelError(f"cannot set {name}={value}: {error.strerror}; set it with sysctl") from error
+    sysctl.write("ipv4", device, "forwarding", value)
 
 
 def is_router() -> bool:
@@ -106,7 +88,7 @@ def describe(uplink: str) -> str:
             "wanted that, or an older version of this agent: it is left so. If nobody needs it: "
             "sysctl -w net.ipv4.ip_forward=0, and the agent switches on what it needs"
         )
-    names = sorted(path.parent.name for path in CONF.glob("*/forwarding"))
+    names = sorted(path.parent.name for path in sysctl.conf("ipv4").glob("*/forwarding"))
     on = [name for name in names if name not in ("all", "default") and _read(name) == "1"]
     does = f"passes packets on that come in on {', '.join(on)}" if on else "passes no packets on"
     return f"forwarding: this box {does}; the agent switches it on for its links and {uplink or 'the uplink'} only"

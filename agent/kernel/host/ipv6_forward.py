@@ -17,35 +17,18 @@ after us takes it over by that.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
-from agent.errors import KernelError
-
-CONF = Path("/proc/sys/net/ipv6/conf")  # /proc/sys/net shows the namespace of the thread that opens it
+from agent.kernel.host import sysctl
 
 log = logging.getLogger("agent.kernel")
 
 
 def _read(device: str, name: str) -> str:
-    """ "" = there is no such interface, or no IPv6."""
-    path = CONF / device / name
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise KernelError(f"cannot read {path}: {error.strerror}") from error
+    return sysctl.read("ipv6", device, name)
 
 
 def _write(device: str, name: str, value: str) -> None:
-    path = CONF / device / name
-    try:
-        path.write_text(value)
-    except FileNotFoundError:
-        return  # the interface has gone
-    except OSError as error:
-        setting = f"net.ipv6.conf.{device}.{name}"
-        raise KernelError(f"cannot set {setting}={value}: {error.strerror}; set it with sysctl") from error
+    sysctl.write("ipv6", device, name, value)
 
 
 def is_on() -> bool:
@@ -65,7 +48,7 @@ def is_ours() -> bool:
 def switch_on() -> None:
     if is_on():
         return
-    for path in CONF.glob("*/accept_ra"):
+    for path in sysctl.conf("ipv6").glob("*/accept_ra"):
         device = path.parent.name
         if _read(device, "accept_ra") == "1" and _read(device, "forwarding") == "0":
             _write(device, "accept_ra", "2")

@@ -118,18 +118,15 @@ def class_text(device: str, minor: int) -> str | None:
 def root_text(device: str) -> str | None:
     """What `tc -s qdisc show` prints for our root of a device; None where there is none. Raises KernelError."""
     with Netlink() as netlink:
-        ifindex = _present([device]).get(device)
-        if ifindex is None or not _is_ours(netlink, ifindex, _root(netlink, ifindex)):
-            return None
-        answer = netlink.ask(wire.get_root(ifindex))
-    return None if answer is None or isinstance(answer, Refusal) else printed.root_lines(answer)
+        _, root = _our_root(netlink, device)
+    return None if root is None else printed.root_lines(root)
 
 
 def read_class(device: str, minor: int) -> bytes | None:
     """The kernel's own message about a class of ours; None where there is none. Raises KernelError."""
     with Netlink() as netlink:
-        ifindex = _present([device]).get(device)
-        if ifindex is None or not _is_ours(netlink, ifindex, _root(netlink, ifindex)):
+        ifindex, root = _our_root(netlink, device)
+        if root is None:
             return None
         answer = netlink.ask(wire.get_class(ifindex, minor))
     if isinstance(answer, Refusal):
@@ -155,12 +152,26 @@ def _present(devices: Iterable[str]) -> dict[str, int]:
 
 def _root(netlink: Netlink, ifindex: int) -> wire.Found | None:
     """The root qdisc; None where the kernel shows none (a device that is down, or gone)."""
+    answer = _root_message(netlink, ifindex)
+    return None if answer is None else wire.parse(answer)
+
+
+def _root_message(netlink: Netlink, ifindex: int) -> bytes | None:
     answer = netlink.ask(wire.get_root(ifindex))
     if isinstance(answer, Refusal):
         if answer.errno in GONE:
             return None
         raise _error(answer, f"root qdisc of interface {ifindex}")
-    return None if answer is None else wire.parse(answer)
+    return answer
+
+
+def _our_root(netlink: Netlink, device: str) -> tuple[int, bytes | None]:
+    """The device's index and the kernel's own message about its root; (0, None) where that is not ours."""
+    ifindex = _present([device]).get(device)
+    root = _root_message(netlink, ifindex) if ifindex is not None else None
+    if ifindex is None or root is None or not _is_ours(netlink, ifindex, wire.parse(root)):
+        return 0, None
+    return ifindex, root
 
 
 def _filters(netlink: Netlink, ifindex: int) -> list[wire.Found]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from gateway import fields, profile
 from gateway.accepted import Accepted, Placed
 from gateway.errors import Conflict, InvalidValue, NotFound
 from gateway.http.configuration import config_picture, config_text, refuse_unreadable
-from gateway.http.envelope import Encoded, encoded
+from gateway.http.envelope import Encoded
 from gateway.http.v1 import objects
 from gateway.http.v1.calls import ROOT, TEXT, Asked, Call, Field, listing
+from gateway.http.v1.listed import all_accounts
 from gateway.model import Account, LiveAccount, Look
 
 T = TypeVar("T")
@@ -24,14 +25,7 @@ ACCOUNT = ACCOUNTS + "/{name}"
 
 
 async def _list(asked: Asked) -> Encoded:
-    """Ten thousand accounts are encoded page by page, so that no other call waits for the whole list."""
-    pages: list[bytes] = []
-
-    def encode(page: Sequence[Account]) -> None:
-        pages.append(encoded([objects.account_object(account) for account in page])[1:-1])
-
-    await asked.services.accounts.visit(encode)
-    return Encoded(b"[%b]" % b",".join(pages))
+    return await all_accounts(asked.services, lambda account: [objects.account_object(account)])
 
 
 async def _detail(asked: Asked) -> Placed[dict[str, str]]:

@@ -6,13 +6,13 @@ firewall is not managed here, and what would change it is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from gateway.errors import NotFound
-from gateway.http.envelope import Encoded, encoded
+from gateway.http.envelope import Encoded
 from gateway.http.v1 import objects
 from gateway.http.v1.calls import BOOLEAN, ROOT, TEXT, Asked, Call, listing, record, texts
+from gateway.http.v1.listed import all_accounts
 from gateway.model import Account
 
 FIREWALL = f"{ROOT}/firewall"
@@ -20,15 +20,10 @@ HOSTS_OWN = "The firewall of the host itself is not managed by this API: its pol
 
 
 async def _mangle(asked: Asked) -> Encoded:
-    """Page by page, as the list of accounts."""
-    pages: list[bytes] = []
+    def rules(account: Account) -> list[dict[str, str]]:
+        return objects.mark_rules(account) if account.enabled else []
 
-    def encode(page: Sequence[Account]) -> None:
-        if rules := [rule for account in page if account.enabled for rule in objects.mark_rules(account)]:
-            pages.append(encoded(rules)[1:-1])
-
-    await asked.services.accounts.visit(encode)
-    return Encoded(b"[%b]" % b",".join(pages))
+    return await all_accounts(asked.services, rules)
 
 
 async def _nat(asked: Asked) -> list[dict[str, str]]:
