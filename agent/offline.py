@@ -16,7 +16,7 @@ from agent.config import Config
 from agent.desired import Desired
 from agent.errors import AgentError, IdentityError, KernelError, StoreError
 from agent.identity import load, pin_of
-from agent.kernel.linux import LinuxKernel, backend_doors, choose_mode, uplink
+from agent.kernel.linux import LinuxKernel, backend_doors, choose_mode, describe_ikev2, uplink
 from agent.kernel.trials import BACKENDS, choose_backend, probe, refusal
 from agent.kernel.trials.probe import Finding
 from agent.plan import Plan, plan
@@ -91,6 +91,7 @@ def diagnose(config: Config) -> tuple[list[Finding], list[str], bool]:
     lines, suits = _backends(config, findings)
     beside, harmless = _beside(config)
     lines += beside
+    lines.append(describe_ikev2(config.ikev2_esp, config.ikev2_folder))
     lines += known_as(config, datetime.now(UTC))
     missing = [f.name for f in findings if f.needed and not f.works and f.backend is None]
     if missing:

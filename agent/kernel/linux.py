@@ -21,6 +21,7 @@ from agent.kernel.host.interfaces import read_addresses, read_uplink_mtu, uplink
 from agent.kernel.host.networks import told
 from agent.kernel.host.watch import ANY, watch
 from agent.kernel.ikev2 import Esp, choose_esp, keep_routes, lost_processes
+from agent.kernel.ikev2 import describe as describe_ikev2
 from agent.kernel.iptables import Forwardings, IptablesMarks
 from agent.kernel.nftables import BothFamilies, Bounded, NftablesMarks, NftForwardings, bounded, foreign
 from agent.kernel.tc import Classes, Qdiscs, class_text, root_text
@@ -50,6 +51,7 @@ __all__ = [
     "backend_doors",
     "choose_esp",
     "choose_mode",
+    "describe_ikev2",
     "keep_routes",
     "lost_processes",
     "uplink",

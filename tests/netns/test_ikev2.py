@@ -24,6 +24,7 @@ from agent.kernel.ikev2 import (
     Gates,
     Logins,
     Responders,
+    describe,
     disconnect,
     keep_routes,
     lost_processes,
@@ -285,6 +286,7 @@ def test_another_ipsec_of_the_host_is_left_alone(box: Box) -> None:
     with box.run(taken):
         errors = box.run(box.responders.apply, Diff(add={IKEV2_DEVICE: Responder(IKEV2_DEVICE)}))
         assert "UDP port 500 is taken" in str(errors[IKEV2_DEVICE])
+        assert "no server can have it here: UDP port 500" in box.run(describe, "auto", box.folder)
     assert box.run(box.responders.read, SCOPE) == {} and not box.folder.exists()
 
 

@@ -5,6 +5,7 @@ nothing of /etc/strongswan.d or /etc/freeradius is read or changed. They outlive
 """
 
 from agent.kernel.ikev2.esp import choose as choose_esp
+from agent.kernel.ikev2.esp import describe
 from agent.kernel.ikev2.gate import Gates
 from agent.kernel.ikev2.logins import Logins
 from agent.kernel.ikev2.responder import Esp, Responders, lost_processes, missing, version
@@ -17,6 +18,7 @@ __all__ = [
     "Logins",
     "Responders",
     "choose_esp",
+    "describe",
     "disconnect",
     "keep_routes",
     "lost_processes",

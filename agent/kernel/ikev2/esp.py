@@ -9,11 +9,12 @@ from __future__ import annotations
 import socket
 import struct
 from contextlib import suppress
+from pathlib import Path
 
 from agent.errors import KernelError
 from agent.kernel.host.interfaces import add_xfrm, remove_interface
 from agent.kernel.ikev2.leftovers import NETLINK_XFRM, XFRM_ID, XFRM_MSG_DELSA
-from agent.kernel.ikev2.responder import Esp
+from agent.kernel.ikev2.responder import Esp, missing, occupied, version
 from agent.kernel.netlink import Netlink, Refusal, attribute, message
 from agent.model import IKEV2_DEVICE
 
@@ -43,6 +44,21 @@ def choose(configured: str) -> Esp:
     if configured == "kernel":
         raise KernelError(f"ikev2.esp = kernel: {reason}; set it to auto", retry=False)
     return "userspace"
+
+
+def describe(configured: str, folder: Path) -> str:
+    """For the doctor: could a server have IKEv2 here, and who would encrypt."""
+    running, _ = version(folder)
+    if reason := missing() or ("" if running else occupied()):
+        return f"IKEv2: no server can have it here: {reason}"
+    try:
+        chosen = choose(configured)
+    except KernelError as error:
+        return f"IKEv2: no server can have it here: {error}"
+    by = "charon itself" if chosen == "userspace" else "the kernel"
+    return (
+        f"IKEv2: {running or 'off, a server may have it'}; packets are encrypted by {by} (ikev2.esp = {configured!r})"
+    )
 
 
 def lacking() -> str:

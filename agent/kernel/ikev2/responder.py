@@ -62,6 +62,18 @@ def missing() -> str:
     return ""
 
 
+def occupied() -> str:
+    """ "" or what of the host stands in the way, with the cure; while none of ours runs."""
+    if taken := sorted(IKEV2_PORTS & udp_ports()):
+        return (
+            f"UDP port {taken[0]} is taken: another IPsec runs on this host (strongSwan, Libreswan). Stop it and "
+            "keep it from starting (`systemctl disable --now strongswan strongswan-starter`), or sell no IKEv2 here"
+        )
+    if read_link(IKEV2_DEVICE):
+        return f"interface {IKEV2_DEVICE} exists and is not ours: another IPsec's; remove it"
+    return ""
+
+
 class Responders:
     """`Part[str, Responder]`. `folder`: of the agent's own, for what runs."""
 
@@ -116,7 +128,8 @@ class Responders:
     def _start(self) -> None:
         if reason := missing():
             raise KernelError(reason, retry=False)
-        self._check_nobody_is_there()
+        if reason := occupied():
+            raise KernelError(reason)
         paths, secret, port = self._paths, secrets.token_hex(24), _free_port()
         paths.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         Users(paths.users).make()
@@ -135,16 +148,6 @@ class Responders:
         with suppress(KernelError):
             return bool(self._charon.version()) and udp_ports() >= IKEV2_PORTS
         return False
-
-    @staticmethod
-    def _check_nobody_is_there() -> None:
-        if taken := sorted(IKEV2_PORTS & udp_ports()):
-            raise KernelError(
-                f"UDP port {taken[0]} is taken: another IPsec runs on this host (strongSwan, Libreswan). Stop it and "
-                "keep it from starting (`systemctl disable --now strongswan strongswan-starter`), or sell no IKEv2 here"
-            )
-        if read_link(IKEV2_DEVICE):
-            raise KernelError(f"interface {IKEV2_DEVICE} exists and is not ours: another IPsec's; remove it")
 
     def _make_device(self, charon: Process) -> None:
         if self._esp == "kernel":
