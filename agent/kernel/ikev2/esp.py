@@ -1,27 +1,33 @@
 """Who encrypts the packets of IKEv2: the kernel, where it can, else charon itself. Found out by doing it.
 
 A state with a number of ours is added for an address of loopback and taken away again: nothing ever matches it. And an
-XFRM interface, for that is how such packets get a device of their own.
+XFRM interface is asked for, which is how such packets get a device of their own: by a request that is wrong in itself,
+so that it is refused in any case, as unknown or as wrong. No link comes and goes for it, in no namespace.
 """
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
-from contextlib import suppress
 from pathlib import Path
 
 from agent.errors import KernelError
-from agent.kernel.host.interfaces import add_xfrm, remove_interface
 from agent.kernel.ikev2.leftovers import NETLINK_XFRM, XFRM_ID, XFRM_MSG_DELSA
 from agent.kernel.ikev2.responder import Esp, missing, occupied, version
-from agent.kernel.netlink import Netlink, Refusal, attribute, message
+from agent.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, Refusal, attribute, message
 from agent.model import IKEV2_DEVICE
 
 # linux/xfrm.h
 XFRM_MSG_NEWSA = 0x10
 XFRMA_ALG_AEAD = 18
 XFRM_MODE_TUNNEL = 1
+# linux/rtnetlink.h, linux/if_link.h
+RTM_NEWLINK = 16
+IFLA_IFNAME, IFLA_LINKINFO = 3, 18
+IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+IFLA_XFRM_IF_ID = 2
+_INTERFACE = struct.Struct("=BxHiII")  # ifinfomsg
 _SELECTOR = struct.Struct("=16s16sHHHHHBBBxxxiI")  # xfrm_selector: 56 bytes
 _ID = struct.Struct("!16s4sB3x")  # xfrm_id: daddr, spi, proto
 _LIFETIME = struct.Struct("=8Q")  # xfrm_lifetime_cfg
@@ -71,14 +77,11 @@ def lacking() -> str:
             netlink.ask(_old_state())
     except KernelError as error:
         return f"this kernel has no IPsec ({error})"
-    probe = f"{IKEV2_DEVICE}0"
-    try:
-        add_xfrm(probe, XFRM_ID + 1)
-    except KernelError as error:
-        return f"this kernel has no XFRM interfaces ({error})"
-    with suppress(KernelError):
-        remove_interface(probe)
-    return ""
+    with Netlink() as netlink:
+        refusal = netlink.ask(_no_interface())
+    if isinstance(refusal, Refusal) and refusal.errno == errno.EINVAL:
+        return ""
+    return f"this kernel has no XFRM interfaces ({refusal.text if isinstance(refusal, Refusal) else 'no answer'})"
 
 
 def _new_state() -> bytes:
@@ -101,3 +104,12 @@ def _new_state() -> bytes:
 
 def _old_state() -> bytes:
     return message(XFRM_MSG_DELSA, 0, _DELETE.pack(_THERE, _NUMBER, socket.AF_INET, socket.IPPROTO_ESP))
+
+
+def _no_interface() -> bytes:
+    """Of number 0, which none can have."""
+    number = attribute(IFLA_XFRM_IF_ID, bytes(4))
+    kind = attribute(IFLA_INFO_KIND, b"xfrm\0") + attribute(IFLA_INFO_DATA, number)
+    name = attribute(IFLA_IFNAME, f"{IKEV2_DEVICE}0".encode() + b"\0")
+    body = _INTERFACE.pack(0, 0, 0, 0, 0) + name + attribute(IFLA_LINKINFO, kind)
+    return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
