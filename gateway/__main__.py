@@ -56,13 +56,18 @@ def migrate(config: Config, options: Options) -> int:
 
 
 def check(config: Config, options: Options) -> int:
-    from gateway.wiring import check_files, check_port
+    from gateway.wiring import check_files, check_port, set_by_api
 
     check_files(config)
     check_port(config)
     print(as_toml(config))
     for sentence in advice(config):
         explain(f"wirelane-gateway: warning: {sentence}")
+    try:
+        for sentence in asyncio.run(set_by_api(config)):
+            explain(f"wirelane-gateway: {sentence}")
+    except GatewayError as error:
+        explain(f"wirelane-gateway: warning: whether the API set something is not known: {error}")
     return 0
 
 

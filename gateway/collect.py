@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Collection
 from datetime import date, datetime
@@ -26,6 +27,7 @@ from gateway.store import claims, settings
 from gateway.store import nodes as node_rows
 from gateway.store import usage as usage_rows
 from gateway.store.transaction import Transaction
+from gateway.tuning import Tuning
 from gateway.usage import Calendar
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 
 COLLECT, COLLECTED, RETENTION = "collect", "collected", "retention"  # of claims
 CLAIMED = 0.9  # of the time between two rounds
+LOOK_SECONDS = 60.0  # at most: how often it is set may have been changed
 NODES_AT_ONCE = 4  # that are asked; what they say is folded one after the other, or callers wait for all of it
 
 
@@ -46,8 +49,8 @@ def oldest_kept(today: date, months: int) -> date:
     return date(month // 12, month % 12 + 1, 1)
 
 
-async def _nodes_and_ages(tx: Transaction) -> tuple[list[Node], dict[int, float]]:
-    return await node_rows.listed(tx), await claims.ages(tx, COLLECTED)
+async def _nodes_and_ages(tx: Transaction) -> tuple[list[Node], dict[int, float], dict[str, int]]:
+    return await node_rows.listed(tx), await claims.ages(tx, COLLECTED), await settings.set_by_api(tx)
 
 
 async def _turned(tx: Transaction, today: date) -> Calendar:
@@ -60,9 +63,17 @@ async def _turned(tx: Transaction, today: date) -> Calendar:
     return after
 
 
+async def _pruned_rows(today: date, months: int, tx: Transaction) -> Calendar | None:
+    if not await claims.due(tx, RETENTION, 0.0, [claims.INSTALLATION]):
+        return None
+    calendar = await _turned(tx, today)
+    await usage_rows.prune(tx, oldest_kept(calendar.believed, months))
+    return calendar
+
+
 class Collect:
-    """`usage_months`: how many months are kept, the current one included; 0 = all. `absent`: names of the nodes that
-    are known to be away: left to a gateway that reaches them, and to a later round."""
+    """`collect_seconds`, `usage_months`: unless the API set another value, see gateway/tuning.py. `absent`: names
+    of the nodes that are known to be away: left to a gateway that reaches them, and to a later round."""
 
     def __init__(
         self,
@@ -76,13 +87,12 @@ class Collect:
     ) -> None:
         self._store = store
         self._agents = agents
-        self._seconds = collect_seconds
-        self._months = usage_months
+        self._of_file = self._tuning = Tuning(collect_seconds, usage_months)
         self._zone = ZoneInfo(time_zone)
         self._now = now
         self._absent = absent
         self._folding = asyncio.Lock()
-        self._pruned: date | None = None  # the day of the last pruning
+        self._pruned: tuple[date, int] | None = None  # the day of the last pruning, and how many months it left
         self._collected: dict[str, float] = {}  # when each node's totals were last fetched, by the loop's clock
         self._troubled: set[str] = set()  # what has been logged already: names of nodes, "" = the database
         self._refreshing: dict[tuple[str, int], asyncio.Task[bool]] = {}
@@ -97,7 +107,9 @@ class Collect:
         """Collects for ever."""
         while True:
             await self.collect()
-            await asyncio.sleep(self._seconds * random.uniform(0.95, 1.05))
+            seconds = self._tuning.collect_seconds
+            looks = max(math.ceil(seconds / LOOK_SECONDS), 1)  # whole ones, or a round would wait for the next
+            await asyncio.sleep(seconds / looks * random.uniform(0.95, 1.05))
 
     async def collect(self) -> None:
         """One round over the nodes that are due; old days go before. What fails is logged once and done later."""
@@ -119,12 +131,14 @@ class Collect:
                 group.create_task(collect_one(node))
 
     async def _due_nodes(self) -> list[Node]:
-        listed, ages = await self._store.read(_nodes_and_ages)
+        listed, ages, values = await self._store.read(_nodes_and_ages)
+        self._tuning = self._of_file.with_set(values)
         now = asyncio.get_running_loop().time()
         self._collected = {node.name: now - ages[node.id] for node in listed if node.id in ages}
         absent = self._absent()
         nodes = {node.id: node for node in listed if node.name not in absent}
-        seconds = self._seconds * CLAIMED  # a round is never late because the last one was a moment early
+        # A round is never late because the last one was a moment early.
+        seconds = max(self._tuning.collect_seconds * CLAIMED, self._tuning.collect_seconds - LOOK_SECONDS / 2)
         due = await self._store.change(lambda tx: claims.due(tx, COLLECT, seconds, nodes.keys()))
         return [nodes[node_id] for node_id in sorted(due)]
 
@@ -146,9 +160,10 @@ class Collect:
 
     async def _prune(self) -> None:
         today = self._now(self._zone).date()
-        if not self._months or self._pruned == today:
+        months = self._tuning.usage_months
+        if not months or self._pruned == (today, months):
             return
-        calendar = await self._store.change(partial(self._pruned_rows, today))
+        calendar = await self._store.change(partial(_pruned_rows, today, months))
         if calendar is None:
             return  # another gateway is at it
         if calendar.leapt_to is not None:
@@ -157,14 +172,7 @@ class Collect:
                 today,
                 calendar.believed,
             )
-        self._pruned = today
-
-    async def _pruned_rows(self, today: date, tx: Transaction) -> Calendar | None:
-        if not await claims.due(tx, RETENTION, 0.0, [claims.INSTALLATION]):
-            return None
-        calendar = await _turned(tx, today)
-        await usage_rows.prune(tx, oldest_kept(calendar.believed, self._months))
-        return calendar
+        self._pruned = today, months
 
     async def refresh(self, node: str, account_id: int, deadline: float) -> bool:
         """Brings one account's usage up to this moment, if its agent answers within `deadline` seconds.

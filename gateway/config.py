@@ -167,7 +167,7 @@ class Config:
         "How long a call waits for the node before it answers that the change is pending, seconds.",
     )
     collect_seconds: float = _key(
-        60.0, _within(1, 86_400), "How often the nodes' traffic totals are fetched, in seconds."
+        300.0, _within(1, 86_400), "How often the nodes' traffic totals are fetched, in seconds. The API may set it."
     )
     http_status: Literal["always_200", "semantic"] = _key(
         "always_200",
@@ -175,11 +175,15 @@ class Config:
         "always_200: errors answer with HTTP 200, as v1 clients expect; semantic: with 4xx and 5xx.",
     )
     usage_months: int = _key(
-        2, _within(0, 1200), "Months of traffic statistics that are kept, the current one included; 0 = all."
+        2,
+        _within(0, 1200),
+        "Months of traffic statistics that are kept, the current one included; 0 = all. The API may set it.",
     )
-    link_days: int = _key(10, _within(1, 3650), "Days that a one-time link stays valid.")
+    link_days: int = _key(10, _within(1, 3650), "Days that a one-time link stays valid. The API may set it.")
     handshake_uptime: int = _key(
-        180, _within(1, 86_400), "Seconds since the last handshake within which an account counts as online."
+        180,
+        _within(1, 86_400),
+        "Seconds since the last handshake within which an account counts as online. The API may set it.",
     )
     account_limit: int = _key(0, _within(0, 10_000_000), "How many accounts there may be; 0 = as many as fit.")
     address_rest_seconds: int = _key(

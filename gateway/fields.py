@@ -138,8 +138,8 @@ def new_account(form: Mapping[str, str]) -> NewAccount:
         address=_account_address(form, WRONG_IP),
         private_key=_private_key(form),
         public_key=_key(form, "public_key"),
-        download=_number(form, "b_download", 0, MAX_RATE),
-        upload=_number(form, "b_upload", 0, MAX_RATE),
+        download=number(form, "b_download", 0, MAX_RATE),
+        upload=number(form, "b_upload", 0, MAX_RATE),
         password=_password(form),
         enabled=_status(form),
         preshared_key=_preshared_key(form) if _text(form, "preshared_key") else None,
@@ -152,8 +152,8 @@ def account_edit(form: Mapping[str, str]) -> AccountEdit:
     return AccountEdit(
         server=_text(form, "wg_name"),
         address=_account_address(form, "Wrong external IP format"),
-        download=_number(form, "b_download", 0, MAX_RATE),
-        upload=_number(form, "b_upload", 0, MAX_RATE),
+        download=number(form, "b_download", 0, MAX_RATE),
+        upload=number(form, "b_upload", 0, MAX_RATE),
         password=_password(form),
         enabled=_status(form),
         preshared_key=_preshared_key(form),
@@ -172,19 +172,19 @@ def server_values(form: Mapping[str, str]) -> ServerValues:
         interface=_interface(form),
         private_key=_private_key(form),
         public_key=_key(form, "public_key"),
-        listen_port=_number(form, "listen_port", MIN_PORT, MAX_PORT, "Wrong Port format"),
+        listen_port=number(form, "listen_port", MIN_PORT, MAX_PORT, "Wrong Port format"),
         address=_server_address(form),
         external_ip=_external_ip(form),
         endpoint=_endpoint(form),
         dns_1=_address_or_empty(form, "dns_1", "Wrong DNS1 IP format"),
         dns_2=_address_or_empty(form, "dns_2", "Wrong DNS2 IP format"),
         mtu=_mtu(form),
-        keep_alive=_number(form, "keep_alive", 0, MAX_KEEP_ALIVE),
+        keep_alive=number(form, "keep_alive", 0, MAX_KEEP_ALIVE),
         allowed_ips=_allowed_ips(form),
         internal_traffic=_boolean(form, "internal_traffic"),
         reach=_reach(form),
-        download=_number(form, "b_download", 0, MAX_RATE),
-        upload=_number(form, "b_upload", 0, MAX_RATE),
+        download=number(form, "b_download", 0, MAX_RATE),
+        upload=number(form, "b_upload", 0, MAX_RATE),
         ikev2=_boolean(form, "ikev2"),
         ipv6=_boolean(form, "ipv6"),
         address_ipv6=ipv6.server_address(_text(form, "address_ipv6")),
@@ -217,7 +217,8 @@ def _name(form: Mapping[str, str], key: str, label: str) -> str | None:
     return text
 
 
-def _number(form: Mapping[str, str], key: str, low: int, high: int, problem: str = "") -> int | None:
+def number(form: Mapping[str, str], key: str, low: int, high: int, problem: str = "") -> int | None:
+    """Absent or empty: None."""
     text = _text(form, key)
     if text is None:
         return None
@@ -289,10 +290,10 @@ def _interface(form: Mapping[str, str]) -> str | None:
 
 def _mtu(form: Mapping[str, str]) -> int | None:
     problem = f"Wrong mtu (only 0 or {MIN_MTU}-{MAX_MTU})"
-    number = _number(form, "mtu", 0, MAX_MTU, problem)
-    if number is not None and 0 < number < MIN_MTU:
+    mtu = number(form, "mtu", 0, MAX_MTU, problem)
+    if mtu is not None and 0 < mtu < MIN_MTU:
         raise InvalidValue(problem, "mtu")
-    return number
+    return mtu
 
 
 def _address(text: str, problem: str, key: str) -> IPv4Address:

@@ -20,12 +20,12 @@ from datetime import UTC, datetime
 
 from gateway.errors import Conflict, NotFound
 from gateway.model import Account
-from gateway.store import Store, Transaction
+from gateway.store import Store, Transaction, settings
 from gateway.store import accounts as account_rows
 from gateway.store import one_time_links as rows
+from gateway.tuning import Tuning
 
 KEY_BYTES = 40  # 80 hex characters, as v1 spells it
-LINK_DAYS = 10
 DAY_SECONDS = 86_400
 MOST_LINKS = 100  # of one account that were not opened; billing modules make one at each look at a page
 LEASE_SECONDS = 60
@@ -42,9 +42,14 @@ class Lease:
 
 
 class OneTimeLinks:
-    def __init__(self, store: Store, link_days: int = LINK_DAYS, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store: Store,
+        tuning: Tuning = Tuning(),  # noqa: B008
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._store = store
-        self._seconds = link_days * DAY_SECONDS
+        self._tuning = tuning
         self._now = now
 
     async def create(self, account_name: str) -> str:
@@ -87,13 +92,13 @@ class OneTimeLinks:
         kept = await account_rows.find(tx, account_name)
         if kept is None:
             raise NotFound("Account not found")
-        now = int(self._now())
+        now, days = int(self._now()), (await settings.tuning(tx, self._tuning)).link_days
         await rows.purge(tx, now)
         count, first = await rows.count(tx, kept.account.id)
         if count >= MOST_LINKS:
             ends = datetime.fromtimestamp(first, UTC).date().isoformat()
             raise Conflict(f"Too many one-time links ({count} of this account were not opened; the first ends {ends})")
-        await rows.add(tx, _digest(key), kept.account.id, now, now + self._seconds)
+        await rows.add(tx, _digest(key), kept.account.id, now, now + days * DAY_SECONDS)
 
 
 def _digest(key: str) -> bytes:

@@ -29,13 +29,14 @@ from gateway.keypair import WRONG_KEYS, KeyPair, checked_pair
 from gateway.live import LiveServer
 from gateway.model import Account, Node, PeerState, Server, ServerValues
 from gateway.placement import node_for
-from gateway.store import Store, Transaction, ranges
+from gateway.store import Store, Transaction, ranges, settings
 from gateway.store import accounts as account_rows
 from gateway.store import ikev2 as ikev2_rows
 from gateway.store import nodes as node_rows
 from gateway.store import servers as rows
 from gateway.store.servers import KeptServer
 from gateway.store.transaction import INSTALLATION
+from gateway.tuning import Tuning
 
 if TYPE_CHECKING:
     from gateway.agents import Agents
@@ -46,7 +47,6 @@ Networks = Sequence[tuple[IPv4Network, str]]
 log = logging.getLogger(__name__)
 
 DNS_1, DNS_2 = IPv4Address("8.8.8.8"), IPv4Address("1.1.1.1")
-HANDSHAKE_UPTIME = 180  # seconds; WireGuard itself gives a session up after that time
 # A /8 has 16 million addresses; a node holds 34,475 accounts.
 MOST_ADDRESSES = 65_536
 
@@ -80,14 +80,14 @@ class Servers:
         sync: Sync,
         agents: Agents,
         default_endpoint: str = "",
-        handshake_uptime: int = HANDSHAKE_UPTIME,
+        tuning: Tuning = Tuning(),  # noqa: B008
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._sync = sync
         self._agents = agents
         self._default_endpoint = default_endpoint
-        self._handshake_uptime = handshake_uptime
+        self._tuning = tuning
         self._now = now
         self._away: set[str] = set()  # nodes that online() has complained about
 
@@ -141,13 +141,14 @@ class Servers:
         nodes, absent = {node.name: node for node in await self._store.read(node_rows.listed)}, self._sync.absent()
         kept = [each for each in await self._store.read(rows.listed) if not each.is_moving]
         servers = [each.server for each in kept if each.server.node not in absent]
-        answers = await asyncio.gather(*(self._online(nodes[server.node], server) for server in servers))
+        oldest = self._now() - (await self._store.read(lambda tx: settings.tuning(tx, self._tuning))).handshake_uptime
+        answers = await asyncio.gather(*(self._online(nodes[server.node], server, oldest) for server in servers))
         peers = {peer.account_id: peer for answer in answers for peer in answer}
         accounts = await self._store.read(lambda tx: account_rows.by_ids(tx, peers))
         ordered = sorted(accounts.values(), key=lambda account: account.name)
         return [(account, peers[account.id]) for account in ordered]
 
-    async def _online(self, node: Node, server: Server) -> Sequence[PeerState]:
+    async def _online(self, node: Node, server: Server, oldest: float) -> Sequence[PeerState]:
         try:
             peers = await self._agents.peers(node, server.name)
         except AgentUnreachable as error:
@@ -156,7 +157,6 @@ class Servers:
             self._away.add(node.name)
             return []
         self._away.discard(node.name)
-        oldest = self._now() - self._handshake_uptime
         return [peer for peer in peers if peer.account_id and peer.latest_handshake >= oldest]
 
     # -- changing -------------------------------------------------------------------------------------------------

@@ -15,10 +15,11 @@ from gateway.allocate import MARKS
 from gateway.condition import MOST_TOLD, OK, Condition, Report
 from gateway.errors import AgentUnreachable, DatabaseUnavailable
 from gateway.model import Node
-from gateway.store import Store, Transaction
+from gateway.store import Store, Transaction, settings
 from gateway.store import accounts as account_rows
 from gateway.store import nodes as node_rows
 from gateway.store import servers as server_rows
+from gateway.tuning import Tuning
 
 if TYPE_CHECKING:
     from gateway.agents import Agents
@@ -47,12 +48,21 @@ class Fleet:
 class System:
     """`account_limit`: as given to Accounts."""
 
-    def __init__(self, store: Store, sync: Sync, collect: Collect, agents: Agents, account_limit: int = 0) -> None:
+    def __init__(
+        self,
+        store: Store,
+        sync: Sync,
+        collect: Collect,
+        agents: Agents,
+        account_limit: int = 0,
+        tuning: Tuning = Tuning(),  # noqa: B008
+    ) -> None:
         self._store = store
         self._agents = agents
         self._sync = sync
         self._collect = collect
         self._limit = account_limit
+        self._tuning = tuning
 
     async def fleet(self) -> Fleet:
         """Raises DatabaseUnavailable."""
@@ -76,7 +86,21 @@ class System:
             "status": _summary(fleet),
             "version": VERSION,
             "nodes": [_told(node) for node in fleet.nodes],
+            "set_by_api": sorted(await self._store.read(settings.set_by_api)),
         }
+
+    async def tuning(self) -> Tuning:
+        """What holds now: what the API set, and the configuration's where it set nothing."""
+        return await self._store.read(lambda tx: settings.tuning(tx, self._tuning))
+
+    async def tune(self, values: Mapping[str, int | None]) -> Tuning:
+        """None = the configuration's value holds again."""
+
+        async def work(tx: Transaction) -> Tuning:
+            await settings.tune(tx, values)
+            return await settings.tuning(tx, self._tuning)
+
+        return await self._store.change(work)
 
     async def reload(self) -> None:
         """Every node compares its whole kernel with what is desired, now. One that is away does so when it is back."""

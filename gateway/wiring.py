@@ -44,6 +44,7 @@ from gateway.store import Store, is_empty, migrate, only_gateway, open_store, pa
 from gateway.store import settings as setting_rows
 from gateway.sync import Sync
 from gateway.system import System
+from gateway.tuning import TUNABLE, Tuning
 
 log = logging.getLogger(__name__)
 
@@ -123,12 +124,13 @@ def _creation(config: Config, store: Store) -> Creation:
 def _listener(
     config: Config, certificate: Certificate | None, store: Store, agents: Agents, sync: Sync, collect: Collect
 ) -> Listener:
+    tuning = tuning_of(config)
     services = Services(
         accounts=Accounts(store, _creation(config, store), sync, collect, agents),
-        servers=Servers(store, sync, agents, config.endpoint, config.handshake_uptime),
-        one_time_links=OneTimeLinks(store, config.link_days),
+        servers=Servers(store, sync, agents, config.endpoint, tuning),
+        one_time_links=OneTimeLinks(store, tuning),
         keys=Keys(store),
-        system=System(store, sync, collect, agents, config.account_limit),
+        system=System(store, sync, collect, agents, config.account_limit, tuning),
         enrolment=Enrolment(store),
         ikev2=Ikev2Service(store, sync, agents),
         ping=store.ping,
@@ -142,6 +144,21 @@ def _listener(
         time_zone=config.time_zone,
     )
     return Listener(build_app(services, settings), certificate, lambda: _ready(config), settings.trusted_proxies)
+
+
+def tuning_of(config: Config) -> Tuning:
+    return Tuning(**{name: getattr(config, name) for name in TUNABLE})
+
+
+async def set_by_api(config: Config) -> list[str]:
+    """A sentence for each value that holds instead of the file's. Raises ConfigError, DatabaseUnavailable."""
+    if config.sqlite_file and not is_there("database", config.sqlite_file):
+        return []  # `check` may come before the first start
+    if await is_empty(database_url(config)):
+        return []
+    async with opened_store(config) as store:
+        found = await store.read(setting_rows.set_by_api)
+    return [f"{name} = {value}: set by the API, it wins over the file" for name, value in sorted(found.items())]
 
 
 def check_files(config: Config) -> None:

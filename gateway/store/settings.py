@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from datetime import date
 
 from sqlalchemy import bindparam, delete, select
@@ -11,6 +12,7 @@ from gateway.errors import ConfigError, SealBroken
 from gateway.store import keys, nodes, one_time_links
 from gateway.store.tables import settings
 from gateway.store.transaction import INSTALLATION, Transaction
+from gateway.tuning import TUNABLE, Tuning
 
 TIME_ZONE = "time_zone"
 KEY_CHECK = "key_check"
@@ -20,6 +22,7 @@ SERIES = "gateway_series"  # of the certificates of gateways
 WRITTEN = "written"  # when it was last seen that this database can be written to, Unix seconds
 # What is sealed in it also tells how digests lie in the database: nobody can make it say "plain" without the key.
 _KEY_CHECK_TEXT, _DIGESTS_ARE_PLAIN = "wirelane 2", "wirelane"
+_SET = "set_by_api."  # and the name of a key of the file
 _by_name = select(settings.c.value).where(settings.c.name == bindparam("setting"))
 
 
@@ -87,6 +90,28 @@ async def calendar(tx: Transaction) -> tuple[date, date | None] | None:
 
 async def set_calendar(tx: Transaction, believed: date, leapt_to: date | None) -> None:
     await _write(tx, CALENDAR, " ".join(str(day) for day in (believed, leapt_to) if day))
+
+
+async def set_by_api(tx: Transaction) -> dict[str, int]:
+    """Of the values in gateway/tuning.py, those that the API set."""
+    names = {f"{_SET}{name}": name for name in TUNABLE}
+    rows = await tx.all(select(settings).where(settings.c.name.in_(names)))
+    return {names[row.name]: int(row.value) for row in rows}
+
+
+async def tuning(tx: Transaction, of_file: Tuning) -> Tuning:
+    """What holds now."""
+    return of_file.with_set(await set_by_api(tx))
+
+
+async def tune(tx: Transaction, values: Mapping[str, int | None]) -> None:
+    """None = what the file says holds again."""
+    await tx.lock(INSTALLATION)
+    for name, value in values.items():
+        if value is None:
+            await tx.run(delete(settings).where(settings.c.name == f"{_SET}{name}"))
+        else:
+            await _write(tx, f"{_SET}{name}", str(value))
 
 
 async def _read(tx: Transaction, name: str) -> str | None:

@@ -52,7 +52,7 @@ async def test_a_link_is_opened_by_exactly_one_of_many(store: Store) -> None:
 async def test_links_expire_go_with_their_account_and_are_purged(store: Store) -> None:
     use, account = await one_account(store)
     now = [1_700_000_000.0]
-    links = OneTimeLinks(store, link_days=10, now=lambda: now[0])
+    links = OneTimeLinks(store, now=lambda: now[0])
     old = await links.create(account.name)
     now[0] += 10 * 86_400 - 1
     assert await links.valid(old)

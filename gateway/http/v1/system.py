@@ -4,12 +4,14 @@ licence; and the parts of v1 that are known and not served, which say so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
-from gateway import host
+from gateway import fields, host
 from gateway.errors import NotFound
-from gateway.http.v1.calls import BOOLEAN, INTEGER, ROOT, TEXT, Asked, Call, Schema, listing, record, texts
+from gateway.http.v1.calls import BOOLEAN, INTEGER, ROOT, TEXT, Asked, Call, Field, Schema, listing, record, texts
+from gateway.tuning import Tuning
 
 
 async def _status(asked: Asked) -> dict[str, Any]:
@@ -23,6 +25,28 @@ async def _info(asked: Asked) -> dict[str, str]:
 async def _reload(asked: Asked) -> str:
     await asked.services.system.reload()
     return "success"
+
+
+async def _config(asked: Asked) -> dict[str, int]:
+    return _spelled(await asked.services.system.tuning())
+
+
+async def _configure(asked: Asked) -> dict[str, int]:
+    minutes, *others = (fields.number(asked.form, name, least, most) for name, (least, most, _) in CONFIG.items())
+    values = {"collect_seconds": minutes and minutes * 60, "usage_months": others[0], "handshake_uptime": others[1]}
+    named = {name: value for name, value in values.items() if value is not None}
+    return _spelled(await asked.services.system.tune(named))
+
+
+async def _default(asked: Asked) -> dict[str, int]:
+    return _spelled(
+        await asked.services.system.tune(dict.fromkeys(("collect_seconds", "usage_months", "handshake_uptime")))
+    )
+
+
+def _spelled(tuning: Tuning) -> dict[str, int]:
+    values = math.ceil(tuning.collect_seconds / 60), tuning.usage_months, tuning.handshake_uptime
+    return dict(zip(CONFIG, values, strict=True))
 
 
 async def _license(asked: Asked) -> dict[str, Any]:
@@ -67,16 +91,28 @@ STATUS = {
         "status": TEXT,
         "version": TEXT,
         "nodes": listing(NODE),
+        "set_by_api": listing(TEXT),
     },
     "required": [
         *("count_accounts", "count_accounts_available", "count_wireguard", "license", "license_valid"),
-        *("status", "version", "nodes"),
+        *("status", "version", "nodes", "set_by_api"),
     ],
 }
 INFO = texts(
     *("cpu_model", "cpu_threads", "cpu_used_load1", "cpu_used_load5", "cpu_used_load15", "hostname", "memory_total"),
     *("memory_used", "memory_free", "memory_used_percent", "os_architecture", "os_name", "timezone"),
 )
+CONFIG = {  # the least, the most, what it is
+    "traffic_statistics_frequency": (1, 1440, "Minutes between two readings of the nodes' totals"),
+    "traffic_statistics_history": (
+        0,
+        1200,
+        "Months of traffic statistics that are kept, the current one included; 0 = off: none is deleted",
+    ),
+    "wireguard_handshake_uptime": (1, 300, "Seconds since the last handshake within which an account counts as online"),
+}
+CONFIG_FIELDS = tuple(Field(name, about, r"^(|0|[1-9][0-9]{0,3})$") for name, (_, _, about) in CONFIG.items())
+CONFIG_OBJECT = record(dict.fromkeys(CONFIG, INTEGER))
 LICENSE = record(
     {
         "accounts": INTEGER,
@@ -98,6 +134,17 @@ CALLS = (
     Call("GET", f"{ROOT}/system/status", "Counts, licence, state of the nodes", _status, STATUS),
     Call("GET", f"{ROOT}/system/info", "The host that this gateway runs on; memory in bytes", _info, INFO),
     Call("PUT", f"{ROOT}/system/reload", "Let all nodes compare everything with what is desired, now", _reload, TEXT),
+    Call(
+        "GET", f"{ROOT}/system/config", "What holds now: as set here, else as in gateway.toml", _config, CONFIG_OBJECT
+    ),
+    Call("PUT", f"{ROOT}/system/config", "Set it, for all gateways at once", _configure, CONFIG_OBJECT, CONFIG_FIELDS),
+    Call(
+        "PUT",
+        f"{ROOT}/system/config/default",
+        "As in gateway.toml again (5, 2, 180 where it says nothing)",
+        _default,
+        CONFIG_OBJECT,
+    ),
     Call("GET", f"{ROOT}/license", "A licence as v1 had one: free, valid, of no limit of its own", _license, LICENSE),
     # Before /wireguard/{name}: no server can be named `info` (gateway/fields.py).
     Call(

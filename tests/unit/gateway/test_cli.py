@@ -15,8 +15,10 @@ import pytest
 
 from agent.enrol import JoinToken
 from gateway.__main__ import main
+from gateway.config import load_config
 from gateway.model import ServerValues
-from gateway.store import open_store
+from gateway.secret_files import read_key
+from gateway.store import open_store, settings
 from tests.contract.test_store import use_cases
 from tests.fakes import direct
 from tests.fakes.product import migrated_sqlite
@@ -521,3 +523,16 @@ def test_nothing_that_was_typed_moves_the_cursor(ready: str, capfd: Captured, ar
 def test_nothing_in_the_name_of_the_configuration_does(capfd: Captured) -> None:
     status, _, err = outcome(capfd, f"/nowhere/{ESCAPES}", "check")
     assert status == 2 and "?[31m" in err and not re.search(r"[^\n -~]", err) and "\nforged" not in err
+
+
+def test_check_tells_what_the_api_set_instead(ready: str, capfd: Captured) -> None:
+    database = load_config(Path(ready)).database
+
+    async def tune() -> None:
+        async with await open_store(database, read_key(load_config(Path(ready)))) as store:
+            await store.change(lambda tx: settings.tune(tx, {"usage_months": 7}))
+
+    asyncio.run(tune())
+    status, out, err = outcome(capfd, ready, "check")
+    assert status == 0 and "usage_months = 2" in out
+    assert "wirelane-gateway: usage_months = 7: set by the API, it wins over the file" in err.splitlines()

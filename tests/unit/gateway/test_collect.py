@@ -291,3 +291,28 @@ async def test_a_claim_is_no_collection(product: Product, agent: FakeAgent) -> N
     agent.away = False
     await other.collect()  # it is not its turn
     assert one.age(NODE) is other.age(NODE) is None
+
+
+async def test_what_the_api_sets_holds_from_the_next_round_on_every_gateway(
+    product: Product, agent: FakeAgent, account: Account
+) -> None:
+    today = datetime(2026, 11, 26, 12, tzinfo=UTC)
+    one, other = (
+        Collect(product.store, product.agents, 86_400.0, 0, now=lambda zone: today.astimezone(zone)) for _ in range(2)
+    )
+    for day in (date(2026, 9, 30), date(2026, 10, 31), date(2026, 11, 1), today.date()):
+        agent.use(account.id, day, 5, 5)
+    await one.collect()
+    agent.use(account.id, today.date(), 1, 1)
+    await other.collect()
+    assert await used(product, account, today.date()) == (5, 5), "it is due tomorrow"
+    await product.system.tune({"collect_seconds": 1, "usage_months": 2})
+    await other.collect()
+    assert await used(product, account, today.date()) == (6, 6)
+    assert await used(product, account, date(2026, 9, 30)) == (0, 0)
+    assert await used(product, account, date(2026, 10, 31)) == (5, 5)
+    await product.system.tune({"usage_months": 1})
+    await other.collect()
+    assert await used(product, account, date(2026, 10, 31)) == (0, 0), "on the day of the last pruning too"
+    for day in (date(2026, 11, 1), today.date()):
+        assert await used(product, account, day) != (0, 0), "the current month is always kept"

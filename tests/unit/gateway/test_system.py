@@ -38,6 +38,7 @@ async def test_the_documented_keys_and_the_nodes(product: Product) -> None:
         "license": "2099-12-31T23:59:59Z",
         "license_valid": True,
         "status": "OK",
+        "set_by_api": [],
         "nodes": [
             {
                 "name": NODE,

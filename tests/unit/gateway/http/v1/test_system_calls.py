@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
 
 import pytest
@@ -64,3 +65,50 @@ async def test_what_is_not_served_says_what_is_instead(api: Api, path: str) -> N
     for method in ("GET", "PUT"):
         assert len(await api.error(method, path)) > 30
     assert (await api.serve(http_status="semantic").http.get(f"/api/v1{path}")).status_code == 404
+
+
+DEFAULTS = {
+    "traffic_statistics_frequency": 5,
+    "traffic_statistics_history": 2,
+    "wireguard_handshake_uptime": 180,
+}
+
+
+async def test_what_the_api_sets_wins_over_the_file_until_it_is_given_up(api: Api) -> None:
+    assert await api.msg("GET", "/system/config") == DEFAULTS
+    assert (await api.msg("GET", "/system/status"))["set_by_api"] == []
+    changed = {**DEFAULTS, "traffic_statistics_frequency": 10, "traffic_statistics_history": 0}
+    form = {"traffic_statistics_frequency": "10", "traffic_statistics_history": "0"}
+    assert await api.msg("PUT", "/system/config", **form) == changed
+    assert await api.msg("PUT", "/system/config", wireguard_handshake_uptime="") == changed, "absent is unchanged"
+    assert await api.msg("GET", "/system/config") == changed
+    assert (await api.msg("GET", "/system/status"))["set_by_api"] == ["collect_seconds", "usage_months"]
+    assert await api.msg("PUT", "/system/config/default") == DEFAULTS
+    assert (await api.msg("GET", "/system/status"))["set_by_api"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "bounds"),
+    [
+        ("traffic_statistics_frequency", "0", "1-1440"),
+        ("traffic_statistics_frequency", "1441", "1-1440"),
+        ("traffic_statistics_history", "-1", "0-1200"),
+        ("wireguard_handshake_uptime", "301", "1-300"),
+        ("wireguard_handshake_uptime", "soon", "1-300"),
+    ],
+)
+async def test_a_wrong_setting_is_named_and_none_of_the_call_is_set(
+    api: Api, name: str, value: str, bounds: str
+) -> None:
+    form = {"traffic_statistics_frequency": "7", name: value}
+    assert await api.error("PUT", "/system/config", **form) == f"Wrong {name} (only {bounds})"
+    assert await api.msg("GET", "/system/config") == DEFAULTS
+
+
+async def test_who_counts_as_online_is_as_the_api_set_it(api: Api) -> None:
+    account = await api.msg("POST", "/account", wg_name="Default_1", name="anna")
+    found = (await api.product.accounts.get(account["name"])).id
+    api.product.agents[NODE].handshakes[found] = int(time.time()) - 100
+    assert [one["name"] for one in await api.msg("GET", "/wireguard/online")] == ["anna"]
+    await api.msg("PUT", "/system/config", wireguard_handshake_uptime="50")
+    assert await api.msg("GET", "/wireguard/online") == []
