@@ -27,69 +27,15 @@ from agent.errors import BrokenStore, InvalidValue, StoreError
 from agent.model import Account, Address, Server
 from agent.origin import Origin
 from agent.rows import account_of, account_row, baseline_of, baseline_rows, by_version, key_of, server_of, server_row
+from agent.schema import SCHEMA, SCHEMA_VERSION, TOLD_AGAIN, UPGRADES
 from agent.usage import Baseline, DayTotal, Used
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 6
 KEPT_DAYS = 100  # of usage; a gateway that is away for longer than this loses the oldest days
 RECENT_ROWS = 50_000
+AT_ONCE = 100_000  # rows of usage in an answer; one sample writes 34,475 at most
 ROOM = 65_536  # bytes; with less SQLite cannot even begin: its shared memory alone takes half of it
-
-SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE servers (
-    name TEXT PRIMARY KEY, interface TEXT NOT NULL, private_key TEXT NOT NULL, listen_port INTEGER NOT NULL,
-    address TEXT NOT NULL, mtu INTEGER NOT NULL, internal_traffic INTEGER NOT NULL, external_ip TEXT,
-    reach TEXT NOT NULL DEFAULT 'internet', address_ipv6 TEXT, nat_ipv6 INTEGER NOT NULL DEFAULT 0,
-    ikev2 TEXT
-) WITHOUT ROWID;
-CREATE TABLE accounts (
-    id INTEGER PRIMARY KEY, name TEXT NOT NULL, server TEXT NOT NULL, address INTEGER NOT NULL,
-    public_key TEXT NOT NULL, mark INTEGER NOT NULL, download INTEGER NOT NULL, upload INTEGER NOT NULL,
-    enabled INTEGER NOT NULL, preshared_key TEXT NOT NULL DEFAULT '', address_ipv6 BLOB,
-    username TEXT, password TEXT
-);
--- how far the mark rules of an address have been counted, and for whom
-CREATE TABLE baselines (
-    address INTEGER PRIMARY KEY, owner INTEGER NOT NULL, download_packets INTEGER NOT NULL,
-    download_bytes INTEGER NOT NULL, upload_packets INTEGER NOT NULL, upload_bytes INTEGER NOT NULL,
-    since INTEGER NOT NULL DEFAULT 0 -- what the table of marks said of itself when the owner got the address
-);
--- the same of addresses of IPv6, which are longer than an INTEGER
-CREATE TABLE baselines_ipv6 (
-    address BLOB PRIMARY KEY, owner INTEGER NOT NULL, download_packets INTEGER NOT NULL,
-    download_bytes INTEGER NOT NULL, upload_packets INTEGER NOT NULL, upload_bytes INTEGER NOT NULL,
-    since INTEGER NOT NULL
-) WITHOUT ROWID;
--- totals that only grow; seq says in which sample a row changed last
-CREATE TABLE usage (
-    account_id INTEGER NOT NULL, day INTEGER NOT NULL, download INTEGER NOT NULL, upload INTEGER NOT NULL,
-    seq INTEGER NOT NULL, PRIMARY KEY (account_id, day)
-) WITHOUT ROWID;
-CREATE INDEX usage_seq ON usage (seq);
-CREATE INDEX usage_day ON usage (day);
-"""
-
-_IPV6 = SCHEMA[SCHEMA.index("CREATE TABLE baselines_ipv6") : SCHEMA.index("-- totals")]
-
-# From each version to the next; what is there stays, but for the number by which the gateway knows what this node
-# holds: a gateway of a later version may have told it what it had no column for, so it is told everything once more.
-TOLD_AGAIN = "UPDATE meta SET value = '0' WHERE key IN ('revision', 'revision_mark');"
-UPGRADES = {
-    1: "ALTER TABLE servers ADD COLUMN reach TEXT NOT NULL DEFAULT 'internet';",
-    2: "ALTER TABLE baselines ADD COLUMN since INTEGER NOT NULL DEFAULT 0;",
-    3: "ALTER TABLE accounts ADD COLUMN preshared_key TEXT NOT NULL DEFAULT '';",
-    4: f"""
-        ALTER TABLE servers ADD COLUMN address_ipv6 TEXT;
-        ALTER TABLE servers ADD COLUMN nat_ipv6 INTEGER NOT NULL DEFAULT 0;
-        ALTER TABLE accounts ADD COLUMN address_ipv6 BLOB;
-        {_IPV6}""",
-    5: """
-        ALTER TABLE servers ADD COLUMN ikev2 TEXT;
-        ALTER TABLE accounts ADD COLUMN username TEXT;
-        ALTER TABLE accounts ADD COLUMN password TEXT;""",
-}
 
 PUT_ACCOUNT = "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 PUT_SERVER = "INSERT OR REPLACE INTO servers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -259,15 +205,21 @@ class Store:
     # -- usage: what the gateway asks --
 
     def totals(self, after: int, account_ids: Iterable[int] = ()) -> tuple[int, list[DayTotal]]:
-        """The rows that changed after a cursor, only these accounts' if any are named; and the new cursor."""
+        """The rows that changed after a cursor, only these accounts' if any are named; and the new cursor.
+
+        Not more than AT_ONCE: what changed first, and the cursor of that. A gateway that begins anew asks again.
+        """
         ids = tuple(account_ids)
         with self._lock, _translated(self._path), self._db:
             self._db.execute("BEGIN")
             cursor = _seq(self._db)
-            query = "SELECT account_id, day, download, upload FROM usage WHERE seq > ?"
+            query = "SELECT account_id, day, download, upload, seq FROM usage WHERE seq > ?"
             if ids:
                 query += f" AND account_id IN ({','.join('?' * len(ids))})"
-            rows = self._db.execute(query, (after, *ids)).fetchall()
+            rows = self._db.execute(f"{query} ORDER BY seq LIMIT ?", (after, *ids, AT_ONCE + 1)).fetchall()
+        if len(rows) > AT_ONCE:  # a sample is told whole or not yet
+            cursor = rows[-1][4] - 1
+            rows = [row for row in rows if row[4] <= cursor]
         return cursor, [DayTotal(row[0], row[1], Used(row[2], row[3])) for row in rows]
 
     def close(self) -> None:

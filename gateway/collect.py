@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 COLLECT, COLLECTED, RETENTION = "collect", "collected", "retention"  # of claims
 CLAIMED = 0.9  # of the time between two rounds
 LOOK_SECONDS = 60.0  # at most: how often it is set may have been changed
+# Where so many totals came at once more may be behind them: an agent tells 100,000 at most (agent/store.py).
+MORE_BEHIND = 50_000
 NODES_AT_ONCE = 4  # that are asked; what they say is folded one after the other, or callers wait for all of it
 
 
@@ -145,11 +147,8 @@ class Collect:
     async def collect_node(self, node: Node) -> None:
         """What is new there. What fails is logged once and done in a later round."""
         try:
-            epoch, after = await self._store.read(lambda tx: usage_rows.cursor_of(tx, node.name))
-            found, cursor, totals = await self._agents.totals(node, epoch, after)
-            if (found, cursor) != (epoch, after) or totals:
-                async with self._folding:
-                    await self._store.change(lambda tx: usage_rows.fold(tx, node.name, found, cursor, totals))
+            while await self._collect_some(node) >= MORE_BEHIND:
+                pass
             await self._store.change(lambda tx: claims.done(tx, COLLECTED, node.id))
             self._collected[node.name] = asyncio.get_running_loop().time()
             self._troubled.discard(node.name)
@@ -157,6 +156,15 @@ class Collect:
             log.debug("node=%s event=collect-later reason=%r", node.name, str(error))  # sync says when it is away
         except Exception:
             self._complain(node.name, f"node={node.name} event=collect-failed")
+
+    async def _collect_some(self, node: Node) -> int:
+        """As much as its agent tells at once; how much that was."""
+        epoch, after = await self._store.read(lambda tx: usage_rows.cursor_of(tx, node.name))
+        found, cursor, totals = await self._agents.totals(node, epoch, after)
+        if (found, cursor) != (epoch, after) or totals:
+            async with self._folding:
+                await self._store.change(lambda tx: usage_rows.fold(tx, node.name, found, cursor, totals))
+        return len(totals) if (found, cursor) != (epoch, after) else 0
 
     async def _prune(self) -> None:
         today = self._now(self._zone).date()

@@ -44,8 +44,8 @@ SNAPSHOT_SECONDS = 60.0
 LIVE_SECONDS = 5.0
 TOTALS_SECONDS = 30.0
 SLOW_SECONDS = 7.0  # more for a short call that has to go behind a long one
-# Rows in one answer. Totals: all accounts of a full node for two months, which take 400 MB here.
-MOST_TOTALS, MOST_PEERS, MOST_HELD = 2_000_000, 40_000, 44_000
+# Rows in one answer. An agent tells 100,000 totals at most, the oldest first, and is asked again.
+MOST_TOTALS, MOST_PEERS, MOST_HELD = 200_000, 40_000, 44_000
 LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)  # no answer came
 
 T = TypeVar("T")

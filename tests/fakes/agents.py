@@ -50,6 +50,7 @@ class FakeAgent:
         self.networks: tuple[tuple[IPv4Network, str], ...] = ()  # the node's own, with their interfaces
         self.tunnel_mtu = 1420
         self.asks = False  # it was cut off, and serves nobody
+        self.at_once = 100_000  # totals in one answer
         self.sessions: list[Session] = []  # who is in by IKEv2
         self.ikev2 = ("", 0)
         self.calls: list[str] = []  # names of the calls that came, failed ones included
@@ -157,17 +158,14 @@ class FakeAgent:
         if epoch != self.epoch:
             after = 0
         only = set(account_ids)
-        return self._answered(
-            (
-                self.epoch,
-                self._cursor,
-                [
-                    DayTotal(account_id, day, download, upload)
-                    for (account_id, day), (download, upload, cursor) in self._totals.items()
-                    if cursor > after and (not only or account_id in only)
-                ],
-            )
-        )
+        rows = [
+            (cursor, DayTotal(account_id, day, download, upload))
+            for (account_id, day), (download, upload, cursor) in self._totals.items()
+            if cursor > after and (not only or account_id in only)
+        ]
+        rows.sort(key=lambda row: row[0])
+        last = rows[self.at_once][0] - 1 if len(rows) > self.at_once else self._cursor
+        return self._answered((self.epoch, last, [total for cursor, total in rows if cursor <= last]))
 
     async def inspect(self, account_id: int, look: Look | None = None) -> LiveAccount:
         self._called("inspect")

@@ -127,7 +127,8 @@ class AgentServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Totals(self, request, context):
-        """The usage of accounts, day by day, as totals that only grow within an epoch; streamed.
+        """The usage of accounts, day by day, as totals that only grow within an epoch; streamed. Of very many those that changed
+        first: where some 100,000 came, ask again from the cursor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -52,7 +52,9 @@ class AgentStub:
     Snapshot: _grpc.StreamUnaryMultiCallable[_agent_pb2.SnapshotChunk, _agent_pb2.ApplyReply]
     """The whole desired state, in chunks (the first one has the header). Replaces what the agent had."""
     Totals: _grpc.UnaryStreamMultiCallable[_agent_pb2.TotalsRequest, _agent_pb2.TotalsChunk]
-    """The usage of accounts, day by day, as totals that only grow within an epoch; streamed."""
+    """The usage of accounts, day by day, as totals that only grow within an epoch; streamed. Of very many those that changed
+    first: where some 100,000 came, ask again from the cursor.
+    """
     Inspect: _grpc.UnaryUnaryMultiCallable[_agent_pb2.InspectRequest, _agent_pb2.InspectReply]
     """One account as the kernel has it now: peer, mark counters, classes."""
     InspectServer: _grpc.UnaryUnaryMultiCallable[_agent_pb2.InspectServerRequest, _agent_pb2.InspectServerReply]
@@ -86,7 +88,9 @@ class AgentAsyncStub(AgentStub):
     Snapshot: _aio.StreamUnaryMultiCallable[_agent_pb2.SnapshotChunk, _agent_pb2.ApplyReply]  # type: ignore[assignment]
     """The whole desired state, in chunks (the first one has the header). Replaces what the agent had."""
     Totals: _aio.UnaryStreamMultiCallable[_agent_pb2.TotalsRequest, _agent_pb2.TotalsChunk]  # type: ignore[assignment]
-    """The usage of accounts, day by day, as totals that only grow within an epoch; streamed."""
+    """The usage of accounts, day by day, as totals that only grow within an epoch; streamed. Of very many those that changed
+    first: where some 100,000 came, ask again from the cursor.
+    """
     Inspect: _aio.UnaryUnaryMultiCallable[_agent_pb2.InspectRequest, _agent_pb2.InspectReply]  # type: ignore[assignment]
     """One account as the kernel has it now: peer, mark counters, classes."""
     InspectServer: _aio.UnaryUnaryMultiCallable[_agent_pb2.InspectServerRequest, _agent_pb2.InspectServerReply]  # type: ignore[assignment]
@@ -141,7 +145,9 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.TotalsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.TotalsChunk], _abc.AsyncIterator[_agent_pb2.TotalsChunk]]:
-        """The usage of accounts, day by day, as totals that only grow within an epoch; streamed."""
+        """The usage of accounts, day by day, as totals that only grow within an epoch; streamed. Of very many those that changed
+        first: where some 100,000 came, ask again from the cursor.
+        """
 
     @_abc_1.abstractmethod
     def Inspect(

@@ -59,6 +59,26 @@ def test_what_was_saved_is_there_after_a_restart(path: Path) -> None:
     again.close()
 
 
+def test_very_much_usage_is_told_part_by_part_and_whole_samples_at_a_time(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.store.AT_ONCE", 5)
+    store = open_store(path)
+    for number in range(7):  # three rows each, of another day
+        store.save_sample({}, {i: Used(number + 1, 1) for i in (2, 3, 4)}, 20260101 + number, 1.0)
+    told: dict[tuple[int, int], int] = {}
+    cursor, parts = 0, 0
+    while True:
+        after, (cursor, totals) = cursor, store.totals(cursor)
+        if not totals:
+            break
+        assert len(totals) == 3 and cursor == after + 1, "one sample, and no half of the next"
+        told |= {(total.account_id, total.day): total.used.download for total in totals}
+        parts += 1
+    assert parts == 7 and told == {(i, 20260101 + n): n + 1 for i in (2, 3, 4) for n in range(7)}
+    store.close()
+
+
 def test_an_acknowledged_change_survives_kill_9(path: Path) -> None:
     code = """
 import os, signal, sys

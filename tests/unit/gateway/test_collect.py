@@ -60,6 +60,19 @@ async def test_an_outage_of_a_week_loses_no_byte(product: Product, agent: FakeAg
     assert found == [(number + 1, 1) for number in range(7)]
 
 
+async def test_a_node_that_has_much_to_tell_is_asked_until_all_is_told(
+    product: Product, agent: FakeAgent, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.collect.MORE_BEHIND", 2)
+    agent.at_once = 3
+    for number in range(10):
+        agent.use(account.id, DAY + timedelta(days=number), number + 1, 1)
+    await product.collect.collect()
+    found = [await used(product, account, DAY + timedelta(days=number)) for number in range(10)]
+    assert found == [(number + 1, 1) for number in range(10)]
+    assert agent.calls.count("totals") == 4, "three at a time, and one more to know that it was all"
+
+
 async def test_a_lost_answer_and_a_repeated_one_change_nothing(
     product: Product, agent: FakeAgent, account: Account
 ) -> None:
