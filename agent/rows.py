@@ -1,4 +1,4 @@
-"""Servers, accounts and baselines as rows of the agent's file, and back. The order of the columns is store.py's SCHEMA.
+"""Servers, accounts and baselines as rows of the agent's file, and back. The order of the columns is schema.py's.
 
 Raises ValueError or InvalidValue where a row cannot be right. No I/O. Called by store.py alone.
 """

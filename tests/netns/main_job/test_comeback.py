@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from agent.store import TOLD_AGAIN
+from agent.schema import TOLD_AGAIN
 from tests.lab.errors import NoHandshake
 from tests.lab.lab import Lab
 from tests.lab.processes import wait_until
