@@ -181,16 +181,16 @@ def server_values(form: Mapping[str, str]) -> ServerValues:
         mtu=_mtu(form),
         keep_alive=number(form, "keep_alive", 0, MAX_KEEP_ALIVE),
         allowed_ips=_allowed_ips(form),
-        internal_traffic=_boolean(form, "internal_traffic"),
+        internal_traffic=boolean(form, "internal_traffic"),
         reach=_reach(form),
         download=number(form, "b_download", 0, MAX_RATE),
         upload=number(form, "b_upload", 0, MAX_RATE),
-        ikev2=_boolean(form, "ikev2"),
-        ipv6=_boolean(form, "ipv6"),
+        ikev2=boolean(form, "ikev2"),
+        ipv6=boolean(form, "ipv6"),
         address_ipv6=ipv6.server_address(_text(form, "address_ipv6")),
         dns_1_ipv6=ipv6.dns(form, "dns_1_ipv6"),
         dns_2_ipv6=ipv6.dns(form, "dns_2_ipv6"),
-        nat_ipv6=_boolean(form, "nat_ipv6"),
+        nat_ipv6=boolean(form, "nat_ipv6"),
     )
 
 
@@ -227,7 +227,7 @@ def number(form: Mapping[str, str], key: str, low: int, high: int, problem: str 
     return int(text)
 
 
-def _boolean(form: Mapping[str, str], key: str) -> bool | None:
+def boolean(form: Mapping[str, str], key: str) -> bool | None:
     if key not in form:
         return None
     text = form[key].strip()

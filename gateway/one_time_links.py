@@ -19,10 +19,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from gateway.errors import Conflict, NotFound
+from gateway.link_page import DEFAULTS, Values
 from gateway.model import Account
 from gateway.store import Store, Transaction, settings
 from gateway.store import accounts as account_rows
 from gateway.store import one_time_links as rows
+from gateway.store.one_time_links import ShownLink
 from gateway.tuning import Tuning
 
 KEY_BYTES = 40  # 80 hex characters, as v1 spells it
@@ -57,6 +59,34 @@ class OneTimeLinks:
         key = secrets.token_hex(KEY_BYTES)
         await self._store.change(lambda tx: self._create(tx, account_name, key))
         return key
+
+    async def visit(self, page: Callable[[list[ShownLink]], None]) -> None:
+        """Shows those that can still be opened, some at a time."""
+
+        async def work(tx: Transaction) -> None:
+            async for some in rows.pages(tx, int(self._now())):
+                page(some)
+
+        await self._store.read(work)
+
+    async def page(self) -> dict[str, Values]:
+        """What is shown on the page around the configuration, by the groups of gateway/link_page.py."""
+        found = await self._store.read(settings.link_page)
+        return {group: {**values, **found.get(group, {})} for group, values in DEFAULTS.items()}
+
+    async def set_page(self, group: str, values: Values, link_days: int | None = None) -> None:
+        """Only what is named changes."""
+
+        async def work(tx: Transaction) -> None:
+            await settings.tune(tx, {} if link_days is None else {"link_days": link_days})
+            found = await settings.link_page(tx)
+            await settings.set_link_page(tx, {**found, group: {**found.get(group, {}), **values}})
+
+        await self._store.change(work)
+
+    async def days(self) -> int:
+        """How long a new link is valid."""
+        return (await self._store.read(lambda tx: settings.tuning(tx, self._tuning))).link_days
 
     async def valid(self, key: str) -> bool:
         """Whether it may still be opened. Uses nothing up."""

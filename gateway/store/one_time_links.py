@@ -8,12 +8,25 @@ was not, or when the lease ends.
 from __future__ import annotations
 
 import hmac
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from sqlalchemy import delete, func, or_, select, update
 
 from gateway.store.seal import Seal
+from gateway.store.tables import accounts
 from gateway.store.tables import one_time_links as links
 from gateway.store.transaction import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class ShownLink:
+    """`digest`: hex, of what nobody knows the other half of. Times are Unix seconds."""
+
+    digest: str
+    account: str
+    created: int
+    expires: int
 
 
 def _digest_of(seal: Seal, plain: bytes) -> bytes:
@@ -78,6 +91,22 @@ async def use_up(tx: Transaction, plain: bytes, now: int, until: int) -> bool:
 async def release(tx: Transaction, plain: bytes, until: int) -> None:
     mine = (links.c.digest == _digest_of(tx.seal, plain), links.c.leased == until)
     await tx.run(update(links).where(*mine).values(leased=None))
+
+
+async def pages(tx: Transaction, now: int, rows: int = 1000) -> AsyncIterator[list[ShownLink]]:
+    """Those that can still be opened, in the order of their making."""
+    statement = (
+        select(links, accounts.c.name)
+        .join(accounts, accounts.c.id == links.c.account_id)
+        .where(links.c.used.is_(None), links.c.expires > now)
+        .order_by(links.c.created, links.c.digest)
+    )
+    async for part in tx.parts(statement, rows):
+        yield [
+            ShownLink(row.digest.hex(), row.name, row.created, row.expires)
+            for row in part
+            if _is_ours(tx, row.digest, row.proof, row.account_id, row.expires)
+        ]
 
 
 async def purge(tx: Transaction, now: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping
 from datetime import date
@@ -18,6 +19,7 @@ TIME_ZONE = "time_zone"
 KEY_CHECK = "key_check"
 IDENTITY = "identity"  # random; of this database and its copies, and of no other: see gateway/origin.py
 CALENDAR = "calendar"  # see gateway/usage.py: "2026-11-26", or "2026-11-26 2031-03-01"
+LINK_PAGE = "link_page"
 SERIES = "gateway_series"  # of the certificates of gateways
 WRITTEN = "written"  # when it was last seen that this database can be written to, Unix seconds
 # What is sealed in it also tells how digests lie in the database: nobody can make it say "plain" without the key.
@@ -112,6 +114,21 @@ async def tune(tx: Transaction, values: Mapping[str, int | None]) -> None:
             await tx.run(delete(settings).where(settings.c.name == f"{_SET}{name}"))
         else:
             await _write(tx, f"{_SET}{name}", str(value))
+
+
+async def link_page(tx: Transaction) -> dict[str, dict[str, str | bool]]:
+    """What was set of it, by its groups. Sealed: it stands beside customers' keys, so a row that somebody else wrote
+    is not shown."""
+    value = await _read(tx, LINK_PAGE)
+    try:
+        found = json.loads(tx.seal.open(bytes.fromhex(value), LINK_PAGE)) if value else {}
+    except (SealBroken, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+async def set_link_page(tx: Transaction, values: dict[str, dict[str, str | bool]]) -> None:
+    await _write(tx, LINK_PAGE, tx.seal.seal(json.dumps(values), LINK_PAGE).hex())
 
 
 async def _read(tx: Transaction, name: str) -> str | None:

@@ -13,20 +13,21 @@ import base64
 import hashlib
 import logging
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from html import escape
-from importlib.resources import files
 from string import Template
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from gateway import profile
+from gateway import link_page, profile
 from gateway.errors import ApiError, Conflict
 from gateway.http.admission import PLACE
 from gateway.http.configuration import config_picture, config_text
 from gateway.http.note import SUCCESS, Note
+from gateway.http.pages.frame import PLAIN, Look, buttons, framed, page
 from gateway.http.repeats import Repeats
 from gateway.http.services import HttpSettings, Services
 from gateway.model import Account
@@ -41,38 +42,11 @@ FILE_NAME_START, FILE_NAME_DIGITS = 8, 6
 WINDOWS_OWN = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])", re.IGNORECASE)  # no file may be called so there
 
 
-def _page(name: str) -> str:
-    return files("gateway.http.pages").joinpath(name).read_text(encoding="utf-8")
-
-
-def _source(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
-
-
-FRAME, ASK, CONFIG, QR, OWN_KEY, IKEV2, GONE, LATER = (
-    Template(_page(f"{name}.html")) for name in ("frame", "ask", "config", "qr", "own_key", "ikev2", "gone", "later")
+FILE, ASK, CONFIG, QR, TEXT, OWN_KEY, GONE, LATER, IKEV2 = (
+    Template(page(f"{name}.html"))
+    for name in ("file", "ask", "config", "qr", "text", "own_key", "gone", "later", "ikev2")
 )
-STYLE, ASK_SCRIPT, CONFIG_SCRIPT = _page("style.css"), _page("ask.js"), _page("config.js")
-POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        f"style-src {_source(STYLE)}",
-        f"script-src {_source(ASK_SCRIPT)} {_source(CONFIG_SCRIPT)}",
-        "img-src data:",
-        "form-action 'self'",
-        "base-uri 'none'",
-        "frame-ancestors 'none'",
-    )
-)
-HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "Cache-Control": "no-store",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "X-Robots-Tag": "noindex, nofollow",
-}
+ASK_SCRIPT, CONFIG_SCRIPT = page("ask.js"), page("config.js")
 
 log = logging.getLogger("gateway.http")
 
@@ -85,25 +59,27 @@ class Pages:
 
     async def ask(self, request: Request) -> Response:
         """The page with the button. Uses nothing up."""
-        key = request.path_params["key"]
+        key, links = request.path_params["key"], self._services.one_time_links
         try:
-            if not KEY.fullmatch(key) or not await self._services.one_time_links.valid(key):
-                return _gone()
+            look = await links.page()
+            if not KEY.fullmatch(key) or not await links.valid(key):
+                return _gone(look)
         except ApiError as error:
             return self._failed(error)
-        return _framed("Your VPN access", ASK.substitute(), ASK_SCRIPT)
+        return framed("Your VPN access", ASK.substitute(), ASK_SCRIPT, look)
 
     async def open(self, request: Request) -> Response:
         """Shows the configuration, once."""
         key, links, note = request.path_params["key"], self._services.one_time_links, Note.of(request.scope)
         try:
+            look = await links.page()
             lease = await links.lease(key) if KEY.fullmatch(key) else None
             if lease is None:
-                return _gone()
+                return _gone(look)
             note.is_change = True
             note.subject = f"account={lease.account.name}"
             try:
-                page = await self._configuration(lease.account)
+                shown = await self._configuration(lease.account, look)
             except BaseException:
                 with suppress(ApiError):  # then the lease ends by itself
                     await links.release(lease)
@@ -111,28 +87,26 @@ class Pages:
         except ApiError as error:
             note.outcome = error.text
             return self._failed(error)
-        return OncePage(page, links, lease, note)
+        return OncePage(shown, links, lease, note)
 
     def _failed(self, error: ApiError) -> Response:
         if self._failures.is_first(f"reason={error.text}"):
             log.error("event=link-failed reason=%s", error.text)
         return _later()
 
-    async def _configuration(self, account: Account) -> HTMLResponse:
+    async def _configuration(self, account: Account, look: Look) -> HTMLResponse:
         text = await config_text(self._services, self._settings, account)
+        own = look["config_wireguard"]
+        ikev2 = await self._ikev2(account, look["config_ikev2"]) if look["config_ikev2"]["enable"] else ""
         body = CONFIG.substitute(
             name=escape(account.name),
-            text=escape(text),
-            file=_data("application/octet-stream", text.encode()),
-            file_name=escape(f"{file_name(account.name)}.conf"),
-            # No app takes a configuration without a private key from a picture: then it says what to do instead.
-            own_key="" if account.private_key else OWN_KEY.substitute(),
-            qr=await _qr(text) if account.private_key else "",
-            ikev2=await self._ikev2(account),
+            wireguard=await _wireguard(account, text, own) if own["enable"] else "",
+            ikev2=ikev2,
         )
-        return _framed("Your VPN configuration", body, CONFIG_SCRIPT)
+        has_text = own["enable"] and own["enable_config_text"]
+        return framed("Your VPN configuration", body, CONFIG_SCRIPT if has_text else "", look)
 
-    async def _ikev2(self, account: Account) -> str:
+    async def _ikev2(self, account: Account, own: Mapping[str, str | bool]) -> str:
         """ "" where its server has no IKEv2."""
         server = await self._services.servers.get(account.server)
         try:
@@ -151,8 +125,26 @@ class Pages:
             android=_data("application/vnd.strongswan.profile", android),
             apple=_data("application/x-apple-aspen-config", apple),
             authority=_data("application/x-x509-ca-cert", authority),
+            profile=escape(str(own["download_profile_button_label"]) or "profile"),
+            certificate=escape(str(own["download_certificate_button_label"]) or "Certificate, for Windows and others"),
+            buttons=buttons(own),
             windows=escape(profile.windows_commands(shown.domain, f"{name}-ca.crt")),
         )
+
+
+async def _wireguard(account: Account, text: str, own: Mapping[str, str | bool]) -> str:
+    """What the operator wants shown of it. No app takes a configuration without a private key from a picture: then it
+    says what to do instead."""
+    name = escape(f"{file_name(account.name)}.conf")
+    label = escape(str(own["download_config_button_label"])) or f"Download {name}"
+    parts = (
+        "" if account.private_key else OWN_KEY.substitute(),
+        FILE.substitute(file_name=name, file=_data("application/octet-stream", text.encode()), label=label),
+        await _qr(text) if account.private_key and own["enable_config_qr"] else "",
+        TEXT.substitute(text=escape(text)) if own["enable_config_text"] else "",
+        buttons(own),
+    )
+    return "\n".join(part for part in parts if part)
 
 
 def _data(kind: str, content: bytes) -> str:
@@ -228,16 +220,10 @@ async def _qr(text: str) -> str:
     return QR.substitute(picture=_data("image/png", await config_picture(text)))
 
 
-def _gone() -> Response:
-    return _framed("Link not relevant", GONE.substitute(), "", 404)
+def _gone(look: Look) -> Response:
+    own = link_page.markup(str(look["config"]["not_relevant"]))
+    return framed("Link not relevant", own or GONE.substitute(), "", look, 404)
 
 
 def _later() -> Response:
-    return _framed("Not available", LATER.substitute(), "", 503)
-
-
-def _framed(title: str, body: str, script: str, status: int = 200) -> HTMLResponse:
-    page = FRAME.substitute(
-        title=escape(title), style=STYLE, body=body, script=f"<script>{script}</script>" if script else ""
-    )
-    return HTMLResponse(page, status, headers=HEADERS)
+    return framed("Not available", LATER.substitute(), "", PLAIN, 503)
