@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from tests.lab.errors import LabError
 from tests.lab.ikev2 import Ikev2Client, turn_on
 from tests.lab.lab import Lab
 from tests.lab.readings import Download, counters_at_rest, fetch, is_shaped, measured_rate, shaped_rate, usage
-from tests.lab.services import agent_folder
+from tests.lab.services import agent_folder, python
 from tests.netns.main_job.conftest import Account, MakeAccount
 
 SOLD = {"b_download": 20, "b_upload": 10}
@@ -133,3 +134,49 @@ def test_a_program_that_is_killed_is_back_in_seconds_and_shaped(lab: Lab, accoun
     assert until(logs_in, 20.0) < 15
     with client(lab, account):
         assert is_shaped(shaped_rate(lab, "c1", "download", 20), 20)
+
+
+LISTEN = "import socket,sys,time; s=socket.create_server(('0.0.0.0', 8099)); time.sleep(60)"
+CALL = "import socket,sys; socket.create_connection((sys.argv[1], 8099), 1.5)"
+
+
+@pytest.fixture
+def listening(lab: Lab) -> Iterator[None]:
+    """On the node and on the second client, on every address."""
+    started = [subprocess.Popen(lab.command(host, *python("-c", LISTEN))) for host in ("n1", "c2")]
+    time.sleep(0.5)
+    yield
+    for one in started:
+        one.kill()
+        one.wait()
+
+
+def reaches(lab: Lab, host: str, address: str) -> bool:
+    return lab.exec(host, *python("-c", CALL, address), check=False).returncode == 0
+
+
+def test_who_comes_in_by_ikev2_reaches_neither_the_box_nor_others(
+    lab: Lab, ikev2: None, server: str, make_account: MakeAccount, listening: None
+) -> None:
+    found = lab.rest.put(f"wireguard/{server}", ikev2="1")
+    other = lab.rest.post("wireguard", ikev2="1", internal_traffic="1")
+    one, two = make_account(**SOLD), make_account(**SOLD)
+    stranger = lab.rest.post("account", wg_name=other["name"], **SOLD)
+    try:
+        with client(lab, one):
+            assert passes(lab)
+            assert not reaches(lab, "c1", found["address"].partition("/")[0]), "the box is closed"
+            for who, why in ((two, "isolated from its neighbour"), (stranger, "and from another server's")):
+                with client(lab, who, "c2"):
+                    assert passes(lab, "c2")
+                    assert not reaches(lab, "c1", who["allowed_IPs"]), why
+            lab.rest.put(f"wireguard/{server}", internal_traffic="1")
+            with client(lab, two, "c2"):
+                assert reaches(lab, "c1", two["allowed_IPs"]), "until somebody lets them"
+            with client(lab, stranger, "c2"):
+                assert not reaches(lab, "c1", stranger["allowed_IPs"]), "within one server only"
+            lab.connect("c2", two["name"])
+            assert reaches(lab, "c1", two["allowed_IPs"]), "also across the two kinds of tunnel"
+    finally:
+        lab.rest.delete(f"account/{stranger['name']}")
+        lab.rest.delete(f"wireguard/{other['name']}")
