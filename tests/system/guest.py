@@ -306,22 +306,22 @@ class Story:
         self.facts["peers_when_disabled"] = kernel_state()["peers"]
 
 
-async def tell(facts: dict[str, Any]) -> None:
-    story = Story(facts)
+async def tell(facts: dict[str, Any], kind: type[Story]) -> None:
+    story = kind(facts)
     try:
         await story.tell()
     finally:
         await story.close()
 
 
-def main(target: Path) -> None:
+def main(target: Path, kind: type[Story] = Story) -> None:
     facts: dict[str, Any] = {"kernel": os.uname().release, "error": ""}
     WORK.mkdir(mode=0o700)
     for line in NETWORK.strip().splitlines():
         run(*line.split())
     web = started(inside("internet", "iperf3", "--server", "--logfile", "/dev/null"))
     try:
-        asyncio.run(tell(facts))
+        asyncio.run(tell(facts, kind))
     except Exception as error:
         facts["error"] = f"{type(error).__name__}: {error}"
         raise
