@@ -35,6 +35,7 @@ QUESTIONS = (
         "shaping",
         "many",
         "fleet",
+        "ikev2",
         "memory",
     ),
 )
