@@ -128,7 +128,7 @@ async def create(tx: Transaction, newcomers: Sequence[Newcomer], limit: int, res
         return [next(made) if each in there else Conflict(GONE) for each in newcomers]
     room = limit - await rows.count(tx) if limit else len(newcomers)
     free = await _loaded(tx, newcomers, places, rested)
-    batch = _Batch(places, free, await _in_use(tx, newcomers, places), room)
+    batch = _Group(places, free, await _in_use(tx, newcomers, places), room)
     placed = [batch.placed(each) for each in newcomers]
     await ranges.save(tx, free)
     return await _write(tx, newcomers, placed, places)
@@ -203,7 +203,7 @@ def _named(newcomer: Newcomer, place: KeptServer) -> Iterable[tuple[str, int, An
     yield "public_key", place.server.id, newcomer.pair.public
 
 
-class _Batch:
+class _Group:
     """What is left while one newcomer after the other takes its share."""
 
     def __init__(
