@@ -8,12 +8,15 @@ from typing import Any, TypeVar
 
 from gateway import fields, profile
 from gateway.accepted import Accepted, Placed
+from gateway.creation import OUT_OF_RANGE
 from gateway.errors import Conflict, InvalidValue, NotFound
 from gateway.http.configuration import config_picture, config_text, refuse_unreadable
 from gateway.http.envelope import Encoded
 from gateway.http.v1 import objects
 from gateway.http.v1.calls import ROOT, TEXT, Asked, Call, Field, listing
 from gateway.http.v1.listed import all_accounts
+from gateway.ikev2 import NOT_ENABLED
+from gateway.keypair import WRONG_KEYS
 from gateway.model import Account, LiveAccount, Look
 
 T = TypeVar("T")
@@ -155,25 +158,56 @@ NEW_PRESHARED = Field(
 )
 STAYS = Field("wg_name", "Server of the account; another one is refused", r"^[A-Za-z0-9_-]{1,64}$")
 EDIT_FIELDS = (STAYS, ADDRESS, ADDRESS_IPV6, *RATES, PASSWORD, STATUS, NEW_PRESHARED)
+NONE_SUCH = (MISSING,)
+LIVE_ERRORS = (MISSING, "Node ... is not available")
+IN_USE = ("IP address already in use", OUT_OF_RANGE)
+ADD_ERRORS = (
+    *(fields.WRONG_SERVER, fields.WRONG_IP, *IN_USE, WRONG_KEYS, "The name is already in use"),
+    *("The username is already in use", "VPN account limit exceeded"),
+    *("Wrong name (only letters, numbers and '_', '-')", "Wrong Username (only letters, numbers and '_', '-')"),
+)
+EDIT_ERRORS = (MISSING, fields.WRONG_SERVER, "Wrong external IP format", *IN_USE)
 
 CALLS = (
     Call("GET", ACCOUNTS, "Accounts LIST", _list, listing(objects.ACCOUNT)),
-    Call("POST", ACCOUNTS, "Account ADD", _add, objects.ACCOUNT, NEW_FIELDS),
-    Call("GET", ACCOUNT, "Account DETAIL", _detail, objects.ACCOUNT),
-    Call("PUT", ACCOUNT, "Account EDIT", _edit, objects.ACCOUNT, EDIT_FIELDS),
-    Call("DELETE", ACCOUNT, "Account DELETE", _delete, TEXT),
-    Call("GET", ACCOUNT + "/config_text", "Account Config Text", _config_text, TEXT),
-    Call("GET", ACCOUNT + "/config_qr", "Account Config QR (PNG, base64)", _config_qr, TEXT),
-    Call("GET", ACCOUNT + "/ikev2_profile", "Account IKEv2 Profile", _ikev2_profile, TEXT),
-    Call("GET", ACCOUNT + "/otl", "Account One-time link", _one_time_link, TEXT, is_change=True),
-    Call("GET", ACCOUNT + "/firewall_mangle_rules", "Account Firewall mangle rules", _mangle_rules, TEXT),
-    Call("GET", ACCOUNT + "/traffic_control", "Account Traffic Control", _traffic_control, TEXT),
-    Call("GET", ACCOUNT + "/dump", "Account Dump", _dump, objects.DUMP),
+    Call("POST", ACCOUNTS, "Account ADD", _add, objects.ACCOUNT, NEW_FIELDS, errors=ADD_ERRORS),
+    Call("GET", ACCOUNT, "Account DETAIL", _detail, objects.ACCOUNT, errors=NONE_SUCH),
+    Call("PUT", ACCOUNT, "Account EDIT", _edit, objects.ACCOUNT, EDIT_FIELDS, errors=EDIT_ERRORS),
+    Call("DELETE", ACCOUNT, "Account DELETE", _delete, TEXT, errors=NONE_SUCH),
+    Call("GET", ACCOUNT + "/config_text", "Account Config Text", _config_text, TEXT, errors=NONE_SUCH),
+    Call("GET", ACCOUNT + "/config_qr", "Account Config QR (PNG, base64)", _config_qr, TEXT, errors=NONE_SUCH),
+    Call(
+        "GET", ACCOUNT + "/ikev2_profile", "Account IKEv2 Profile", _ikev2_profile, TEXT, errors=(MISSING, NOT_ENABLED)
+    ),
+    Call(
+        "GET",
+        ACCOUNT + "/otl",
+        "Account One-time link",
+        _one_time_link,
+        TEXT,
+        is_change=True,
+        errors=(
+            MISSING,
+            NO_PUBLIC_URL,
+            "Too many one-time links (... of this account were not opened; the first ends ...)",
+        ),
+    ),
+    Call(
+        "GET",
+        ACCOUNT + "/firewall_mangle_rules",
+        "Account Firewall mangle rules",
+        _mangle_rules,
+        TEXT,
+        errors=LIVE_ERRORS,
+    ),
+    Call("GET", ACCOUNT + "/traffic_control", "Account Traffic Control", _traffic_control, TEXT, errors=LIVE_ERRORS),
+    Call("GET", ACCOUNT + "/dump", "Account Dump", _dump, objects.DUMP, errors=LIVE_ERRORS),
     Call(
         "GET",
         ACCOUNT + "/traffic_statistics/{year}/{month}",
         "Account Traffic statistics",
         _traffic_statistics,
         listing(objects.DAY),
+        errors=(MISSING, "Wrong month setting", "Wrong year setting"),
     ),
 )

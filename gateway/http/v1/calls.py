@@ -60,6 +60,7 @@ class Call:
     msg: Schema  # JSON schema of a success's `msg`
     fields: tuple[Field, ...] = ()
     is_change: bool = False  # a GET that makes something
+    errors: tuple[str, ...] = ()  # of v1, or of this call alone; wrong fields are named by their own
 
     @property
     def is_about_one(self) -> bool:

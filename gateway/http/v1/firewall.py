@@ -68,5 +68,5 @@ CALLS = (
         texts("ip_forward", "iproute2", "iptables"),
     ),
     Call("GET", FIREWALL + "/conf", "What is forwarded; the host's policies are its own (empty)", _conf, CONF),
-    Call("PUT", FIREWALL + "/conf", "Refused: the host's firewall is its own", _no_conf, CONF),
+    Call("PUT", FIREWALL + "/conf", "Refused: the host's firewall is its own", _no_conf, CONF, errors=(HOSTS_OWN,)),
 )

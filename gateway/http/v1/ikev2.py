@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.accepted import Accepted, Placed
-from gateway.certificates import PARTS
+from gateway.certificates import FAILED, PARTS
 from gateway.errors import InvalidValue
 from gateway.http.v1 import objects
 from gateway.http.v1.calls import BOOLEAN, ROOT, TEXT, Asked, Call, Field, listing, record, texts
+from gateway.ikev2 import HAS_ROOT, NO_ROOT, NO_SERVER
 from gateway.store.ikev2 import Ikev2
 
 IKEV2 = f"{ROOT}/ikev2"
@@ -123,15 +124,60 @@ CALLS = (
     Call(
         *("PUT", IKEV2, "Switch IKEv2 on or off, on all servers that have it", _switch, CONFIG),
         (Field("enabled", "1 or 0", r"^(0|1|true|false)$", required=True),),
+        errors=(NO_ROOT, NO_SERVER),
     ),
     Call(
         *("PUT", IKEV2 + "/generate_ca_rsa", "Make the root certificate", _make_authority, CONFIG),
         _names("ca_", "root"),
+        errors=(HAS_ROOT, "Common Name must be filled", "Organization must be filled"),
     ),
-    Call("PUT", IKEV2 + "/import_ca_rsa", "Bring a root certificate along", _bring_authority, CONFIG, BROUGHT),
-    Call("PUT", IKEV2 + "/generate_server_rsa", "Make the server certificate", _make_server, CONFIG, SERVER),
-    Call("DELETE", IKEV2 + "/delete_ca_rsa", "Delete both certificates; IKEv2 is off", _drop_authority, CONFIG),
-    Call("DELETE", IKEV2 + "/delete_server_rsa", "Delete the server's; IKEv2 is off", _drop_server, CONFIG),
+    Call(
+        "PUT",
+        IKEV2 + "/import_ca_rsa",
+        "Bring a root certificate along",
+        _bring_authority,
+        CONFIG,
+        BROUGHT,
+        errors=(HAS_ROOT, "CaCert must be filled", "CaKey must be filled", "Certificate not found", FAILED),
+    ),
+    Call(
+        "PUT",
+        IKEV2 + "/generate_server_rsa",
+        "Make the server certificate",
+        _make_server,
+        CONFIG,
+        SERVER,
+        errors=(
+            "The root certificate is not present in the system",
+            "Server Domain must be filled",
+            "Server IP must be filled",
+            "Common Name must be filled",
+            "Organization must be filled",
+        ),
+    ),
+    Call(
+        "DELETE",
+        IKEV2 + "/delete_ca_rsa",
+        "Delete both certificates; IKEv2 is off",
+        _drop_authority,
+        CONFIG,
+        errors=(NO_ROOT,),
+    ),
+    Call(
+        "DELETE",
+        IKEV2 + "/delete_server_rsa",
+        "Delete the server's; IKEv2 is off",
+        _drop_server,
+        CONFIG,
+        errors=(NO_ROOT, NO_SERVER),
+    ),
     Call("GET", IKEV2 + "/online", "Accounts that are connected by IKEv2", _online, listing(ONLINE)),
-    Call("DELETE", IKEV2 + "/online/{name}", "Put an account out; it may come back", _disconnect, TEXT),
+    Call(
+        "DELETE",
+        IKEV2 + "/online/{name}",
+        "Put an account out; it may come back",
+        _disconnect,
+        TEXT,
+        errors=(MISSING, "Node ... is not available"),
+    ),
 )

@@ -13,8 +13,10 @@ from gateway.errors import InvalidValue
 from gateway.http.configuration import refuse_unreadable
 from gateway.http.v1 import objects
 from gateway.http.v1.calls import ROOT, TEXT, Asked, Call, Field, by_name, listing, texts
+from gateway.keypair import WRONG_KEYS
 from gateway.live import LiveServer
 from gateway.model import Server
+from gateway.servers import NO_ENDPOINT
 
 MISSING = "Wireguard server not found"
 SERVERS = f"{ROOT}/wireguard"
@@ -130,24 +132,53 @@ NEW_FIELDS = (
     Field("node", "Node that shall carry it", r"^[A-Za-z0-9_-]{0,64}$"),
     *EDIT_FIELDS,
 )
+NONE_SUCH = (MISSING,)
+LIVE_ERRORS = (MISSING, "Node ... is not available")
+VALUE_ERRORS = (
+    *(WRONG_KEYS, "Port already in use", "Wrong Port format", "Wrong external IP format"),
+    *("IP address or subnet already in use", "Wrong DNS1 IP format", "Wrong DNS2 IP format", NO_ENDPOINT),
+)
+ADD_ERRORS = (
+    *("The name is already in use", "Wrong name (only letters, numbers and '_', '-')", "Interface already in use"),
+    *("Wrong network interface name (wgXXX)", *VALUE_ERRORS),
+)
 CALLS = (
     Call("GET", SERVERS, "Servers LIST", _list, by_name(objects.SERVER)),
-    Call("POST", SERVERS, "Server ADD", _add, objects.SERVER, NEW_FIELDS),
+    Call("POST", SERVERS, "Server ADD", _add, objects.SERVER, NEW_FIELDS, errors=ADD_ERRORS),
     Call("GET", SERVERS + "/online", "Accounts that are connected now", _online, listing(objects.ONLINE)),
-    Call("GET", SERVER, "Server DETAIL", _detail, objects.SERVER),
-    Call("PUT", SERVER, "Server EDIT", _edit, objects.SERVER, (STAYS, *EDIT_FIELDS)),
-    Call("DELETE", SERVER, "Server DELETE", _delete, TEXT),
-    Call("GET", SERVER + "/peers", "Accounts of the server", _peers, by_name(objects.ACCOUNT)),
-    Call("GET", SERVER + "/available_ips", "Free addresses", _available_ips, listing(TEXT)),
-    Call("PUT", SERVER + "/set_bandwidth", "Give its limits to all its accounts", _set_bandwidth, TEXT),
-    Call("GET", SERVER + "/firewall_nat_rules", "Its rules of NAT, as the node has them now", _nat_rules, TEXT),
+    Call("GET", SERVER, "Server DETAIL", _detail, objects.SERVER, errors=NONE_SUCH),
+    Call("PUT", SERVER, "Server EDIT", _edit, objects.SERVER, (STAYS, *EDIT_FIELDS), errors=(MISSING, *VALUE_ERRORS)),
+    Call(
+        "DELETE", SERVER, "Server DELETE", _delete, TEXT, errors=(MISSING, "Cannot be deleted. There are active peers.")
+    ),
+    Call("GET", SERVER + "/peers", "Accounts of the server", _peers, by_name(objects.ACCOUNT), errors=NONE_SUCH),
+    Call("GET", SERVER + "/available_ips", "Free addresses", _available_ips, listing(TEXT), errors=NONE_SUCH),
+    Call(
+        "PUT", SERVER + "/set_bandwidth", "Give its limits to all its accounts", _set_bandwidth, TEXT, errors=NONE_SUCH
+    ),
+    Call(
+        "GET",
+        SERVER + "/firewall_nat_rules",
+        "Its rules of NAT, as the node has them now",
+        _nat_rules,
+        TEXT,
+        errors=LIVE_ERRORS,
+    ),
     Call(
         "GET",
         SERVER + "/firewall_filter_rules",
         "Its rules of forwarding, likewise",
         _filter_rules,
         TEXT,
+        errors=LIVE_ERRORS,
     ),
-    Call("GET", SERVER + "/traffic_control", "Root qdiscs, as `tc -s qdisc show` prints them", _traffic_control, TEXT),
-    Call("GET", SERVER + "/dump", "Port and public key", _dump, texts("port", "public_key")),
+    Call(
+        "GET",
+        SERVER + "/traffic_control",
+        "Root qdiscs, as `tc -s qdisc show` prints them",
+        _traffic_control,
+        TEXT,
+        errors=LIVE_ERRORS,
+    ),
+    Call("GET", SERVER + "/dump", "Port and public key", _dump, texts("port", "public_key"), errors=NONE_SUCH),
 )

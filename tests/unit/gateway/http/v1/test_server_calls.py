@@ -8,6 +8,7 @@ import pytest
 
 from gateway.http.v1 import account, server
 from gateway.http.v1.calls import ROOT
+from gateway.keypair import new_pair
 from tests.fakes import direct
 from tests.fakes.product import NODE
 from tests.unit.gateway.http.conftest import Api
@@ -156,3 +157,37 @@ async def test_a_reload_reaches_every_node_that_is_there(api: Api) -> None:
     api.product.agents["ams1"].away = True
     assert await api.msg("PUT", "/system/reload") == "success"
     assert "resync" in api.product.agents[NODE].calls
+
+
+async def test_an_edit_takes_every_field_of_a_create_but_name_and_interface(api: Api) -> None:
+    pair = new_pair()
+    form = {
+        "private_key": pair.private.reveal(),
+        "public_key": pair.public,
+        "listen_port": "60000",
+        "mtu": "1380",
+        "keep_alive": "21",
+        "allowed_ips": "10.0.0.0/8",
+        "endpoint": "vpn7.example.com",
+        "address": "10.77.0.1/24",
+        "internal_traffic": "true",
+        "external_ip": "198.51.100.7",
+        "dns_1": "9.9.9.9",
+        "dns_2": "",
+        "ipv6": "1",
+        "address_ipv6": "fd00:7::1/64",
+        "dns_1_ipv6": "2620:fe::fe",
+        "dns_2_ipv6": "",
+        "b_download": "77",
+        "b_upload": "7",
+        "ikev2": "1",
+    }
+    declared = {field.name for call in server.CALLS if call.path == f"{ROOT}/wireguard" for field in call.fields}
+    assert set(form) | {"name", "interface_name", "node", "reach", "nat_ipv6"} == declared
+    answer = await api.http.put("/api/v1/wireguard/Default_1", data=form)
+    found = answer.json()["msg"]
+    assert "x-wirelane-ignored" not in answer.headers
+    for name in set(form) & set(found):
+        assert found[name] in (form[name], form[name] in ("1", "true"), 21), name
+    kept = await api.product.servers.get("Default_1")
+    assert (kept.mtu, kept.allowed_ips, kept.endpoint) == (1380, "10.0.0.0/8", "vpn7.example.com")

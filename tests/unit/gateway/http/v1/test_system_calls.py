@@ -59,7 +59,16 @@ async def test_what_is_forwarded_is_told_and_the_host_s_own_firewall_is_refused(
 
 
 @pytest.mark.parametrize(
-    "path", ["/dns", "/system/traffic_logging", "/backups", "/backups/config", "/ikev2/advanced_settings"]
+    "path",
+    [
+        "/dns",
+        "/firewall/rules/filter",
+        "/firewall/rules/filter/end",
+        "/system/traffic_logging",
+        "/backups",
+        "/backups/config",
+        "/ikev2/advanced_settings",
+    ],
 )
 async def test_what_is_not_served_says_what_is_instead(api: Api, path: str) -> None:
     for method in ("GET", "PUT"):
