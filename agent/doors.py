@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol, TypeVar
 
 from agent.errors import KernelError
@@ -112,8 +112,9 @@ class LiveKernel(Protocol):
     def root_text(self, device: str) -> str | None:
         """What `tc -s qdisc show` prints for our root of a device; None = there is none. Raises KernelError."""
 
-    def server_rules(self, interface: str, network: IPv4Network) -> ShownRules:
-        """The rules of NAT and forwarding of one link, as they stand. Raises KernelError."""
+    def server_rules(self, interface: str, network: IPv4Network, ipv6: IPv6Network | None) -> ShownRules:
+        """The rules of NAT and forwarding of one link, as they stand, IPv4 first. `ipv6`: its second network; None = it
+        has none. Raises KernelError."""
 
 
 # -- what a changeover from one backend to the other needs besides ---------------------------------------------------

@@ -87,8 +87,8 @@ class LiveReads:
     def read_server(self, desired: Desired | None, server: str) -> LiveServer:
         """Raises NotFound, KernelError."""
         _, found = _server(desired, server)
-        kernel, uplink, interface = self._kernel, self._kernel.uplink(), found.interface
-        rules = kernel.server_rules(interface, found.address.network)
+        kernel, uplink, interface, ipv6 = self._kernel, self._kernel.uplink(), found.interface, found.address_ipv6
+        rules = kernel.server_rules(interface, found.address.network, ipv6.network if ipv6 else None)
         return LiveServer(rules, uplink, interface, kernel.root_text(uplink), kernel.root_text(interface))
 
     def read_sessions(self, desired: Desired | None, server: str) -> list[tuple[SessionState, int]]:

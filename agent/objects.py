@@ -302,7 +302,7 @@ class Diff(Generic[K, V]):
 
 # -- what a live read shows of a server ---------------------------------------------------------------------------
 
-ANYWHERE, THE_INTERNET = "0.0.0.0/0", "internet"
+ANYWHERE, ANYWHERE_IPV6, THE_INTERNET = "0.0.0.0/0", "::/0", "internet"
 
 
 @dataclass(frozen=True, slots=True)

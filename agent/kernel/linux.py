@@ -7,7 +7,7 @@ happens in the network namespace of the calling thread; the doors of one LinuxKe
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,6 +62,7 @@ __all__ = [
 WARNINGS: tuple[Callable[[Scope], Iterable[str]], ...] = (conntrack.warnings, bounded.warnings)
 
 RUNTIME = Path("/run/wirelane-agent/ikev2")
+NO_RULES = ShownRules((), ())
 SHOWN = {"iptables": iptables.shown, "nftables": nftables.shown}
 
 
@@ -174,8 +175,9 @@ class LinuxKernel:
     def root_text(self, device: str) -> str | None:
         return root_text(device)
 
-    def server_rules(self, interface: str, network: IPv4Network) -> ShownRules:
-        return self._shown(interface, network)
+    def server_rules(self, interface: str, network: IPv4Network, ipv6: IPv6Network | None) -> ShownRules:
+        first, second = self._shown(interface, network), nftables.shown(interface, ipv6) if ipv6 else NO_RULES
+        return ShownRules((*first.nat, *second.nat), (*first.forward, *second.forward))
 
 
 def backend_doors(opened: tuple[Opening, ...] = ()) -> dict[str, Doors]:

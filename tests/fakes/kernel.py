@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from threading import RLock
 from typing import Any
 
@@ -186,18 +186,20 @@ class FakeKernel:
     def root_text(self, device: str) -> str | None:
         return f"qdisc htb 1: root {device}\n" if device in self.qdiscs.held else None
 
-    def server_rules(self, interface: str, network: IPv4Network) -> ShownRules:
+    def server_rules(self, interface: str, network: IPv4Network, ipv6: IPv6Network | None) -> ShownRules:
         """As legacy iptables shows them, which counts there."""
         one: Forwarding | None = self.forwarding.held.get(interface)
         if one is None:
             return ShownRules((), ())
         target = "MASQUERADE" if one.external_ip is None else f"SNAT to:{one.external_ip}"
         inside = "ACCEPT" if one.internal_traffic else "DROP"
+        second = (ShownRule(str(ipv6), THE_INTERNET, "ACCEPT"),) if ipv6 else ()  # nftables, which does not count
         return ShownRules(
             (ShownRule(str(network), ANYWHERE, target, 0, 0),),
             (
                 ShownRule(str(network), THE_INTERNET, "ACCEPT", 0, 0),
                 ShownRule(str(network), str(network), inside, 0, 0),
+                *second,
             ),
         )
 

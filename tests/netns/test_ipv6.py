@@ -459,3 +459,27 @@ def test_accounts_reach_one_another_where_their_server_lets_them(stage: Stage) -
             stage.connect(number)
             assert eventually(lambda who=number: stage.pings(who, OUTSIDE_IPV6), 20)  # type: ignore[misc]
         assert eventually(lambda: stage.pings(2, CLIENTS[3]), 20)
+
+
+def test_the_rules_of_both_families_are_shown(stage: Stage) -> None:
+    with enter(stage.home) as here:
+        desired = stage.desired(stage.account(2), nat_ipv6=True)
+        stage.make(desired, here)
+        found = here(LiveReads(stage.kernel, Usage(stage.store, time.time)).read_server, desired, "s1").rules
+        second = "2001:db8:77::/64"
+        assert [(rule.source, rule.destination, rule.target) for rule in found.nat] == [
+            ("10.77.0.0/24", "0.0.0.0/0", "MASQUERADE"),
+            (second, "::/0", "MASQUERADE"),
+        ]
+        shown = [(rule.source, rule.destination, rule.target) for rule in found.forward if ":" in rule.source]
+        assert shown == [
+            (f"!{second}", "::/0", "DROP"),
+            (second, "internet", "ACCEPT"),
+            ("::/0", second, "ACCEPT"),
+            (second, second, "DROP"),
+            (second, "::/0", "DROP"),
+            ("::/0", second, "DROP"),
+        ]
+        assert ("10.77.0.0/24", "internet", "ACCEPT") in [(r.source, r.destination, r.target) for r in found.forward]
+        network = desired.servers["s1"].address.network
+        assert all(":" not in rule.source for rule in here(stage.kernel.server_rules, LINK, network, None).forward)
