@@ -19,6 +19,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from gateway.fields import new_account, server_values
+from gateway.link_page import DEFAULTS, checked
 from tests.contract.served import Served, served
 from tests.fakes.product import migrated_sqlite
 
@@ -199,3 +200,24 @@ def test_nothing_is_fetched_but_the_page_and_its_policy_is_never_broken(browser:
         if (event := json.loads(entry["message"])["message"])["method"] == "Network.requestWillBeSent"
     }
     assert {address for address in asked if not address.startswith("data:")} == {url}
+
+
+def test_an_operator_s_style_and_texts_are_shown_and_break_nothing(browser: Chrome, gateway: Served) -> None:
+    links = gateway.product.one_time_links
+    form = {
+        "title": "Ours",
+        "css": "h1 { color: rgb(1, 2, 3) }\r\nmain > p::before { content: 'x' }",
+        "before_body": '<p>Help: <a href="https://example.com/help">here</a></p>',
+    }
+    gateway.do(links.set_page("config", checked("config", form)))
+    try:
+        messages(browser, "browser")  # what was before
+        opened(browser, gateway)
+        assert browser.title == "Ours"
+        heading = browser.find_element(By.TAG_NAME, "h1")
+        assert heading.value_of_css_property("color").replace("rgba", "rgb").startswith("rgb(1, 2, 3")
+        assert browser.find_element(By.LINK_TEXT, "here").get_property("href") == "https://example.com/help"
+        assert found(browser, "copy").is_displayed(), "our own script runs"
+        assert messages(browser, "browser") == [], "the policy lets all of it in"
+    finally:
+        gateway.do(links.set_page("config", dict(DEFAULTS["config"])))

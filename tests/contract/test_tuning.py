@@ -1,11 +1,16 @@
-"""What the API sets instead of the configuration, on SQLite and on PostgreSQL."""
+"""What the API sets of the installation and of the page of its links, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import select
 
-from gateway.store import Store, settings
+from gateway.link_page import DEFAULTS
+from gateway.one_time_links import OneTimeLinks
+from gateway.store import Store, Transaction, settings, tables
+from gateway.store.one_time_links import ShownLink
 from gateway.tuning import Tuning
+from tests.contract.test_store import one_account
 
 pytestmark = pytest.mark.anyio
 
@@ -21,3 +26,43 @@ async def test_what_is_set_wins_until_it_is_given_up_and_the_rest_stays_the_file
     assert found == Tuning(collect_seconds=12.5, usage_months=9, link_days=3)
     await store.change(lambda tx: settings.tune(tx, {"usage_months": None, "collect_seconds": None}))
     assert await store.read(settings.set_by_api) == {"link_days": 3}
+
+
+async def test_the_page_of_links_is_the_same_for_every_gateway_and_sealed(store: Store) -> None:
+    here, other = OneTimeLinks(store), OneTimeLinks(store)
+    assert await other.page() == DEFAULTS
+    await here.set_page("config", {"title": "Ours", "css": "b {}"}, 3)
+    await other.set_page("config", {"css": ""})
+    await other.set_page("config_ikev2", {"enable": False})
+    found = await here.page()
+    assert found["config"] == {**DEFAULTS["config"], "title": "Ours"}
+    assert found["config_ikev2"] == {**DEFAULTS["config_ikev2"], "enable": False}
+    assert await here.days() == await other.days() == 3
+
+    async def read(tx: Transaction) -> list[str]:
+        return [row.value for row in await tx.all(select(tables.settings))]
+
+    assert not any("Ours" in value for value in await store.read(read))
+
+
+async def test_links_are_listed_page_by_page_until_nobody_can_open_them(store: Store) -> None:
+    _, account = await one_account(store)
+    now = [1_700_000_000.0]
+    links = OneTimeLinks(store, now=lambda: now[0])
+    used = await links.create(account.name)
+    now[0] += 5
+    await links.create(account.name)
+
+    async def listed() -> list[tuple[str, int, int]]:
+        found = list[ShownLink]()
+        await links.visit(found.extend)
+        assert len({one.digest for one in found}) == len(found)
+        return [(one.account, one.created, one.expires) for one in found]
+
+    first, second = (1_700_000_000, 1_700_864_000), (1_700_000_005, 1_700_864_005)
+    assert await listed() == [(account.name, *first), (account.name, *second)]
+    lease = await links.lease(used)
+    assert lease is not None and await links.use_up(lease)
+    assert await listed() == [(account.name, *second)]
+    now[0] = 1_700_864_005
+    assert await listed() == []
