@@ -52,6 +52,9 @@ NEEDED = {  # by package
     "freeradius": (Path(RADIUS), Path("/usr/lib/freeradius/rlm_eap_mschapv2.so")),
 }
 READY_SECONDS = 15.0
+# Bytes, of the XFRM interface: with what ESP of any cipher and UDP add, a packet fits into the 1450 of some networks.
+# Segments are clamped to it: who hears no ICMP would send 1500, which never arrive. charon's TUN has 1400.
+XFRM_MTU = 1360
 
 
 def missing() -> str:
@@ -157,6 +160,8 @@ class Responders:
         device = read_interface(IKEV2_DEVICE)
         if device is None:
             raise KernelError(f"link {IKEV2_DEVICE} vanished as soon as it was made")
+        if self._esp == "kernel":
+            set_interface(device, mtu=XFRM_MTU)
         set_interface(device, ifalias=_alias())
         set_interface(device, state="up")
         ip_forward.switch_on((IKEV2_DEVICE,), ())
