@@ -73,6 +73,7 @@ class Desired:
     by_mark: Map[int, int] = field(default_factory=Map)
     by_key: Map[tuple[str, str], int] = field(default_factory=Map)
     by_username: Map[str, int] = field(default_factory=Map)
+    by_port: Map[tuple[str, int], int] = field(default_factory=Map)
     origin: Origin = NOBODY
 
     @classmethod
@@ -147,7 +148,7 @@ class Desired:
         servers.update((server.name, server) for server in put_servers)
         accounts, put_accounts = self.accounts.mutate(), tuple(put_accounts)
         by_address, by_mark, by_key = self.by_address.mutate(), self.by_mark.mutate(), self.by_key.mutate()
-        by_username = self.by_username.mutate()
+        by_username, by_port = self.by_username.mutate(), self.by_port.mutate()
         # Everything touched lets go first, so that two accounts may swap addresses in one patch.
         for account_id in (*remove_accounts, *(account.id for account in put_accounts)):
             if (old := accounts.pop(account_id, None)) is not None:
@@ -156,6 +157,8 @@ class Desired:
                     del by_username[old.login.username]
                 for address in old.addresses:
                     del by_address[address]
+                for port in old.ports:
+                    del by_port[port.key]
         for account in put_accounts:
             for address in account.addresses:
                 _claim(by_address, address, account, "address")
@@ -163,11 +166,13 @@ class Desired:
             _claim(by_key, (account.server, account.public_key), account, "public_key")
             if account.login:
                 _claim(by_username, account.login.username, account, "username")
+            for port in account.ports:
+                _claim(by_port, port.key, account, f"port {port.port}/{port.protocol}")
             accounts[account.id] = account
         _check_servers(servers)
         zone = checked_zone(time_zone) if time_zone else self.time_zone
         maps = accounts.finish(), by_address.finish(), by_mark.finish(), by_key.finish(), by_username.finish()
-        desired = Desired(self.epoch, revision, zone, servers, *maps)
+        desired = Desired(self.epoch, revision, zone, servers, *maps, by_port.finish())
         for account in desired.accounts.values() if self.servers.keys() - servers.keys() else put_accounts:
             if account.server not in servers:
                 raise InvalidValue(f"account {account.name}: server", f"there is no server {account.server!r} here")

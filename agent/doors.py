@@ -22,6 +22,7 @@ from agent.objects import (
     Mark,
     PeerKey,
     PeerState,
+    PortKey,
     Scope,
     SessionState,
     ShownRules,
@@ -88,6 +89,9 @@ class Kernel(Protocol):
 
     def host_networks(self) -> tuple[HostNetwork, ...]:
         """The host's own networks, which no server can have."""
+
+    def listening(self) -> frozenset[PortKey]:
+        """What programs of the host listen on, which leads to no account."""
 
 
 class LiveKernel(Protocol):

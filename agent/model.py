@@ -212,6 +212,26 @@ class Login:
 
 
 @dataclass(frozen=True, slots=True)
+class PortForward:
+    """What comes to a port of the node goes to one of an account."""
+
+    protocol: str  # "tcp" or "udp"
+    port: int
+    to_port: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.protocol, self.port
+
+    def __post_init__(self) -> None:
+        if self.protocol not in ("tcp", "udp"):
+            raise InvalidValue("ports.protocol", f"{self.protocol!r} must be tcp or udp")
+        for name, port in (("port", self.port), ("to_port", self.to_port)):
+            if not 1 <= port <= 65535:
+                raise InvalidValue(f"ports.{name}", f"{port} must be within 1-65535")
+
+
+@dataclass(frozen=True, slots=True)
 class Server:
     """A WireGuard server as the product knows it; the kernel knows it as a Link."""
 
@@ -263,6 +283,7 @@ class Account:
     preshared_key: Secret = NO_SECRET  # empty = none
     address_ipv6: IPv6Address | None = None
     login: Login | None = None
+    ports: tuple[PortForward, ...] = ()
 
     @property
     def addresses(self) -> tuple[Address, ...]:

@@ -226,6 +226,26 @@ class LoginRow:
         return (self.address,)
 
 
+PortKey = tuple[str, int]  # "tcp" or "udp", and its number
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port of the node whose packets go to an account. Key: (protocol, port)."""
+
+    protocol: str  # "tcp" or "udp"
+    port: int
+    address: IPv4Address  # of the account
+    to_port: int
+    external_ip: IPv4Address | None  # at which address; None = any of the node's own
+    uplink: str
+    owner: int = field(default=0, compare=False)
+
+    @property
+    def key(self) -> PortKey:
+        return self.protocol, self.port
+
+
 @dataclass(frozen=True, slots=True)
 class SessionState:
     """Who is in by IKEv2."""

@@ -338,6 +338,7 @@ class Reconciler:
                 warnings=report.warnings,
                 refused_connections=report.refused_connections,
                 networks=report.networks,
+                listening=report.listening,
                 tunnel_mtu=report.tunnel_mtu,
                 responder=report.responder,
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.errors import KernelError
-from agent.objects import HostNetwork
+from agent.objects import HostNetwork, PortKey
 from agent.status import Failure
 
 
@@ -30,6 +30,7 @@ class Report:
     failures: dict[tuple[int, str], Failure] = field(default_factory=dict)
     warnings: tuple[str, ...] | None = None  # of a full pass; None = nobody looked
     networks: tuple[HostNetwork, ...] = ()  # the host's own, as a full pass finds them
+    listening: frozenset[PortKey] = frozenset()  # the host's own, likewise
     tunnel_mtu: int = 0  # as a full pass finds it
     responder: tuple[str, int] = ("", 0)  # of IKEv2, as a full pass finds it: what it is, and its process
     refused_connections: int = 0  # as a full pass finds it

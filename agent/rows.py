@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Any
 
-from agent.model import NO_SECRET, Account, Address, Ikev2, Login, Reach, Secret, Server
+from agent.model import NO_SECRET, Account, Address, Ikev2, Login, PortForward, Reach, Secret, Server
 from agent.objects import Counters
 from agent.usage import Baseline
 
@@ -45,14 +45,16 @@ def account_row(a: Account) -> tuple[object, ...]:
     rates, key = (a.download, a.upload), a.preshared_key.reveal()
     ipv6 = a.address_ipv6.packed if a.address_ipv6 else None
     login = (a.login.username, a.login.password.reveal()) if a.login else (None, None)
-    return a.id, a.name, a.server, int(a.address), a.public_key, a.mark, *rates, a.enabled, key, ipv6, *login
+    ports = json.dumps([(one.protocol, one.port, one.to_port) for one in a.ports]) if a.ports else None
+    return a.id, a.name, a.server, int(a.address), a.public_key, a.mark, *rates, a.enabled, key, ipv6, *login, ports
 
 
 def account_of(row: tuple[Any, ...]) -> Account:
-    number, name, server, address, key, mark, download, upload, enabled, preshared, ipv6, username, password = row
+    number, name, server, address, key, mark, download, upload, enabled, preshared, ipv6, username, password, led = row
     secret, second = Secret(preshared) if preshared else NO_SECRET, IPv6Address(ipv6) if ipv6 else None
     first = number, name, server, IPv4Address(address), key, mark, download, upload, bool(enabled)
-    return Account(*first, secret, second, Login(username, Secret(password)) if username else None)
+    ports = tuple(PortForward(*one) for one in json.loads(led)) if led else ()
+    return Account(*first, secret, second, Login(username, Secret(password)) if username else None, ports)
 
 
 def server_row(s: Server) -> tuple[object, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -16,7 +16,7 @@ CREATE TABLE accounts (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, server TEXT NOT NULL, address INTEGER NOT NULL,
     public_key TEXT NOT NULL, mark INTEGER NOT NULL, download INTEGER NOT NULL, upload INTEGER NOT NULL,
     enabled INTEGER NOT NULL, preshared_key TEXT NOT NULL DEFAULT '', address_ipv6 BLOB,
-    username TEXT, password TEXT
+    username TEXT, password TEXT, ports TEXT
 );
 -- how far the mark rules of an address have been counted, and for whom
 CREATE TABLE baselines (
@@ -57,4 +57,5 @@ UPGRADES = {
         ALTER TABLE servers ADD COLUMN ikev2 TEXT;
         ALTER TABLE accounts ADD COLUMN username TEXT;
         ALTER TABLE accounts ADD COLUMN password TEXT;""",
+    6: "ALTER TABLE accounts ADD COLUMN ports TEXT;",
 }

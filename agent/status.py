@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from agent.objects import HostNetwork
+from agent.objects import HostNetwork, PortKey
 from agent.origin import NOBODY, Origin
 
 
@@ -58,6 +58,7 @@ class Status:
     warnings: tuple[str, ...] = ()  # what stands beside ours and does harm: a sentence each, with the cure
     time_zone: str = ""
     networks: tuple[HostNetwork, ...] = ()  # the host's own, which no server can have
+    listening: frozenset[PortKey] = frozenset()  # the host's own, which lead to no account
     origin: Origin = NOBODY  # of the revision
     tunnel_mtu: int = 0  # bytes, of links whose server names none; 0 = not known yet
     refused_connections: int = 0  # beyond the bound of an account, since the bound was set up

@@ -69,7 +69,7 @@ class Writer:
         scope = Scope(frozenset(want[LINKS]), uplink)
         report.warnings, report.problem = self._kernel.warnings(scope), self._kernel.problem(scope)
         report.refused_connections = self._kernel.refused_connections()
-        report.networks = self._kernel.host_networks()
+        report.networks, report.listening = self._kernel.host_networks(), self._kernel.listening()
         report.tunnel_mtu = mtu
         report.responder = self._kernel.responder()
         if disk_trouble:

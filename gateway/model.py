@@ -150,6 +150,7 @@ class Account:
     preshared_key: Secret = NO_SECRET  # empty: it has none
     unreadable: tuple[str, ...] = ()  # as of a server
     address_ipv6: IPv6Address | None = None  # None = its server has no IPv6
+    ports: tuple[tuple[str, int, int], ...] = ()  # as a node is told of it; see store/port_forwards.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +323,7 @@ class AgentStatus:
     problem: str = ""
     warnings: tuple[str, ...] = ()  # what stands beside ours on the node and does harm
     networks: tuple[tuple[IPv4Network, str], ...] = ()  # the node's own, with their interfaces: no server can have them
+    listening: frozenset[tuple[str, int]] = frozenset()  # protocol and port, the node's own: none leads to an account
     marks: str = ""
     time_zone: str = ""
     tunnel_mtu: int = 0  # bytes, of links whose server names none; 0 = not known

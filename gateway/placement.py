@@ -30,6 +30,7 @@ from gateway.errors import Conflict, InvalidValue, NotFound
 from gateway.model import Node, Server
 from gateway.store import Store, Transaction, moves
 from gateway.store import nodes as node_rows
+from gateway.store import port_forwards as port_rows
 from gateway.store import servers as rows
 from gateway.store.moves import Move
 from gateway.store.servers import KeptServer
@@ -72,6 +73,12 @@ async def node_for(tx: Transaction, name: str | None, away: Collection[str] = ()
 def _refuse_drained(node: Node) -> None:
     if node.drained:
         raise Conflict(f"Node {node.name} is drained: it takes no new servers until `node undrain {node.name}`")
+
+
+async def refuse_led(tx: Transaction, node_id: int, server: Server) -> None:
+    """Where its port leads to an account. Raises Conflict."""
+    if ("udp", server.listen_port) in await port_rows.on_node(tx, node_id):
+        raise Conflict("Port already in use")
 
 
 # -- a move -----------------------------------------------------------------------------------------------------------
@@ -126,9 +133,22 @@ async def _check_fits(
                 f"Port {server.listen_port} is in use on node {target.name}, by server {other.name}: give one of the "
                 "two another port first"
             )
+    await _check_ports(tx, server, target)
     for network, interface in foreign:
         if server.address.network.overlaps(network):
             raise Conflict(f"{interface} of node {target.name} has {network}: {server.address.network} cannot be there")
+
+
+async def _check_ports(tx: Transaction, server: Server, target: Node) -> None:
+    """Those that lead to its accounts are nobody's there. Raises Conflict."""
+    led, taken = await port_rows.of_server(tx, server.id), await port_rows.on_node(tx, target.id)
+    listening = {("udp", kept.server.listen_port) for kept in await rows.listed(tx) if kept.node_id == target.id}
+    if ("udp", server.listen_port) in taken:
+        raise Conflict(f"Port {server.listen_port} of node {target.name} leads to an account there: it must go first")
+    for one, account in led:
+        if (one.protocol, one.port) in taken | listening:
+            where = f"Port {one.port}/{one.protocol}, which leads to account {account}, is in use on node {target.name}"
+            raise Conflict(f"{where}: take one of the two away first")
 
 
 async def _marks(tx: Transaction, kept: KeptServer, target: Node) -> dict[int, int]:

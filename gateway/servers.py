@@ -28,11 +28,12 @@ from gateway.errors import AgentUnreachable, Conflict, InvalidValue, NodeUnavail
 from gateway.keypair import WRONG_KEYS, KeyPair, checked_pair
 from gateway.live import LiveServer
 from gateway.model import Account, Node, PeerState, Server, ServerValues
-from gateway.placement import node_for
+from gateway.placement import node_for, refuse_led
 from gateway.store import Store, Transaction, ranges, settings
 from gateway.store import accounts as account_rows
 from gateway.store import ikev2 as ikev2_rows
 from gateway.store import nodes as node_rows
+from gateway.store import port_forwards as port_rows
 from gateway.store import servers as rows
 from gateway.store.servers import KeptServer
 from gateway.store.transaction import INSTALLATION
@@ -215,7 +216,7 @@ class Servers:
         await node_rows.lock(tx, node.id)
         others = [kept.server for kept in await rows.listed(tx)]
         foreign = self._networks_of(node.name)
-        number = _numbered(values, others, foreign)
+        number = _numbered(values, others, foreign, await port_rows.listen_ports(tx))
         first = Server(
             id=new_id(),
             node=node.name,
@@ -230,6 +231,7 @@ class Servers:
         )
         server = ipv6.with_ipv6(_with_values(first, values), values)
         _refuse_in_use(server, others, foreign)
+        await refuse_led(tx, node.id, server)
         _check_address(server.address)
         self._endpoint(server, node)
         kept = KeptServer(server, node.id, await node_rows.next_revision(tx, node.id))
@@ -248,6 +250,7 @@ class Servers:
             return kept
         others = [other.server for other in await rows.listed(tx) if other.server.id != old.id]
         _refuse_in_use(new, others, self._networks_of(old.node) if new.address != old.address else ())
+        await refuse_led(tx, kept.node_id, new)
         if (new.endpoint, new.external_ip) != (old.endpoint, old.external_ip):
             self._endpoint(new, await node_rows.found(tx, old.node))
         if new.address != old.address:
@@ -333,14 +336,16 @@ def _with_values(server: Server, values: ServerValues) -> Server:
     return replace(server, **named)
 
 
-def _numbered(values: ServerValues, others: Sequence[Server], foreign: Networks) -> NumberedServer:
+def _numbered(
+    values: ServerValues, others: Sequence[Server], foreign: Networks, led: Collection[int]
+) -> NumberedServer:
     """The generated values with the lowest number for which all those that are needed are free.
 
     Interface and port on every node: a server can then move to any of them.
     """
     names = {other.name for other in others}
     interfaces = {other.interface for other in others}
-    ports = {other.listen_port for other in others}
+    ports = {*led, *(other.listen_port for other in others)}
     in_use = NetworkSet([*(other.address.network for other in others), *(network for network, _ in foreign)])
 
     def is_free(number: NumberedServer) -> bool:

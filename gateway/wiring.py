@@ -37,6 +37,7 @@ from gateway.keys import Keys
 from gateway.notify import keep_watchdog, tell
 from gateway.one_time_links import OneTimeLinks
 from gateway.placement import Placement
+from gateway.port_forwards import PortForwards
 from gateway.renewal import Renewal
 from gateway.secret_files import database_url, is_there, read_key
 from gateway.servers import Servers
@@ -133,6 +134,7 @@ def _listener(
         system=System(store, sync, collect, agents, config.account_limit, tuning),
         enrolment=Enrolment(store),
         ikev2=Ikev2Service(store, sync, agents),
+        port_forwards=PortForwards(store, sync),
         ping=store.ping,
     )
     settings = HttpSettings(

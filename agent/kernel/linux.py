@@ -19,11 +19,12 @@ from agent.kernel.host import conntrack, ip_forward, routed
 from agent.kernel.host.answers import Answers
 from agent.kernel.host.interfaces import read_addresses, read_uplink_mtu, uplink
 from agent.kernel.host.networks import told
+from agent.kernel.host.ports import listening
 from agent.kernel.host.watch import ANY, watch
 from agent.kernel.ikev2 import Esp, choose_esp, keep_routes, lost_processes
 from agent.kernel.ikev2 import describe as describe_ikev2
 from agent.kernel.iptables import Forwardings, IptablesMarks
-from agent.kernel.nftables import BothFamilies, Bounded, NftablesMarks, NftForwardings, bounded, foreign
+from agent.kernel.nftables import BothFamilies, Bounded, NftablesMarks, NftForwardings, Ports, bounded, foreign
 from agent.kernel.tc import Classes, Qdiscs, class_text, root_text
 from agent.kernel.wireguard import Links, Mode, Ownership, Peers, choose_mode
 from agent.model import Address
@@ -33,12 +34,13 @@ from agent.objects import (
     Opening,
     PeerKey,
     PeerState,
+    PortKey,
     Scope,
     SessionState,
     ShownRules,
     tunnel_mtu,
 )
-from agent.parts import CLASSES, FORWARDING, GATE, LINKS, LOGINS, MARKS, PEERS, QDISCS, RESPONDER, Part
+from agent.parts import CLASSES, FORWARDING, GATE, LINKS, LOGINS, MARKS, PEERS, PORTS, QDISCS, RESPONDER, Part
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -96,6 +98,7 @@ class LinuxKernel:
             FORWARDING: Bounded(BothFamilies(doors.forwarding, opened), connections),
             MARKS: self.marks,
             PEERS: self._peers,
+            PORTS: Ports(),
             RESPONDER: ikev2.Responders(runtime, esp),
             LOGINS: ikev2.Logins(runtime),
             GATE: ikev2.Gates(runtime, esp),
@@ -156,6 +159,9 @@ class LinuxKernel:
 
     def host_networks(self) -> tuple[HostNetwork, ...]:
         return told(self._links.host_networks())
+
+    def listening(self) -> frozenset[PortKey]:
+        return listening()
 
     def responder(self) -> tuple[str, int]:
         return ikev2.version(self._runtime)

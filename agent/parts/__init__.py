@@ -17,6 +17,7 @@ from agent.parts.logins import LOGINS
 from agent.parts.marks import MARKS
 from agent.parts.part import AccountPart, Part, Place, ServerPart
 from agent.parts.peers import PEERS
+from agent.parts.ports import PORTS
 from agent.parts.qdiscs import QDISCS
 from agent.parts.responder import RESPONDER
 
@@ -30,6 +31,7 @@ __all__ = [
     "MARKS",
     "PARTS",
     "PEERS",
+    "PORTS",
     "QDISCS",
     "RESPONDER",
     "SERVER_PARTS",
@@ -40,7 +42,7 @@ __all__ = [
     "ServerPart",
 ]
 
-PARTS: tuple[Part[Any, Any], ...] = (LINKS, RESPONDER, QDISCS, CLASSES, FORWARDING, MARKS, PEERS, LOGINS, GATE)
+PARTS: tuple[Part[Any, Any], ...] = (LINKS, RESPONDER, QDISCS, CLASSES, FORWARDING, MARKS, PEERS, LOGINS, PORTS, GATE)
 SERVER_PARTS: tuple[ServerPart[Any, Any], ...] = tuple(part for part in PARTS if isinstance(part, ServerPart))
 WAYS_IN: tuple[AccountPart[Any, Any], ...] = (PEERS, LOGINS)  # of an account; each stands for a kind of tunnel
 ACCOUNT_PARTS: tuple[AccountPart[Any, Any], ...] = tuple(part for part in PARTS if isinstance(part, AccountPart))

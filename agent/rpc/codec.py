@@ -9,7 +9,7 @@ from typing import TypeVar
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import InvalidValue
 from agent.live import LiveServer, Look
-from agent.model import NO_SECRET, Account, Ikev2, Login, Reach, Secret, Server
+from agent.model import NO_SECRET, Account, Ikev2, Login, PortForward, Reach, Secret, Server
 from agent.objects import Counters, PeerState, SessionState, ShownRule
 from agent.origin import Origin, Version
 from agent.renewal import Standing
@@ -65,6 +65,7 @@ def account_in(message: pb.Account) -> Account:
     """Raises InvalidValue."""
     for field in ("name", "server", "address", "public_key", "preshared_key", "address_ipv6", "username"):
         bounds.text(f"account.{field}", getattr(message, field))
+    bounds.count("account.ports", message.ports, bounds.MOST_PORTS)
     return Account(
         message.id,
         message.name,
@@ -80,6 +81,7 @@ def account_in(message: pb.Account) -> Account:
         if message.address_ipv6
         else None,
         Login(message.username, Secret(message.password)) if message.username else None,
+        tuple(PortForward(one.protocol, one.port, one.to_port) for one in message.ports),
     )
 
 
@@ -191,6 +193,7 @@ def status_out(status: Status, standing: Standing | None, version: str) -> pb.St
         problem=status.problem,
         warnings=status.warnings,
         networks=(pb.HostNetwork(network=str(one.network), interface=one.interface) for one in status.networks),
+        listening=(pb.PortForward(protocol=protocol, port=port) for protocol, port in sorted(status.listening)),
         marks=status.marks,
         time_zone=status.time_zone,
         origin=origin_out(status.origin),
@@ -259,6 +262,7 @@ def _account_out(account: Account) -> pb.Account:
         enabled=account.enabled,
         address_ipv6=str(account.address_ipv6) if account.address_ipv6 else "",
         username=account.login.username if account.login else "",
+        ports=(pb.PortForward(protocol=one.protocol, port=one.port, to_port=one.to_port) for one in account.ports),
     )
 
 

@@ -86,6 +86,7 @@ def _account(account: Account) -> pb.Account:
         address_ipv6=str(account.address_ipv6 or ""),
         username=account.username if account.password else "",
         password=account.password.reveal(),
+        ports=(pb.PortForward(protocol=name, port=port, to_port=to_port) for name, port, to_port in account.ports),
     )
 
 
@@ -184,6 +185,7 @@ def agent_status(reply: pb.StatusReply, at: float) -> AgentStatus:
         problem=reply.problem[:LONGEST_TEXT],
         warnings=tuple(text[:LONGEST_TEXT] for text in reply.warnings[:MOST_OTHERS]),
         networks=tuple((IPv4Network(one.network), one.interface) for one in reply.networks[:MOST_OTHERS]),
+        listening=frozenset((one.protocol[:3], one.port) for one in reply.listening[:MOST_OTHERS]),
         marks=reply.marks,
         time_zone=reply.time_zone,
         tunnel_mtu=reply.tunnel_mtu if reply.tunnel_mtu in MTUS else 0,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gateway.ikev2 import Ikev2Service
     from gateway.keys import Keys
     from gateway.one_time_links import OneTimeLinks
+    from gateway.port_forwards import PortForwards
     from gateway.servers import Servers
     from gateway.system import System
 
@@ -31,6 +32,7 @@ class Services:
     system: System
     enrolment: Enrolment
     ikev2: Ikev2Service
+    port_forwards: PortForwards
     ping: Callable[[], Awaitable[object]]
 
 

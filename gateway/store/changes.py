@@ -16,6 +16,7 @@ from gateway.model import Account, Compared, Held, Node, Origin, Patch, Responde
 from gateway.store import accounts as account_rows
 from gateway.store import ikev2 as ikev2_rows
 from gateway.store import nodes as node_rows
+from gateway.store import port_forwards as port_rows
 from gateway.store import servers as server_rows
 from gateway.store import settings
 from gateway.store.tables import nodes, revisions, tombstones
@@ -64,7 +65,9 @@ async def _since(tx: Transaction, node: Node, held: Held, identity: str, marks: 
         revision=node.revision,
         put_servers=_readable(await server_rows.changed_since(tx, node.id, revision), responder),
         remove_servers=tuple(row.key for row in gone if row.kind == "server"),
-        put_accounts=tuple(await account_rows.changed_since(tx, node.id, revision, logins)),
+        put_accounts=tuple(
+            await port_rows.told(tx, node.id, revision, await account_rows.changed_since(tx, node.id, revision, logins))
+        ),
         remove_accounts=tuple(int(row.key) for row in gone if row.kind == "account"),
         time_zone=await settings.time_zone(tx),
         origin=Origin(identity, marks.get(node.revision, 0), node.name),
@@ -84,7 +87,7 @@ async def snapshot(tx: Transaction, name: str) -> Snapshot:
     return Snapshot(
         revision=node.revision,
         servers=servers,
-        accounts=tuple(accounts),
+        accounts=tuple(await port_rows.told(tx, node.id, -1, accounts)),
         time_zone=await settings.time_zone(tx),
         origin=Origin(await settings.identity(tx), marks.get(node.revision, 0), node.name),
     )

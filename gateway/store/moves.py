@@ -14,7 +14,7 @@ from sqlalchemy import bindparam, select, update
 
 from gateway.allocate import MARKS, without
 from gateway.store import nodes as node_rows
-from gateway.store import ranges, tombstones
+from gateway.store import port_forwards, ranges, tombstones
 from gateway.store.servers import KeptServer
 from gateway.store.tables import accounts, nodes, servers
 from gateway.store.transaction import Transaction
@@ -73,6 +73,7 @@ async def leave(tx: Transaction, kept: KeptServer, target_id: int, marks: Mappin
     await tx.run_many(_other_mark, others)
     of_server = accounts.c.server_id == server_id
     await tx.run(update(accounts).where(of_server).values(node_id=target_id, revision=0))
+    await port_forwards.move(tx, before, target_id)
     moved = {"node_id": target_id, "revision": 0, "leaving": kept.node_id, "left_at": left_at}
     await tx.run(update(servers).where(servers.c.id == server_id).values(**moved))
     for node_id in (kept.node_id, target_id):

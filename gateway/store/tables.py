@@ -269,6 +269,18 @@ deleted_accounts = Table(
     Column("deleted", BigInteger, nullable=False),
 )
 
+# What of the internet reaches an account: by a port of the node that its server is on.
+port_forwards = Table(
+    "port_forwards",
+    metadata,
+    Column("node_id", Integer, ForeignKey("nodes.id"), nullable=False),
+    Column("protocol", Text, nullable=False),  # "tcp" or "udp"
+    Column("port", Integer, nullable=False),
+    Column("account_id", BigInteger, ForeignKey("accounts.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("to_port", Integer, nullable=False),
+    PrimaryKeyConstraint("node_id", "protocol", "port"),
+)
+
 one_time_links = Table(
     "one_time_links",
     metadata,

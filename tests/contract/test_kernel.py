@@ -32,11 +32,12 @@ from agent.objects import (
     LoginRow,
     Mark,
     Peer,
+    Port,
     Qdisc,
     Responder,
     Scope,
 )
-from agent.parts import CLASSES, FORWARDING, GATE, LINKS, LOGINS, MARKS, PARTS, PEERS, QDISCS, RESPONDER, Part
+from agent.parts import CLASSES, FORWARDING, GATE, LINKS, LOGINS, MARKS, PARTS, PEERS, PORTS, QDISCS, RESPONDER, Part
 from agent.shaping import shape
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.state import key
@@ -44,6 +45,7 @@ from tests.netns.conftest import enter, make_namespace  # noqa: F401 - make_name
 from tests.netns.ikev2_box import credentials
 
 UPLINK = "eth0"
+OTHER = IPv4Address("192.0.2.77")
 _numbers = itertools.count()
 
 
@@ -72,6 +74,7 @@ class Held:
         address = IPv4Address("10.99.0.2")
         link = Link(self.link, clamped(Secret(key(7))), 51999, IPv4Interface("10.99.0.1/24"), 1420)
         peer = Peer(self.link, key(8), address)
+        to = address, 8080, None, UPLINK
         down, up = Class(self.link, 0x100, 20), Class(UPLINK, 0x100, 10)
         return {
             LINKS: {self.link: link},
@@ -82,6 +85,7 @@ class Held:
             PEERS: {(self.link, key(8)): peer},
             RESPONDER: {IKEV2_DEVICE: Responder(IKEV2_DEVICE)},
             LOGINS: {"user_1": LoginRow("user_1", Secret("secret"), address, (IPv4Address("9.9.9.9"),))},
+            PORTS: {one.key: one for one in (Port("tcp", 80, *to), Port("udp", 53, *to[:2], OTHER, UPLINK))},
             GATE: {IKEV2_DEVICE: Gate(IKEV2_DEVICE, self.shown.digest, self.shown)},
         }
 
@@ -174,6 +178,7 @@ def test_values_change_in_place(held: Held) -> None:
         CLASSES: {(UPLINK, 0x100): Class(UPLINK, 0x100, 300)},
         FORWARDING: {held.link: replace(values[FORWARDING][held.link], internal_traffic=True, ikev2=True)},
         LOGINS: {"user_1": replace(values[LOGINS]["user_1"], password=Secret("another"), dns=())},
+        PORTS: {("udp", 53): replace(values[PORTS]["udp", 53], to_port=5353)},
         PEERS: {(held.link, key(8)): Peer(held.link, key(8), IPv4Address("10.99.0.77"))},
     }
     for part, change in changed.items():

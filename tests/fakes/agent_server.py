@@ -112,6 +112,7 @@ def _account(m: pb.Account) -> Account:
         enabled=m.enabled,
         preshared_key=Secret(m.preshared_key),
         address_ipv6=IPv6Address(m.address_ipv6) if m.address_ipv6 else None,
+        ports=tuple((one.protocol, one.port, one.to_port) for one in m.ports),
     )
 
 

@@ -46,7 +46,7 @@ class FakePart:
 
     def sees(self, key: Any, scope: Scope) -> bool:
         device = key[0] if isinstance(key, tuple) else key
-        anywhere = self.name in ("links", "qdiscs", "responder", "logins", "gate")
+        anywhere = self.name in ("links", "qdiscs", "responder", "logins", "ports", "gate")
         return anywhere or not isinstance(device, str) or device in scope.devices
 
     def apply(self, diff: Diff[Any, Any]) -> Mapping[Any, KernelError]:
@@ -111,6 +111,7 @@ class FakeKernel:
         self.trouble = ""  # of the node as a whole
         self.beside: tuple[str, ...] = ()  # what it warns of
         self.networks: tuple[HostNetwork, ...] = ()  # the host's own
+        self.heard: frozenset[tuple[str, int]] = frozenset()  # what its programs listen on
         self.leaked = 0  # bytes that passed without being counted
         self.links = FakePart(self, "links", lambda k, v: "")
         self.qdiscs = FakePart(self, "qdiscs", self._no_device)
@@ -120,12 +121,13 @@ class FakeKernel:
         self.peers = FakePart(self, "peers", lambda k, v: "" if k[0] in self.links.held else f"{k[0]}: no link")
         self.responder_part = FakePart(self, "responder", lambda k, v: "")
         self.logins = FakePart(self, "logins", lambda k, v: self._no_responder())
+        self.ports = FakePart(self, "ports", lambda k, v: "")
         self.gate = FakePart(self, "gate", lambda k, v: self._no_responder())
         self.parts = {
             part.name: part
             for part in (
                 *(self.links, self.responder_part, self.qdiscs, self.classes, self.forwarding),
-                *(self.marks, self.peers, self.logins, self.gate),
+                *(self.marks, self.peers, self.logins, self.ports, self.gate),
             )
         }
 
@@ -171,6 +173,9 @@ class FakeKernel:
 
     def host_networks(self) -> tuple[HostNetwork, ...]:
         return self.networks
+
+    def listening(self) -> frozenset[tuple[str, int]]:
+        return self.heard
 
     def peer_states(self, interface: str) -> dict[str, PeerState]:
         return {

@@ -21,6 +21,7 @@ from gateway.http.app import Services
 from gateway.ikev2 import Ikev2Service
 from gateway.keys import Keys
 from gateway.one_time_links import OneTimeLinks
+from gateway.port_forwards import PortForwards
 from gateway.servers import Servers
 from gateway.store import Store, migrate, open_store
 from gateway.sync import Sync
@@ -46,6 +47,7 @@ class Product:
     system: System
     enrolment: Enrolment
     ikev2: Ikev2Service
+    port_forwards: PortForwards
 
 
 def services_of(product: Product) -> Services:
@@ -58,6 +60,7 @@ def services_of(product: Product) -> Services:
         product.system,
         product.enrolment,
         product.ikev2,
+        product.port_forwards,
         product.store.ping,
     )
 
@@ -99,6 +102,7 @@ async def running_product(
         system=System(store, sync, collect, agents, account_limit),
         enrolment=Enrolment(store),
         ikev2=Ikev2Service(store, sync, agents),
+        port_forwards=PortForwards(store, sync),
     )
     loops = asyncio.create_task(sync.run())
     try:

@@ -32,7 +32,7 @@ from agent.kernel.netlink import (
     message,
 )
 from agent.model import Address
-from agent.objects import Scope
+from agent.objects import Port, Scope
 
 ASK_AT_MOST = 2  # addresses looked for one by one
 FULL_SHARE = 0.9  # of the table, from which on the operator is warned
@@ -40,7 +40,8 @@ FULL_SHARE = 0.9  # of the table, from which on the operator is warned
 # linux/netfilter/nfnetlink_conntrack.h; 1 << 8 is NFNL_SUBSYS_CTNETLINK
 _GET, _DELETE, _GET_STATS = 1 << 8 | 1, 1 << 8 | 2, 1 << 8 | 5
 _ORIG, _REPLY, _ZONE, _FILTER = 1, 2, 18, 25
-_TUPLE_IP = 1
+_TUPLE_IP, _TUPLE_PROTO = 1, 2
+_PROTOCOLS = {b"\6": "tcp", b"\x11": "udp"}
 _IP_SOURCE = {4: 1, 16: 3}  # by the length of an address
 _BY_SOURCE = struct.pack("=I", 1)  # CTA_FILTER_FLAG(CTA_IP_SRC)
 _BY_NOTHING = struct.pack("=I", 0)
@@ -63,6 +64,30 @@ def forget(addresses: Collection[Address]) -> int:
     return sum(_forget(length, {a.packed for a in addresses if len(a.packed) == length}) for length in _OF)
 
 
+def forget_led(ports: Collection[Port]) -> None:
+    """Nobody is led on by one of these ports who came in by it. Raises KernelError, as `forget`."""
+    if not ports:
+        return
+    led, some = {(one.protocol, one.port, one.address.packed, one.to_port) for one in ports}, set[bytes]()
+    some.update(one.address.packed for one in ports)
+    with Netlink(NETLINK_NETFILTER) as netlink:
+        found: dict[bytes, None] = {}
+        for request in _requests(4, some):
+            entries = netlink.dump(request, torn_will_do=True, keep=lambda entry: _sources(entry, 4)[1] in some)
+            found |= {_name(entry): None for entry in entries if _led(entry) in led}
+        _delete_all(netlink, 4, found)
+
+
+def _led(entry: bytes) -> tuple[str, int, bytes, int]:
+    """Protocol, the port that was asked for, and who answers."""
+    parts = attributes(entry, _ORIG_AT)
+    first, reply = (attributes(parts[one]) for one in (_ORIG, _REPLY))
+    asked, answers = (attributes(one.get(_TUPLE_PROTO, b"")) for one in (first, reply))
+    port, to_port = (int.from_bytes(of.get(key, b""), "big") for of, key in ((asked, 3), (answers, 2)))
+    protocol = _PROTOCOLS.get(asked.get(1, b""), "")
+    return protocol, port, attributes(reply[_TUPLE_IP]).get(_IP_SOURCE[4], b""), to_port
+
+
 def _forget(length: int, some: Collection[bytes]) -> int:
     """Of one family: addresses of this length."""
     if not some:
@@ -76,7 +101,11 @@ def _forget(length: int, some: Collection[bytes]) -> int:
                 request, torn_will_do=True, keep=lambda entry: any(one in some for one in _sources(entry, length))
             )
             found |= dict.fromkeys(map(_name, entries))
-        refusals = netlink.send([message(_DELETE, 0, _OF[length] + name) for name in found])
+        return _delete_all(netlink, length, found)
+
+
+def _delete_all(netlink: Netlink, length: int, found: Collection[bytes]) -> int:
+    refusals = netlink.send([message(_DELETE, 0, _OF[length] + name) for name in found])
     for refusal in refusals:
         if refusal.errno != errno.ENOENT:  # gone by itself meanwhile
             raise KernelError(f"connection tracking: an entry could not be deleted: {refusal.text}")

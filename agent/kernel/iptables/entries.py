@@ -142,6 +142,18 @@ def replies() -> bytes:
     return _module("conntrack", 3, bytes(146) + flags + bytes(10))
 
 
+def led_in() -> bytes:
+    """-m conntrack --ctstate NEW,ESTABLISHED --ctstatus DNAT --ctdir ORIGINAL: to whom a port of the box leads."""
+    flags = struct.pack("=HHHH", 0x1041, 0, 0x0A, 0x20)
+    return _module("conntrack", 3, bytes(146) + flags + bytes(10))
+
+
+def led_back() -> bytes:
+    """-m conntrack --ctstate ESTABLISHED --ctstatus DNAT --ctdir REPLY: the answers."""
+    flags = struct.pack("=HHHH", 0x1041, 0x1000, 0x02, 0x20)
+    return _module("conntrack", 3, bytes(146) + flags + bytes(10))
+
+
 # -- a whole rule -------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,8 @@ come in where the route to them points). Called by the reconciler.
     filter INPUT -> WL_INPUT         from the link: answers to what the box itself began, echo requests and what is
                                      opened to accounts, at the server's own address: ACCEPT; all else: DROP
                                      UDP to the server's port, not from a link: ACCEPT
-    filter FORWARD -> WL_FORWARD     from the link, of no connection (a stray RST): DROP, for NAT would not touch it;
+    filter FORWARD -> WL_FORWARD     by a port that leads to an account (nftables/ports.py), and its answers: ACCEPT
+                                     from the link, of no connection (a stray RST): DROP, for NAT would not touch it;
                                      errors about connections (ICMP): DROP, for they may be another account's
                                      link to uplink from its network to a network of its reach: ACCEPT
                                      link to uplink from its network, where its reach has the internet: to WL_REACH
@@ -46,7 +47,7 @@ from agent.kernel.host import ip_forward
 from agent.kernel.iptables import entries, tables, xtables
 from agent.kernel.iptables.entries import Image, entry, jump
 from agent.kernel.iptables.xtables import Hook, Transaction
-from agent.model import CLOSED, IKEV2_DEVICE, Reach
+from agent.model import CLOSED, IKEV2_DEVICE, LINKS, Reach
 from agent.objects import IKEV2_PORTS, NAT_PORTS, Diff, Forwarding, Opening, Scope
 
 BROKEN = ""
@@ -168,7 +169,14 @@ def all_rules(
     rules = {hook.chain: _joined(hook.chain, [rules[hook.chain] for rules in each]) for hook in (NAT, INPUT, MSS)}
     last = tuple(entry(jump(verdict), came_in=uplink) for uplink, verdict in (endings or {}).items())
     forward = _joined(FORWARD.chain, [rules[FORWARD.chain] for rules in each])
-    return {**rules, FORWARD.chain: (*forward, *last), REACH: THE_INTERNET}
+    return {**rules, FORWARD.chain: (*(BY_A_PORT if stateful else ()), *forward, *last), REACH: THE_INTERNET}
+
+
+# To an account by a port of the box that leads to it, and its answers: whatever is closed to its server.
+BY_A_PORT = (
+    *(entry(jump("ACCEPT"), goes_out=link, match=entries.led_in()) for link in (f"{LINKS}+", IKEV2_DEVICE)),
+    *(entry(jump("ACCEPT"), came_in=link, match=entries.led_back()) for link in (f"{LINKS}+", IKEV2_DEVICE)),
+)
 
 
 # Of the device by which the accounts of several servers come in: what belongs to none of them.

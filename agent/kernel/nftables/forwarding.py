@@ -8,7 +8,8 @@ same for legacy iptables, and says why each rule is there.
     postrouting   nat, 100       network to the uplink: snat to the external address, or masquerade; TCP and UDP to
                                  ports of our choice
     clamp         forward, -150  TCP SYNs from and to the link: MSS clamped to the path
-    forward       forward, 0     from the link, of no connection, or an error about one: drop
+    forward       forward, 0     by a port that leads to an account (ports.py), and its answers: accept
+                                 from the link, of no connection, or an error about one: drop
                                  link to uplink from its network, to the networks of its reach: accept
                                  the same to what is the internet, where its reach has that: accept
                                  uplink to link to its network, if it belongs to a connection: accept
@@ -44,16 +45,21 @@ from agent.kernel.nftables import nft, ruleset
 from agent.kernel.nftables.pieces import (
     ACCEPT,
     ANSWER,
+    BEGINNER,
     CLAMP,
     DROP,
     ECHO,
     ESTABLISHED,
+    FROM_ACCOUNTS,
     FROM_IKEV2,
+    LED,
+    NEW_OR_KNOWN,
     REPLY,
     STRAY,
     SYN,
     TCP_OR_UDP,
     THE_INTERNET,
+    TO_ACCOUNTS,
     TO_IKEV2,
     VERDICTS,
     on_interface,
@@ -173,7 +179,14 @@ def all_rules(
     joined = {chain: tuple(rule for rules in each for rule in rules[chain]) for chain in CHAINS}
     joined[INPUT] = tuple(sorted(joined[INPUT], key=lambda rule: "!=" in rule[0].text))
     last = ((on_interface("iifname", uplink), VERDICTS[verdict]) for uplink, verdict in (endings or {}).items())
-    return {**joined, FORWARD: (*joined[FORWARD], *last)}
+    return {**joined, FORWARD: (*BY_A_PORT, *joined[FORWARD], *last)}
+
+
+# To an account by a port of the box that leads to it, and its answers: whatever is closed to its server.
+BY_A_PORT: tuple[Rule, ...] = (
+    *((to_link, LED, BEGINNER, NEW_OR_KNOWN, ACCEPT) for to_link in TO_ACCOUNTS),
+    *((from_link, LED, REPLY, ANSWER, ACCEPT) for from_link in FROM_ACCOUNTS),
+)
 
 
 # -- what is there ------------------------------------------------------------------------------------------------

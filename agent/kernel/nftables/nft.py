@@ -78,6 +78,13 @@ def listing(table: str, family: str = FAMILY) -> list[dict[str, Any]]:
     return objects
 
 
+def elements(table: str, name: str, family: str = FAMILY) -> list[Any]:
+    """Of a map, as libnftables-json(5) has them. Raises KernelError."""
+    text = _run(f"list map {family} {table} {name}", _OUTPUT_JSON)
+    found = (one["map"] for one in json.loads(text)["nftables"] if "map" in one)
+    return [element for one in found for element in one.get("elem", [])]
+
+
 def everything() -> list[dict[str, Any]]:
     """Of all families, whoever made it, without elements. Raises KernelError."""
     tables = _tables_of_all()

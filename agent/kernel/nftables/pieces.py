@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from agent.kernel.nftables.ruleset import Piece
-from agent.model import CLOSED, IKEV2_DEVICE
+from agent.model import CLOSED, IKEV2_DEVICE, LINKS
 
 
 def match(left: Mapping[str, Any], right: Any, op: str = "==") -> dict[str, Any]:
@@ -39,6 +39,9 @@ ESTABLISHED = Piece("ct state established,related", match({"ct": {"key": "state"
 STRAY = Piece("ct state invalid,related", match({"ct": {"key": "state"}}, ["invalid", "related"], "in"))
 ANSWER = Piece("ct state established", match({"ct": {"key": "state"}}, "established", "in"))
 REPLY = Piece("ct direction reply", match({"ct": {"key": "direction"}}, "reply"))
+LED = Piece("ct status dnat", match({"ct": {"key": "status"}}, "dnat", "in"))
+BEGINNER = Piece("ct direction original", match({"ct": {"key": "direction"}}, "original"))
+NEW_OR_KNOWN = Piece("ct state established,new", match({"ct": {"key": "state"}}, ["established", "new"], "in"))
 ECHO = Piece("icmp type echo-request", match({"payload": {"protocol": "icmp", "field": "type"}}, "echo-request"))
 THE_INTERNET = Piece(
     f"ip daddr != {{ {', '.join(map(str, CLOSED))} }}",
@@ -73,4 +76,7 @@ def translation(address: IPv4Address | None, ports: tuple[int, int] | None) -> P
     return Piece(name + text, {name: listed or None})
 
 
+FROM_ACCOUNTS, TO_ACCOUNTS = (
+    tuple(on_interface(key, name) for name in (f"{LINKS}*", IKEV2_DEVICE)) for key in ("iifname", "oifname")
+)
 FROM_IKEV2, TO_IKEV2 = on_interface("iifname", IKEV2_DEVICE), on_interface("oifname", IKEV2_DEVICE)

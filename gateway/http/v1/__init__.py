@@ -1,8 +1,9 @@
 """The API, v1: its calls, what they take and how they spell it. A stranger to pages/; both stand on the files beside
 them.
 
-calls.py says what a call is; account.py, server.py, system.py, firewall.py, ikev2.py and links.py declare theirs, and
-both the paths and the OpenAPI document are made from those declarations. Put together by gateway/http/app.py.
+calls.py says what a call is; account.py, server.py, system.py, firewall.py, ikev2.py, links.py and port_forwards.py
+declare theirs, and both the paths and the OpenAPI document are made from those declarations. Put together by
+gateway/http/app.py.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from starlette.responses import Response
 from gateway.http.access import OPENAPI_PATH
 from gateway.http.path import Answer, Answers
 from gateway.http.services import HttpSettings, Services
-from gateway.http.v1 import account, firewall, ikev2, links, openapi, server, system
+from gateway.http.v1 import account, firewall, ikev2, links, openapi, port_forwards, server, system
 from gateway.http.v1.answering import answer_of
 from gateway.http.v1.calls import Call
 
-CALLS: tuple[Call, ...] = (*account.CALLS, *system.CALLS, *server.CALLS, *firewall.CALLS, *ikev2.CALLS, *links.CALLS)
+GROUPS = (account, system, server, firewall, ikev2, links, port_forwards)
+CALLS: tuple[Call, ...] = tuple(call for group in GROUPS for call in group.CALLS)
 
 
 def paths(services: Services, settings: HttpSettings) -> dict[str, Answers]:

@@ -13,6 +13,8 @@ from gateway.http.v1.calls import TEXT, Call, Field, Schema, record
 MEDIA_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data", "application/json")
 ERROR = record({"error": {"type": "string", "minLength": 1}, "msg": {"const": ""}, "status": {"const": "error"}})
 PARAMETERS: dict[str, Schema] = {
+    "port": {"type": "string", "pattern": "^[0-9]{1,5}$"},
+    "protocol": {"type": "string", "enum": ["tcp", "udp"]},
     "name": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
     "year": {"type": "string", "pattern": "^[0-9]{4}$"},
     "month": {"type": "string", "pattern": "^(0?[1-9]|1[0-2])$"},

@@ -253,6 +253,7 @@ class Account(_message.Message):
     ADDRESS_IPV6_FIELD_NUMBER: _builtins.int
     USERNAME_FIELD_NUMBER: _builtins.int
     PASSWORD_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     name: _builtins.str
     """for logs and errors only"""
@@ -276,6 +277,8 @@ class Account(_message.Message):
     """of IKEv2, unique on the node; "" = its server has none"""
     password: _builtins.str
     """secret"""
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortForward]: ...
     def __init__(
         self,
         *,
@@ -292,14 +295,45 @@ class Account(_message.Message):
         address_ipv6: _builtins.str = ...,
         username: _builtins.str = ...,
         password: _builtins.str = ...,
+        ports: _abc.Iterable[Global___PortForward] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "address_ipv6", b"address_ipv6", "download", b"download", "enabled", b"enabled", "id", b"id", "mark", b"mark", "name", b"name", "password", b"password", "preshared_key", b"preshared_key", "public_key", b"public_key", "server", b"server", "upload", b"upload", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "address_ipv6", b"address_ipv6", "download", b"download", "enabled", b"enabled", "id", b"id", "mark", b"mark", "name", b"name", "password", b"password", "ports", b"ports", "preshared_key", b"preshared_key", "public_key", b"public_key", "server", b"server", "upload", b"upload", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Account: _TypeAlias = Account  # noqa: Y015
+
+@_typing.final
+class PortForward(_message.Message):
+    """What comes to this port of the node (of its server's external_ip, where it has one) goes to the account. Unique on the
+    node by port and protocol.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    TO_PORT_FIELD_NUMBER: _builtins.int
+    protocol: _builtins.str
+    """"tcp" or "udp" """
+    port: _builtins.int
+    to_port: _builtins.int
+    def __init__(
+        self,
+        *,
+        protocol: _builtins.str = ...,
+        port: _builtins.int = ...,
+        to_port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["port", b"port", "protocol", b"protocol", "to_port", b"to_port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PortForward: _TypeAlias = PortForward  # noqa: Y015
 
 @_typing.final
 class Origin(_message.Message):
@@ -387,6 +421,7 @@ class StatusReply(_message.Message):
     STANDING_FIELD_NUMBER: _builtins.int
     IKEV2_FIELD_NUMBER: _builtins.int
     IKEV2_PID_FIELD_NUMBER: _builtins.int
+    LISTENING_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     """identity of the agent's state file; a new file has a new one"""
     revision: _builtins.int
@@ -447,6 +482,10 @@ class StatusReply(_message.Message):
     def standing(self) -> Global___Standing:
         """absent: it listens to no other host"""
 
+    @_builtins.property
+    def listening(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortForward]:
+        """what programs of the host itself listen on, to_port 0: not to be forwarded"""
+
     def __init__(
         self,
         *,
@@ -480,10 +519,11 @@ class StatusReply(_message.Message):
         standing: Global___Standing | None = ...,
         ikev2: _builtins.str = ...,
         ikev2_pid: _builtins.int = ...,
+        listening: _abc.Iterable[Global___PortForward] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "standing", b"standing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "asks", b"asks", "certificate_expires", b"certificate_expires", "counted_download_bytes", b"counted_download_bytes", "counted_upload_bytes", b"counted_upload_bytes", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "ikev2", b"ikev2", "ikev2_pid", b"ikev2_pid", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "networks", b"networks", "origin", b"origin", "problem", b"problem", "refused_connections", b"refused_connections", "revision", b"revision", "servers", b"servers", "standing", b"standing", "time_ms", b"time_ms", "time_zone", b"time_zone", "tunnel_mtu", b"tunnel_mtu", "uplink", b"uplink", "version", b"version", "warnings", b"warnings", "wireguard", b"wireguard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "applied_revision", b"applied_revision", "asks", b"asks", "certificate_expires", b"certificate_expires", "counted_download_bytes", b"counted_download_bytes", "counted_upload_bytes", b"counted_upload_bytes", "drift_count", b"drift_count", "drift_last_time", b"drift_last_time", "epoch", b"epoch", "failures", b"failures", "ikev2", b"ikev2", "ikev2_pid", b"ikev2_pid", "last_resync_time", b"last_resync_time", "last_sample_time", b"last_sample_time", "listening", b"listening", "marks", b"marks", "needs_snapshot", b"needs_snapshot", "networks", b"networks", "origin", b"origin", "problem", b"problem", "refused_connections", b"refused_connections", "revision", b"revision", "servers", b"servers", "standing", b"standing", "time_ms", b"time_ms", "time_zone", b"time_zone", "tunnel_mtu", b"tunnel_mtu", "uplink", b"uplink", "version", b"version", "warnings", b"warnings", "wireguard", b"wireguard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

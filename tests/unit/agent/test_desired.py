@@ -1,9 +1,11 @@
 from ipaddress import IPv4Address
 
 import pytest
+from immutables import Map
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import InvalidValue, StaleRevision
+from agent.model import PortForward
 from tests.fakes.state import EPOCH, account, key, server
 
 
@@ -145,3 +147,20 @@ def test_what_cannot_be_says_which_field_and_why(patch: Patch, said: str) -> Non
     with pytest.raises((StaleRevision, InvalidValue)) as error:
         state.patched(patch)
     assert said in str(error.value)
+
+
+def test_a_port_leads_to_one_account_of_the_node() -> None:
+    web = PortForward("tcp", 80, 8080)
+    one = Desired.of(EPOCH, Snapshot(1, (server(),), (account(2, ports=(web,)), account(3))))
+    assert dict(one.by_port) == {("tcp", 80): 2}
+    with pytest.raises(InvalidValue, match="port 80/tcp: account id 2 has it already"):
+        one.patched(Patch(EPOCH, 1, 2, put_accounts=(account(3, ports=(web,)),)))
+    swapped = one.patched(Patch(EPOCH, 1, 2, put_accounts=(account(3, ports=(web,)), account(2))))
+    assert dict(swapped.by_port) == {("tcp", 80): 3}
+    assert swapped.patched(Patch(EPOCH, 2, 3, remove_accounts=(3,))).by_port == Map()
+
+
+@pytest.mark.parametrize("wrong", [("sctp", 1, 1), ("tcp", 0, 1), ("tcp", 65536, 1), ("udp", 1, 0)])
+def test_a_port_that_cannot_be_is_refused(wrong: tuple[str, int, int]) -> None:
+    with pytest.raises(InvalidValue, match=r"^ports\."):
+        PortForward(*wrong)

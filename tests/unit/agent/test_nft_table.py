@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
 from agent.kernel.nftables import ruleset
-from agent.kernel.nftables.forwarding import CHAINS, FORWARD, INPUT, MSS, NAT, all_rules, guessed, sound
+from agent.kernel.nftables.forwarding import BY_A_PORT, CHAINS, FORWARD, INPUT, MSS, NAT, all_rules, guessed, sound
 from agent.kernel.nftables.marks import CHAIN, IPV4, MARKS, TOWARDS
 from agent.kernel.nftables.ruleset import Chain, Set, Writing, normal
 from agent.model import CLOSED
@@ -151,7 +151,11 @@ def test_the_forwarding_rules_are_what_an_administrator_would_have_written() -> 
         'ip saddr 10.67.0.0/24 oifname "up0" meta l4proto { tcp, udp } snat to 192.0.2.77:10000-32767 fully-random',
         'ip saddr 10.67.0.0/24 oifname "up0" snat to 192.0.2.77',
     ]
-    assert texts[FORWARD][:6] == [
+    assert texts[FORWARD][:10] == [
+        'oifname "wg*" ct status dnat ct direction original ct state established,new accept',
+        'oifname "ipsec0" ct status dnat ct direction original ct state established,new accept',
+        'iifname "wg*" ct status dnat ct direction reply ct state established accept',
+        'iifname "ipsec0" ct status dnat ct direction reply ct state established accept',
         'iifname "wl0" ct state invalid,related drop',
         f'iifname "wl0" oifname "up0" ip saddr 10.66.0.0/24 ip daddr != {{ {", ".join(map(str, CLOSED))} }} accept',
         'iifname "up0" oifname "wl0" ip daddr 10.66.0.0/24 ct state established,related accept',
@@ -159,7 +163,7 @@ def test_the_forwarding_rules_are_what_an_administrator_would_have_written() -> 
         'iifname "wl0" drop',
         'oifname "wl0" drop',
     ]
-    assert texts[FORWARD][9] == 'iifname "wl1" oifname "wl1" accept'
+    assert texts[FORWARD][13] == 'iifname "wl1" oifname "wl1" accept'
     assert texts[INPUT] == [
         'iifname "wl0" ct state established ct direction reply accept',
         'iifname "wl0" ip daddr 10.66.0.1/32 icmp type echo-request accept',
@@ -187,14 +191,15 @@ def test_forwardings_are_recognised_in_their_rules() -> None:
 
 def test_an_interface_whose_rules_are_not_all_right_is_left_out() -> None:
     for chain in CHAINS:
-        for doomed in range(len(listed(FIRST)[chain])):
+        first = len(BY_A_PORT) if chain == FORWARD else 0  # what is no interface's
+        for doomed in range(first, len(listed(FIRST)[chain])):
             found = listed(FIRST, SECOND)
             found[chain].remove(listed(FIRST)[chain][doomed])
             port_gone = (chain, doomed) == (INPUT, 3)
             left = {"wl0": replace(FIRST, listen_port=0)} if port_gone else {}
             assert sound(found) == {"wl1": SECOND, **left}, (chain, doomed)
     found = listed(FIRST, SECOND)
-    found[FORWARD].append(found[FORWARD][3])
+    found[FORWARD].append(found[FORWARD][len(BY_A_PORT) + 3])
     assert sound(found) == {"wl1": SECOND}
 
 

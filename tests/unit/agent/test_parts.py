@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from agent.desired import Desired, Snapshot
-from agent.model import NO_SECRET
-from agent.objects import NAT_PORTS, Class, Forwarding, Gate, Link, LoginRow, Mark, Peer, Qdisc, Responder
+from agent.model import NO_SECRET, PortForward
+from agent.objects import NAT_PORTS, Class, Forwarding, Gate, Link, LoginRow, Mark, Peer, Port, Qdisc, Responder
 from agent.parts import (
     ACCOUNT_PARTS,
     CLASSES,
@@ -21,6 +21,7 @@ from agent.parts import (
     MARKS,
     PARTS,
     PEERS,
+    PORTS,
     QDISCS,
     RESPONDER,
     AccountPart,
@@ -31,8 +32,9 @@ from agent.wanted import wanted
 from tests.fakes.state import EPOCH, IKEV2, account, key, login, server
 
 TALL = {"server": "s2", "address": IPv4Address("10.0.2.9"), "mark": 40_960}
+LED = account(2, login=login(2), ports=(PortForward("tcp", 80, 8080),))
 SERVERS = server(1, ikev2=IKEV2), server(2)
-DESIRED = Desired.of(EPOCH, Snapshot(1, SERVERS, (account(2, login=login(2)), account(3, **TALL))))
+DESIRED = Desired.of(EPOCH, Snapshot(1, SERVERS, (LED, account(3, **TALL))))
 LINK = Link("wg1", server().private_key, 51821, IPv4Interface("10.0.1.1/24"), 1420)
 WAY = Forwarding("wg1", IPv4Interface("10.0.1.1/24"), "eth0", 51821, False, None)
 
@@ -52,6 +54,8 @@ WAY = Forwarding("wg1", IPv4Interface("10.0.1.1/24"), "eth0", 51821, False, None
         (PEERS, Peer("wg1", key(2), IPv4Address("10.0.1.2")), "wg1 10.0.1.2"),
         (PEERS, Peer("wg1", key(2), None), "wg1 without an address of ours"),
         (LOGINS, LoginRow("user_2", NO_SECRET, IPv4Address("10.0.1.2")), "user_2 10.0.1.2"),
+        (PORTS, Port("tcp", 80, IPv4Address("10.0.1.2"), 8080, None, "eth0"), "tcp/80 to 10.0.1.2:8080"),
+        (PORTS, Port("", 0, IPv4Address(0), 0, None, ""), "rules that are damaged"),
         (RESPONDER, Responder("ipsec0"), "ipsec0"),
         (GATE, Gate("ipsec0", "0123"), "ipsec0 0123"),
     ],
@@ -75,6 +79,7 @@ def test_whose_an_object_is_tells_its_key(part: AccountPart[Any, Any]) -> None:
         (PEERS, ("wg1", key(3))),
         (PEERS, ("wg9", key(2))),
         (LOGINS, "user_3"),
+        (PORTS, ("udp", 80)),
     ],
 )
 def test_what_is_not_an_accounts_is_nobodys(part: AccountPart[Any, Any], nobodys: Any) -> None:
@@ -94,6 +99,7 @@ def test_an_object_is_on_the_device_that_its_key_names() -> None:
         "peers": links,
         "responder": {"ipsec0"},
         "logins": {"ipsec0"},
+        "ports": {""},
         "gate": {"ipsec0"},
     }
 

@@ -9,27 +9,34 @@ import pytest
 
 from agent import steps
 from agent.desired import Desired, Snapshot
-from agent.model import Address
+from agent.model import Address, PortForward
 from agent.objects import Counters
 from agent.usage import Usage
 from agent.writer import Writer
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.state import EPOCH, IKEV2, MemoryKeeper, account, login, server
 
+GAME, WEB = PortForward("udp", 25565, 7777), PortForward("tcp", 80, 8080)
+LED = account(2, ports=(GAME,)), account(3, ports=(WEB,))
 S2 = {"server": "s2", "address": IPv4Address("10.0.2.9")}
-BEFORE = Snapshot(1, (server(1), server(2)), (account(2), account(3), account(4), account(6), account(9, **S2)))
+BEFORE = Snapshot(
+    1,
+    (server(1), server(2)),
+    (*LED, account(4), account(6), account(9, **S2)),
+)
 AFTER = Snapshot(
     2,
     (server(1, listen_port=50001, ikev2=IKEV2), server(3)),
     (
         account(4, address=IPv4Address("10.0.1.44")),  # moves
-        account(5, login=login(5)),  # comes
+        account(5, login=login(5), ports=(GAME,)),  # comes, and has now what led to 2
         account(6),  # its class will be refused on the new uplink
         account(7, address=IPv4Address("10.0.1.3"), mark=101),  # inherits the address of one who goes
     ),
 )
 LAST = Snapshot(3, (server(1, listen_port=50001),), (account(4, address=IPv4Address("10.0.1.44")),))
 TRACE = [
+    "remove ports",  # of 3: no stranger comes in any more
     "remove peers",  # 2, 3 and 9: nobody passes any more whose rules will go
     "remove links",  # wg2: its port is free
     "forget connections",  # of the freed addresses
@@ -46,6 +53,7 @@ TRACE = [
     "change peers",
     "add peers",
     "add logins",
+    "change ports",
     "remove peers",  # 6, whom nothing would limit
     "change forwarding",  # wg1 to the new uplink, when its classes are there
     "add gate",  # now that all stands by which those are held who come in
@@ -58,6 +66,7 @@ TRACE = [
     "close accounts",
     "-- IKEv2 goes --",
     "remove gate",  # nobody comes in any more
+    "remove ports",
     "remove logins",  # nobody is in any more
     "remove peers",
     "remove links",

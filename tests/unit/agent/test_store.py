@@ -12,7 +12,7 @@ import pytest
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import StaleRevision, StoreError
-from agent.model import Reach, Secret
+from agent.model import PortForward, Reach, Secret
 from agent.objects import NO_COUNTERS, Counters
 from agent.origin import Origin
 from agent.store import Store, only_agent, open_store, open_store_or_new
@@ -198,6 +198,7 @@ def test_a_file_that_lacks_something_is_put_aside(path: Path, damage: str) -> No
 
 
 def to_version_4(db: sqlite3.Connection) -> None:
+    db.execute("ALTER TABLE accounts DROP COLUMN ports")
     for column in ("servers DROP COLUMN ikev2", "accounts DROP COLUMN username", "accounts DROP COLUMN password"):
         db.execute(f"ALTER TABLE {column}")
     db.execute("ALTER TABLE servers DROP COLUMN address_ipv6")
@@ -278,4 +279,15 @@ def test_a_second_family_is_kept_with_its_baselines(path: Path) -> None:
     assert [(t.account_id, t.used.download) for t in again.totals(0)[1]] == [(2, 1000)]
     again.forget_baselines([own], 1)
     assert own not in again.load_baselines()
+    again.close()
+
+
+def test_ports_are_kept(path: Path) -> None:
+    store = open_store(path)
+    led = account(2, ports=(PortForward("udp", 25565, 7777), PortForward("tcp", 80, 8080)))
+    desired = Desired.of(store.epoch, Snapshot(1, (server(),), (led, account(3)), "UTC"))
+    store.save_snapshot(desired)
+    store.close()
+    again = open_store(path)
+    assert again.load() == desired
     again.close()
