@@ -153,12 +153,7 @@ class Desired:
         for account_id in (*remove_accounts, *(account.id for account in put_accounts)):
             if (old := accounts.pop(account_id, None)) is not None:
                 del by_mark[old.mark], by_key[old.server, old.public_key]
-                if old.login:
-                    del by_username[old.login.username]
-                for address in old.addresses:
-                    del by_address[address]
-                for port in old.ports:
-                    del by_port[port.key]
+                _let_go(old, by_address, by_username, by_port)
         for account in put_accounts:
             for address in account.addresses:
                 _claim(by_address, address, account, "address")
@@ -181,6 +176,20 @@ class Desired:
 
 def _door(account: Account | None) -> tuple[str, str, Login | None] | None:
     return (account.server, account.public_key, account.login) if account and account.enabled else None
+
+
+def _let_go(
+    old: Account,
+    by_address: MapMutation[Address, int],
+    by_username: MapMutation[str, int],
+    by_port: MapMutation[tuple[str, int], int],
+) -> None:
+    if old.login:
+        del by_username[old.login.username]
+    for address in old.addresses:
+        del by_address[address]
+    for port in old.ports:
+        del by_port[port.key]
 
 
 def _claim(index: MapMutation[K, int], key: K, account: Account, what: str) -> None:

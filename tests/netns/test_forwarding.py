@@ -25,6 +25,7 @@ from tests.netns.conftest import enter
 from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, ip, iptables, nft, saved
 
 SCOPE = Scope(frozenset({"wl0", "wl1"}), "up0")
+DNAT = "-m conntrack --ctstate DNAT --ctdir"
 ROUTER = "192.0.2.1"
 FIRST = Forwarding("wl0", IPv4Interface("10.66.0.1/24"), "up0", 51820, False, None)
 SECOND = Forwarding("wl1", IPv4Interface("10.67.0.1/24"), "up0", 51821, True, IPv4Address("192.0.2.77"))
@@ -224,6 +225,14 @@ def test_the_rules_are_what_an_administrator_would_have_written(crossing: Crossi
         "-A WL_NAT -s 10.66.0.0/24 -o up0 -p tcp -j SNAT --to-source 192.0.2.77:10000-32767 --random-fully",
         "-A WL_NAT -s 10.66.0.0/24 -o up0 -p udp -j SNAT --to-source 192.0.2.77:10000-32767 --random-fully",
         "-A WL_NAT -s 10.66.0.0/24 -o up0 -j SNAT --to-source 192.0.2.77",
+        *(
+            f"-A WL_FORWARD -o {link} {DNAT} ORIGINAL -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT"
+            for link in ("wg+", "ipsec0")
+        ),
+        *(
+            f"-A WL_FORWARD -i {link} {DNAT} REPLY -m conntrack --ctstate ESTABLISHED -j ACCEPT"
+            for link in ("wg+", "ipsec0")
+        ),
         "-A WL_FORWARD -i wl0 -m conntrack --ctstate INVALID,RELATED -j DROP",
         "-A WL_FORWARD -s 10.66.0.0/24 -d 10.20.0.0/16 -i wl0 -o up0 -j ACCEPT",
         "-A WL_FORWARD -s 10.66.0.0/24 -i wl0 -o up0 -g WL_REACH",
@@ -247,10 +256,10 @@ DAMAGE = {
     "a hook is there twice": ["-t nat -A POSTROUTING -j WL_NAT"],
     "two ways in from another chain": ["-N other", "-A other -j WL_INPUT", "-A other", "-A other -j WL_FORWARD"],
     "NAT is flushed": ["-t nat -F WL_NAT"],
-    "a rule is gone": ["-D WL_FORWARD 3"],
-    "the last rule is gone": ["-D WL_FORWARD 12"],
-    "the order is wrong": ["-D WL_FORWARD 5", "-I WL_FORWARD -i wl0 -j DROP"],
-    "the rule that keeps the uplink from other networks is gone": ["-D WL_FORWARD 13"],
+    "a rule is gone": ["-D WL_FORWARD 7"],
+    "the last rule is gone": ["-D WL_FORWARD 16"],
+    "the order is wrong": ["-D WL_FORWARD 9", "-I WL_FORWARD -i wl0 -j DROP"],
+    "the rule that keeps the uplink from other networks is gone": ["-D WL_FORWARD 17"],
     "a closed network is open": ["-D WL_REACH 5"],
     "what is closed does not come first": ["-D WL_INPUT 3", "-A WL_INPUT -i wl0 -j DROP"],
     "the box is open": ["-D WL_INPUT 3"],

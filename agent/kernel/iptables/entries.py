@@ -143,15 +143,17 @@ def replies() -> bytes:
 
 
 def led_in() -> bytes:
-    """-m conntrack --ctstate NEW,ESTABLISHED --ctstatus DNAT --ctdir ORIGINAL: to whom a port of the box leads."""
-    flags = struct.pack("=HHHH", 0x1041, 0, 0x0A, 0x20)
-    return _module("conntrack", 3, bytes(146) + flags + bytes(10))
+    """-m conntrack --ctstate DNAT --ctdir ORIGINAL, and NEW,ESTABLISHED: to whom a port of the box leads."""
+    return _conntrack(0x1001, 0, 0x80) + _conntrack(1, 0, 0x0A)
 
 
 def led_back() -> bytes:
-    """-m conntrack --ctstate ESTABLISHED --ctstatus DNAT --ctdir REPLY: the answers."""
-    flags = struct.pack("=HHHH", 0x1041, 0x1000, 0x02, 0x20)
-    return _module("conntrack", 3, bytes(146) + flags + bytes(10))
+    """-m conntrack --ctstate DNAT --ctdir REPLY, and ESTABLISHED: the answers."""
+    return _conntrack(0x1001, 0x1000, 0x80) + _conntrack(1, 0, 0x02)
+
+
+def _conntrack(asks: int, inverted: int, states: int) -> bytes:
+    return _module("conntrack", 3, bytes(146) + struct.pack("=HHHH", asks, inverted, states, 0) + bytes(10))
 
 
 # -- a whole rule -------------------------------------------------------------------------------------------------
