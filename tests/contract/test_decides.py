@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from gateway.model import AccountEdit, NewAccount, ServerValues
 from gateway.servers import Servers
 from gateway.store import Store, migrate, open_store
 from gateway.sync import Sync
+from tests.contract.commands import command
 from tests.fakes import direct
 from tests.fakes.agent_core import AgentCore, running_core
 from tests.fakes.product import KEY
@@ -91,13 +91,7 @@ class Site:
 
     async def command(self, *arguments: str) -> tuple[int, str, str]:
         """Exit status, standard output, standard error."""
-        program = (sys.executable, "-m", "gateway", "--config", str(self.folder / "gateway.toml"))
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(*program, *arguments, stdout=pipe, stderr=pipe)
-        async with asyncio.timeout(30):
-            out, err = await process.communicate()
-        assert process.returncode is not None
-        return process.returncode, out.decode(), err.decode()
+        return await command(self.folder / "gateway.toml", *arguments)
 
 
 @pytest.fixture

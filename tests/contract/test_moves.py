@@ -6,7 +6,6 @@ Traffic goes wherever a kernel lets the account in; the sum over both nodes is w
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -29,6 +28,7 @@ from gateway.store import Store, open_store, ranges
 from gateway.store import nodes as node_rows
 from gateway.store import usage as usage_rows
 from gateway.sync import Sync
+from tests.contract.commands import command
 from tests.fakes import direct
 from tests.fakes.agent_core import AgentCore, running_core
 from tests.fakes.product import KEY
@@ -101,13 +101,7 @@ class Fleet:
         (self.folder / "secret.key").chmod(0o600)
         (self.folder / "gateway.toml").write_text(f'database = "{self.url}"\nkey_file = "{self.folder}/secret.key"\n')
         (self.folder / "gateway.toml").chmod(0o600)
-        program = (sys.executable, "-m", "gateway", "--config", str(self.folder / "gateway.toml"))
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(*program, *arguments, stdout=pipe, stderr=pipe)
-        async with asyncio.timeout(60):
-            out, err = await process.communicate()
-        assert process.returncode is not None
-        return process.returncode, out.decode(), err.decode()
+        return await command(self.folder / "gateway.toml", *arguments)
 
     async def check_numbers(self) -> None:
         """Marks that are free are those that nobody has."""
