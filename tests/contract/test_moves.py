@@ -23,6 +23,7 @@ from gateway.creation import Creation
 from gateway.errors import Conflict
 from gateway.model import Account, AccountEdit, NewAccount, ServerValues
 from gateway.placement import Placement
+from gateway.port_forwards import PortForwards
 from gateway.servers import Servers
 from gateway.store import Store, open_store, ranges
 from gateway.store import nodes as node_rows
@@ -181,6 +182,34 @@ async def test_marks_that_are_in_use_there_are_given_anew_and_the_others_stay(fl
     # What fra gave back is free there for others.
     await fleet.gateway.servers.create(ServerValues(node="fra", name="new"))
     assert (await fleet.gateway.accounts.create(NewAccount(server="new"))).value.mark == 100
+
+
+async def test_ports_go_along_and_one_that_is_taken_there_refuses_the_move(fleet: Fleet) -> None:
+    anna, bert = await fleet.sold(2)
+    forwards = PortForwards(fleet.store, fleet.gateway.sync)
+    await forwards.add("s", "tcp", 8080, anna.name, 80)
+    await forwards.add("s", "udp", 51820, bert.name, 7777)
+    assert set(fleet.fra.kernel.ports.held) == {("tcp", 8080), ("udp", 51820)}
+    await fleet.gateway.servers.create(ServerValues(node="ams", name="other", listen_port=51820))
+    with pytest.raises(Conflict, match=r"Port 51820/udp, which leads to account .*, is in use on node ams"):
+        await fleet.move("ams")
+    await forwards.remove("s", "udp", 51820)
+    other = (await fleet.gateway.accounts.create(NewAccount(server="other"))).value
+    await forwards.add("other", "tcp", 8080, other.name, 80)
+    with pytest.raises(Conflict, match="Port 8080/tcp, which leads to account"):
+        await fleet.move("ams")
+    await forwards.remove("other", "tcp", 8080)
+    await fleet.move("ams")
+    await until(lambda: len(fleet.ams.kernel.ports.held) == 1)
+    assert not fleet.fra.kernel.ports.held
+    (led,) = fleet.ams.kernel.ports.held.values()
+    assert (led.key, led.address, led.to_port) == (("tcp", 8080), anna.address, 80)
+    await fleet.gateway.accounts.edit(anna.name, AccountEdit(enabled=False))
+    assert not fleet.ams.kernel.ports.held
+    await fleet.gateway.accounts.edit(anna.name, AccountEdit(enabled=True))
+    assert len(fleet.ams.kernel.ports.held) == 1
+    await fleet.gateway.accounts.delete(anna.name)
+    assert not fleet.ams.kernel.ports.held and (await forwards.list("s")).value == []
 
 
 async def test_while_the_old_node_is_away_the_new_one_waits_and_changes_go_along(fleet: Fleet) -> None:
