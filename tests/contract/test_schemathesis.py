@@ -26,7 +26,8 @@ from tests.contract.served import Served, served
 from tests.fakes.product import migrated_sqlite
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-KNOWN = {"name": "Default_1", "year": "2024", "month": "2"}  # so that calls get past "not found" too
+# So that calls get past "not found" too.
+KNOWN = {"name": "Default_1", "year": "2024", "month": "2", "port": "8080", "protocol": "tcp"}
 EXAMPLES = 12  # for each operation and mode
 
 # The gateway's own thread uses `random` (pauses of sync) while Hypothesis draws; nothing that is drawn depends on it.
@@ -39,6 +40,7 @@ def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with served(database, http_status=request.param) as gateway:
         gateway.do(gateway.product.servers.create(server_values({})))
         gateway.do(gateway.product.accounts.create(new_account({"wg_name": "Default_1", "name": "Default_1"})))
+        gateway.do(gateway.product.port_forwards.add("Default_1", "tcp", 8080, "Default_1", 80))
         yield gateway
 
 

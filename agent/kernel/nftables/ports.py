@@ -150,7 +150,11 @@ class Ports:
         else:
             new = {key: one for key, one in final.items() if _changes(one, found.get(key))}
             nft.apply([*_elements("delete", going.values()), *_elements("add", new.values())])
-        conntrack.forget_led(going.values())
+        try:
+            conntrack.forget_led(going.values())
+        except KernelError as error:
+            if error.retry:  # else a warning says what this kernel lacks
+                raise
         return {}
 
 
