@@ -33,9 +33,12 @@ RUNNING = guest.WORK / "ikev2/running.json"
 LOGIN_SECONDS = 120.0
 # Only what comes by way of the node is let in: a client whose tunnel is gone would go there directly. And a web that
 # never hears of a narrow path, as many do not: what is sent to an account has to fit without that.
+# The client is behind a NAT, as phones are.
+NAT = "198.51.100.3"
 WEB_RULES = (
-    "-s 203.0.113.0/24 -d 198.51.100.1 -j DROP",
-    "-p icmp --icmp-type fragmentation-needed -j DROP",
+    "-A INPUT -s 203.0.113.0/24 -d 198.51.100.1 -j DROP",
+    "-A INPUT -p icmp --icmp-type fragmentation-needed -j DROP",
+    f"-t nat -A POSTROUTING -o to-node -s 203.0.113.2 -j SNAT --to-source {NAT}",
 )
 
 
@@ -129,13 +132,15 @@ class Ikev2Story(Story):
         await self.settled()
         self.facts["responder"] = (await self.agents.status(NODE)).ikev2
         self.facts["device"] = json.loads(run("ip", "-j", "-d", "-n", "node", "link", "show", DEVICE))[0]["linkinfo"]
+        run("ip", "-n", "internet", "address", "add", f"{NAT}/24", "dev", "to-node")
         for rule in WEB_RULES:
-            run(*inside("internet", "iptables-legacy", "-A", "INPUT", *rule.split()))
+            run(*inside("internet", "iptables-legacy", *rule.split()))
         self.facts["reached_before_login"] = guest.can_reach_the_web()
         self.facts["login_seconds"] = self.connect()
         self.facts["reached"] = guest.can_reach_the_web()
         self.facts["who"] = await self.who()
         self.facts["states"] = len(states())
+        self.facts["in_udp"] = run(*inside("node", "ip", "xfrm", "state")).count("encap type espinudp")
 
     async def settled(self) -> None:
         def done(status: Any) -> bool:
