@@ -18,9 +18,22 @@ from agent.doors import Kernel
 from agent.endpoints import Endpoints
 from agent.errors import BrokenStore, KernelError, StoreError
 from agent.misfits import of_accounts, of_servers
-from agent.model import Address
+from agent.model import IKEV2_DEVICE, Address
 from agent.objects import Diff, Scope
-from agent.parts import FORWARDING, LINKS, MARKS, PARTS, PEERS, RESPONDER, WAYS_IN, Part
+from agent.parts import (
+    CLASSES,
+    FORWARDING,
+    GATE,
+    LINKS,
+    LOGINS,
+    MARKS,
+    PARTS,
+    PEERS,
+    QDISCS,
+    RESPONDER,
+    WAYS_IN,
+    Part,
+)
 from agent.report import Report
 from agent.steps import Pass
 from agent.usage import Usage, Used
@@ -130,7 +143,13 @@ class Writer:
             RESPONDER: self._kernel.door(RESPONDER).read(begin),
         }
         scope = Scope(begin.interfaces.union(*first.values()), uplink)
-        others = {part: self._kernel.door(part).read(scope) for part in PARTS if part not in first}
+        others: dict[Part[Any, Any], dict[Any, Any]] = {
+            part: self._kernel.door(part).read(scope) for part in PARTS if part not in first
+        }
+        if want[RESPONDER] and first[RESPONDER] not in ({}, want[RESPONDER]):
+            # It will be started anew, and what is on its device goes with that.
+            for part in (QDISCS, CLASSES, LOGINS, GATE):
+                others[part] = {key: one for key, one in others[part].items() if part.device(key) != IKEV2_DEVICE}
         return Wanted({**first, **others})
 
     def plan(self, desired: Desired) -> Diffs:

@@ -72,6 +72,8 @@ class FakePart:
     def put(self, verb: str, key: Any, value: Any) -> None:
         if verb != "remove":
             self.held[key] = value
+            if verb == "change" and self.name == "responder":  # started anew, with a device that is new
+                self.kernel.gone(self.name, key)
         elif self.held.pop(key, None) is not None:
             self.kernel.gone(self.name, key)
 

@@ -15,7 +15,7 @@ BEFORE = "random nonce openssl x509 revocation constraints pubkey pkcs1 pkcs8 pe
 BEHIND = "kernel-netlink socket-default vici eap-identity eap-radius"
 USERSPACE_ESP = "kernel-libipsec"
 # Half-open handshakes of one address. strongSwan's own 5 locks out whoever is behind a carrier's NAT with others.
-COOKIES, COOKIES_OF_ONE, REFUSED_FROM_ONE = 200, 100, 101
+COOKIES, COOKIES_OF_ONE, REFUSED_FROM_ONE = 200, 100, 1001
 
 
 @dataclass(frozen=True, slots=True)
