@@ -119,7 +119,8 @@ def test_a_restart_of_the_agent_drops_no_session(lab: Lab, account: Account) -> 
 def test_a_program_that_is_killed_is_back_in_seconds_and_shaped(lab: Lab, account: Account, program: str) -> None:
     with client(lab, account):
         running = json.loads((agent_folder(lab.host("n1"), lab.state) / "ikev2" / "running.json").read_text())
-        assert running["charon"][0] == int(lab.rest.get("ikev2/info")["pid_charon"])
+        # The gateway asks its agents every few seconds.
+        until(lambda: lab.rest.get("ikev2/info")["pid_charon"] == str(running["charon"][0]))
         pid = running[program][0]
         os.kill(pid, signal.SIGKILL)
         time.sleep(0.5)
