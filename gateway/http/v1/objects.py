@@ -130,6 +130,21 @@ def day_objects(account_name: str, days: Iterable[DayUsage]) -> list[dict[str, s
 
 def online_object(account: Account, peer: PeerState, zone: ZoneInfo) -> dict[str, str]:
     return {
+        **_who(account),
+        "endpoint": peer.endpoint or "(none)",
+        "latest_handshake": datetime.fromtimestamp(peer.latest_handshake, zone).strftime("%Y-%m-%d %H:%M:%S"),
+        "transfer_rx": str(peer.rx_bytes),
+        "transfer_tx": str(peer.tx_bytes),
+    }
+
+
+def ikev2_online(account: Account, session: Session, uptime: str) -> dict[str, str]:
+    return {**_who(account), "endpoint": session.endpoint, "uptime": uptime}
+
+
+def _who(account: Account) -> dict[str, str]:
+    """Of those who are online."""
+    return {
         "name": account.name,
         "username": account.username,
         "wg_name": account.server,
@@ -137,10 +152,6 @@ def online_object(account: Account, peer: PeerState, zone: ZoneInfo) -> dict[str
         "allowed_IPs": str(account.address),
         "b_download": str(account.download),
         "b_upload": str(account.upload),
-        "endpoint": peer.endpoint or "(none)",
-        "latest_handshake": datetime.fromtimestamp(peer.latest_handshake, zone).strftime("%Y-%m-%d %H:%M:%S"),
-        "transfer_rx": str(peer.rx_bytes),
-        "transfer_tx": str(peer.tx_bytes),
     }
 
 
@@ -154,20 +165,6 @@ def ikev2_object(one: Ikev2) -> dict[str, str | bool]:
         "server_ipv6": one.ipv6,
         "ca_cert": one.authority.certificate,
         "server_cert": one.server.certificate,
-    }
-
-
-def ikev2_online(account: Account, session: Session, uptime: str) -> dict[str, str]:
-    return {
-        "name": account.name,
-        "username": account.username,
-        "wg_name": account.server,
-        "status": _status(account),
-        "allowed_IPs": str(account.address),
-        "b_download": str(account.download),
-        "b_upload": str(account.upload),
-        "endpoint": session.endpoint,
-        "uptime": uptime,
     }
 
 
