@@ -26,7 +26,7 @@ ALERTS = ROOT / "docs" / "alerts.yml"
 TESTS = Path(__file__).with_name("alerts_test.yml")
 DASHBOARDS = sorted((ROOT / "docs" / "grafana").glob("*.json"))
 NAME = re.compile(r"\b(?:wirelane|process)_[a-z_]+\b")
-TABLES = {"wirelane_forwarding", "wirelane_connections"}  # of nftables
+TABLES = {"wirelane_forwarding", "wirelane_connections", "wirelane_ports"}  # of nftables
 VARIABLES = {"$__rate_interval": "5m", "$node": ".*"}
 
 

@@ -210,7 +210,12 @@ class Ikev2Story(Story):
         before, had = processes(), states()
         began = time.monotonic()
         os.kill(before[name], signal.SIGKILL)
-        until(lambda: processes().keys() == before.keys() and processes()[name] != before[name], f"another {name}")
+
+        def is_another() -> bool:
+            now = processes()  # once: the file goes and comes meanwhile
+            return now.keys() == before.keys() and now[name] != before[name]
+
+        until(is_another, f"another {name}")
         ready = time.monotonic() - began
         stays = [number for number in states() if number in had]
         sent = await self.sent()

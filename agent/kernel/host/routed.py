@@ -16,7 +16,7 @@ from pathlib import Path
 from socket import AF_INET, if_indextoname, if_nametoindex
 
 from agent.kernel.netlink import HEADER_BYTES, Netlink, Refusal, attribute, attributes, message
-from agent.model import LEAST_MTU, WIREGUARD_BYTES
+from agent.model import IKEV2_DEVICE, LEAST_MTU, WIREGUARD_BYTES
 from agent.objects import Forwarding, HostNetwork
 
 RTM_GETROUTE = 26  # linux/rtnetlink.h
@@ -89,7 +89,7 @@ def _led_elsewhere(servers: Collection[Forwarding]) -> Iterator[str]:
                 (there, client, one.uplink, one.interface),
             ):
                 way = _way(netlink, source, target, enters)
-                if way not in (leaves, THIS_BOX):
+                if way not in (leaves, THIS_BOX, IKEV2_DEVICE):  # that address is in by IKEv2 now
                     yield (
                         f"what comes in by {enters} for {'the internet' if target == there else one.network} is led "
                         f"to {way or 'nowhere'} and not to {leaves}: a rule or route of somebody else takes the "

@@ -66,6 +66,7 @@ def test_a_profile_and_a_password_connect_at_the_speed_that_was_sold(lab: Lab, a
         assert found["name"] == account["name"] and found["endpoint"] == str(lab.host("c1").address.ip)
         assert is_shaped(shaped_rate(lab, "c1", "download", 20), 20)
         assert is_shaped(shaped_rate(lab, "c1", "upload", 10), 10)
+        assert lab.rest.get("system/status")["nodes"][0]["warnings"] == [], "its own route is nobody's intrusion"
         counted = counters_at_rest(lab.rest, account["name"])
         assert usage(lab.rest, account["name"]) == (counted.download_bytes, counted.upload_bytes)
         assert counted.download_bytes > 10_000_000 < counted.upload_bytes * 2
