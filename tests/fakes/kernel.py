@@ -134,6 +134,8 @@ class FakeKernel:
         }
 
     def door(self, part: Part[Any, Any]) -> Any:
+        if part.name == "marks":  # a test may put real ones in their place
+            return self.marks
         return self.parts[part.name]
 
     def uplink(self) -> str:
