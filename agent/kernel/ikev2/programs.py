@@ -29,9 +29,14 @@ class Process:
     started: int
 
     def is_alive(self) -> bool:
-        with suppress(ChildProcessError):
-            os.waitpid(self.number, os.WNOHANG)  # where it was ours, and has ended
-        return _started(self.number) == self.started
+        """Of a child, until it is collected: /proc calls one with threads a zombie while they still end."""
+        state, started = _read(self.number)
+        if started != self.started:
+            return False
+        try:
+            return os.waitpid(self.number, os.WNOHANG)[0] == 0
+        except ChildProcessError:
+            return state not in "ZX"
 
     def end(self) -> None:
         """Raises KernelError."""
@@ -48,13 +53,13 @@ class Process:
         raise KernelError(f"process {self.number} does not end: end it by hand")
 
 
-def _started(number: int) -> int:
-    """0 = there is none, or it has ended."""
+def _read(number: int) -> tuple[str, int]:
+    """State and start; ("X", 0) = there is none."""
     try:
         words = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return int(words[STARTED]) if words[0] not in "ZX" else 0
+        return "X", 0
+    return words[0], int(words[STARTED])
 
 
 def start(arguments: list[str], environment: Mapping[str, str]) -> Process:
@@ -68,7 +73,7 @@ def start(arguments: list[str], environment: Mapping[str, str]) -> Process:
         )
     except OSError as error:
         raise KernelError(f"cannot start {arguments[0]}: {error.strerror}", retry=False) from error
-    return Process(number, _started(number))
+    return Process(number, _read(number)[1])
 
 
 def wait(what: str, process: Process, seconds: float, is_ready: Callable[[], bool]) -> None:
