@@ -231,6 +231,33 @@ class PortForward:
                 raise InvalidValue(f"ports.{name}", f"{port} must be within 1-65535")
 
 
+FILTERED = ("any", "tcp", "udp", "icmp")  # what a rule of a filter asks for
+
+
+@dataclass(frozen=True, slots=True)
+class FilterRule:
+    """One rule for what accounts send and get, whatever their server. Its ends are as the tunnel sees them, of one
+    family. Ports: 0 = any; with `protocol` "any" they are those of TCP and UDP."""
+
+    accepts: bool
+    source: IPv4Network | IPv6Network
+    destination: IPv4Network | IPv6Network
+    protocol: str = "any"
+    source_port: int = 0
+    destination_port: int = 0
+
+    def __post_init__(self) -> None:
+        if self.source.version != self.destination.version:
+            raise InvalidValue("filter", f"{self.source} and {self.destination} must be of one family")
+        if self.protocol not in FILTERED:
+            raise InvalidValue("filter.protocol", f"{self.protocol!r} must be any, tcp, udp or icmp")
+        for name, port in (("source_port", self.source_port), ("destination_port", self.destination_port)):
+            if not 0 <= port <= 65535:
+                raise InvalidValue(f"filter.{name}", f"{port} must be within 0-65535")
+            if port and self.protocol == "icmp":
+                raise InvalidValue(f"filter.{name}", "icmp has no ports")
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """A WireGuard server as the product knows it; the kernel knows it as a Link."""
@@ -247,6 +274,7 @@ class Server:
     address_ipv6: IPv6Interface | None = None  # as `address`; None = its accounts have no IPv6
     nat_ipv6: bool = False  # they leave with the uplink's own address; else their network is routed to this node
     ikev2: Ikev2 | None = None  # None = its accounts come in by WireGuard alone
+    filter: tuple[FilterRule, ...] = ()  # the first that fits decides; the node's, so all servers have the same
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from agent.model import (
     SOMEBODY,
     WIREGUARD_BYTES,
     Address,
+    FilterRule,
     Ikev2,
     Reach,
     Secret,
@@ -209,6 +210,21 @@ class Gate:
     device: str
     digest: str
     credentials: Ikev2 | None = field(default=None, compare=False, repr=False)
+
+
+FILTER_KEY = "filter"  # one for the node
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """The operator's rules for what accounts send and get, as the kernel has them: ports are those of one protocol.
+    `devices`: by which accounts come in."""
+
+    rules: tuple[FilterRule, ...]
+    devices: frozenset[str]
+
+
+DAMAGED = Filter((), frozenset())  # something stands there, and it is nothing that was written
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_network
 from typing import Any
 
-from agent.model import NO_SECRET, Account, Address, Ikev2, Login, PortForward, Reach, Secret, Server
+from agent.model import NO_SECRET, Account, Address, FilterRule, Ikev2, Login, PortForward, Reach, Secret, Server
 from agent.objects import Counters
 from agent.usage import Baseline
 
@@ -62,7 +62,19 @@ def server_row(s: Server) -> tuple[object, ...]:
     key, reach = s.private_key.reveal(), str(s.reach)
     ipv6 = str(s.address_ipv6) if s.address_ipv6 else None
     row = s.name, s.interface, key, s.listen_port, str(s.address), s.mtu, s.internal_traffic, external, reach
-    return *row, ipv6, s.nat_ipv6, _ikev2_row(s.ikev2) if s.ikev2 else None
+    return *row, ipv6, s.nat_ipv6, _ikev2_row(s.ikev2) if s.ikev2 else None, _filter_row(s.filter) if s.filter else None
+
+
+def _filter_row(rules: Iterable[FilterRule]) -> str:
+    ends = ((one, (str(one.source), str(one.destination))) for one in rules)
+    return json.dumps([(one.accepts, *end, one.protocol, one.source_port, one.destination_port) for one, end in ends])
+
+
+def _filter_of(text: str) -> tuple[FilterRule, ...]:
+    return tuple(
+        FilterRule(accepts, ip_network(source), ip_network(destination), *rest)
+        for accepts, source, destination, *rest in json.loads(text)
+    )
 
 
 def _ikev2_row(one: Ikev2) -> str:
@@ -76,8 +88,9 @@ def _ikev2_of(text: str) -> Ikev2:
 
 
 def server_of(row: tuple[Any, ...]) -> Server:
-    name, interface, key, port, address, mtu, internal, external, reach, ipv6, nat, ikev2 = row
+    name, interface, key, port, address, mtu, internal, external, reach, ipv6, nat, ikev2, filtered = row
     external_ip = IPv4Address(external) if external else None
     secret, own, second = Secret(key), IPv4Interface(address), IPv6Interface(ipv6) if ipv6 else None
     fields = name, interface, secret, port, own, mtu, bool(internal), external_ip, Reach.parse(reach)
-    return Server(*fields, second, bool(nat), _ikev2_of(ikev2) if ikev2 else None)
+    rules = _filter_of(filtered) if filtered else ()
+    return Server(*fields, second, bool(nat), _ikev2_of(ikev2) if ikev2 else None, rules)

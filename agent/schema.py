@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -10,7 +10,7 @@ CREATE TABLE servers (
     name TEXT PRIMARY KEY, interface TEXT NOT NULL, private_key TEXT NOT NULL, listen_port INTEGER NOT NULL,
     address TEXT NOT NULL, mtu INTEGER NOT NULL, internal_traffic INTEGER NOT NULL, external_ip TEXT,
     reach TEXT NOT NULL DEFAULT 'internet', address_ipv6 TEXT, nat_ipv6 INTEGER NOT NULL DEFAULT 0,
-    ikev2 TEXT
+    ikev2 TEXT, filter TEXT
 ) WITHOUT ROWID;
 CREATE TABLE accounts (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, server TEXT NOT NULL, address INTEGER NOT NULL,
@@ -58,4 +58,5 @@ UPGRADES = {
         ALTER TABLE accounts ADD COLUMN username TEXT;
         ALTER TABLE accounts ADD COLUMN password TEXT;""",
     6: "ALTER TABLE accounts ADD COLUMN ports TEXT;",
+    7: "ALTER TABLE servers ADD COLUMN filter TEXT;",
 }

@@ -38,7 +38,7 @@ AT_ONCE = 100_000  # rows of usage in an answer; one sample writes 34,475 at mos
 ROOM = 65_536  # bytes; with less SQLite cannot even begin: its shared memory alone takes half of it
 
 PUT_ACCOUNT = "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-PUT_SERVER = "INSERT OR REPLACE INTO servers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+PUT_SERVER = "INSERT OR REPLACE INTO servers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 BASELINES = {4: "baselines", 6: "baselines_ipv6"}  # by version of the address
 EXPECT_BASELINE = """
 INSERT OR IGNORE INTO {}

@@ -20,9 +20,14 @@ class Placed(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Accepted(Placed[T]):
-    """An accepted change: what it made. `pending`: the node that has not applied it yet; "" = it has."""
+    """An accepted change: what it made. `pending`: the node, or nodes, that have not applied it yet; "" = they have."""
 
     pending: str = ""
+
+    @property
+    def of_all(self) -> Accepted[T] | T:
+        """As it is answered where it is about the installation: nodes are named only where some are behind."""
+        return self if self.pending else self.value
 
     def told(self, tell: Callable[[T], U]) -> Accepted[U]:
         return Accepted(tell(self.value), self.node, self.pending)

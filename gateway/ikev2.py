@@ -29,6 +29,7 @@ from gateway.store import accounts as account_rows
 from gateway.store import ikev2 as rows
 from gateway.store import nodes as node_rows
 from gateway.store.ikev2 import Ikev2
+from gateway.store.servers import Touched
 from gateway.store.transaction import INSTALLATION
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class Ikev2Service:
         return await self._change(change)
 
     async def _change(self, change: Callable[[Ikev2], Ikev2]) -> Accepted[Ikev2]:
-        async def run(tx: Transaction) -> tuple[Ikev2, dict[str, tuple[int, set[str]]]]:
+        async def run(tx: Transaction) -> tuple[Ikev2, Touched]:
             await tx.lock(INSTALLATION)
             old = await rows.found(tx)
             new = change(old)
@@ -145,8 +146,7 @@ class Ikev2Service:
             return new, await rows.touch(tx) if old.serves or new.serves else {}
 
         new, touched = await self._store.change(run)
-        settled = await asyncio.gather(*(self._sync.settled(node, *change) for node, change in touched.items()))
-        pending = [node for node, outcome in zip(touched, settled, strict=True) if outcome != "applied"]
+        pending = await self._sync.all_settled({node: (of, names.values()) for node, (of, names) in touched.items()})
         return Accepted(new, ", ".join(touched), ", ".join(pending))
 
     def _date(self) -> datetime:

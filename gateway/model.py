@@ -128,6 +128,7 @@ class Server:
     dns_2_ipv6: IPv6Address | None = None
     nat_ipv6: bool = False  # its accounts leave with the uplink's own address; else its network is routed to the node
     responder: Responder | None = None  # as a node is told of it; None = its accounts do not come in by IKEv2
+    filter: tuple[tuple[str, bool, str, str, str, int, int], ...] = ()  # likewise; see store/filter_rules.py
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -103,6 +103,11 @@ class Sync:
         `about`: ids of accounts and names of servers; what fails for others is not this caller's failure.
         """
         return await self._loop(node).settled(revision, about)
+
+    async def all_settled(self, changes: Mapping[str, tuple[int, Collection[int | str]]]) -> list[str]:
+        """Waits for a revision of each node; the names of those that have not applied it. See `settled`."""
+        outcomes = await asyncio.gather(*(self.settled(node, *change) for node, change in changes.items()))
+        return [node for node, outcome in zip(changes, outcomes, strict=True) if outcome != "applied"]
 
     def wake(self, node: str) -> None:
         """Something was committed for this node that nobody waits for."""

@@ -28,6 +28,7 @@ from gateway.credentials import OwnCredentials
 from gateway.enrolment import Enrolment
 from gateway.errors import ConfigError
 from gateway.fields import network
+from gateway.filter_rules import FilterRules
 from gateway.http.app import HttpSettings, Services, build_app
 from gateway.http.certificate import Certificate
 from gateway.http.listener import Listener
@@ -135,6 +136,7 @@ def _listener(
         enrolment=Enrolment(store),
         ikev2=Ikev2Service(store, sync, agents),
         port_forwards=PortForwards(store, sync),
+        filter_rules=FilterRules(store, sync),
         ping=store.ping,
     )
     settings = HttpSettings(

@@ -24,7 +24,7 @@ from agent.kernel.host.watch import ANY, watch
 from agent.kernel.ikev2 import Esp, choose_esp, keep_routes, lost_processes
 from agent.kernel.ikev2 import describe as describe_ikev2
 from agent.kernel.iptables import Forwardings, IptablesMarks
-from agent.kernel.nftables import BothFamilies, Bounded, NftablesMarks, NftForwardings, Ports, bounded, foreign
+from agent.kernel.nftables import BothFamilies, Bounded, Filters, NftablesMarks, NftForwardings, Ports, bounded, foreign
 from agent.kernel.tc import Classes, Qdiscs, class_text, root_text
 from agent.kernel.wireguard import Links, Mode, Ownership, Peers, choose_mode
 from agent.model import Address
@@ -40,7 +40,7 @@ from agent.objects import (
     ShownRules,
     tunnel_mtu,
 )
-from agent.parts import CLASSES, FORWARDING, GATE, LINKS, LOGINS, MARKS, PEERS, PORTS, QDISCS, RESPONDER, Part
+from agent.parts import CLASSES, FILTER, FORWARDING, GATE, LINKS, LOGINS, MARKS, PEERS, PORTS, QDISCS, RESPONDER, Part
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -95,6 +95,7 @@ class LinuxKernel:
             LINKS: self._links,
             QDISCS: Qdiscs(),
             CLASSES: Classes(),
+            FILTER: Filters(),
             FORWARDING: Bounded(BothFamilies(doors.forwarding, opened), connections),
             MARKS: self.marks,
             PEERS: self._peers,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent.parts.classes import CLASSES
+from agent.parts.filter import FILTER
 from agent.parts.forwarding import FORWARDING
 from agent.parts.gate import GATE
 from agent.parts.links import LINKS
@@ -24,6 +25,7 @@ from agent.parts.responder import RESPONDER
 __all__ = [
     "ACCOUNT_PARTS",
     "CLASSES",
+    "FILTER",
     "FORWARDING",
     "GATE",
     "LINKS",
@@ -42,7 +44,10 @@ __all__ = [
     "ServerPart",
 ]
 
-PARTS: tuple[Part[Any, Any], ...] = (LINKS, RESPONDER, QDISCS, CLASSES, FORWARDING, MARKS, PEERS, LOGINS, PORTS, GATE)
+PARTS: tuple[Part[Any, Any], ...] = (
+    *(LINKS, RESPONDER, QDISCS, CLASSES, FILTER, FORWARDING),
+    *(MARKS, PEERS, LOGINS, PORTS, GATE),
+)
 SERVER_PARTS: tuple[ServerPart[Any, Any], ...] = tuple(part for part in PARTS if isinstance(part, ServerPart))
 WAYS_IN: tuple[AccountPart[Any, Any], ...] = (PEERS, LOGINS)  # of an account; each stands for a kind of tunnel
 ACCOUNT_PARTS: tuple[AccountPart[Any, Any], ...] = tuple(part for part in PARTS if isinstance(part, AccountPart))

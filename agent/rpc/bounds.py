@@ -14,6 +14,7 @@ LARGEST_NUMBER = (1 << 63) - 1  # SQLite's integers are signed
 MOST_ACCOUNTS = 40_000  # a node has marks for 34,475
 MOST_SERVERS = 4_000
 MOST_PORTS = 1_000  # that lead to one account
+MOST_FILTER_RULES = 100
 MOST_ASKED_FOR = 10_000  # ids in one question
 LONGEST_TEXT = 256  # characters
 LONGEST_REACH = 1024  # 32 networks

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_network
 from typing import TypeVar
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import InvalidValue
 from agent.live import LiveServer, Look
-from agent.model import NO_SECRET, Account, Ikev2, Login, PortForward, Reach, Secret, Server
+from agent.model import NO_SECRET, Account, FilterRule, Ikev2, Login, PortForward, Reach, Secret, Server
 from agent.objects import Counters, PeerState, SessionState, ShownRule
 from agent.origin import Origin, Version
 from agent.renewal import Standing
@@ -32,6 +32,7 @@ def server_in(message: pb.Server) -> Server:
     for field in ("name", "interface", "private_key", "address", "external_ip", "address_ipv6"):
         bounds.text(f"server.{field}", getattr(message, field))
     bounds.text("server.reach", message.reach, bounds.LONGEST_REACH)
+    bounds.count("server.filter", message.filter, bounds.MOST_FILTER_RULES)
     field = f"server {message.name}: "
     address = _parsed(field + "address", message.address, IPv4Interface, "like 10.0.0.1/24")
     external = _address(field + "external_ip", message.external_ip) if message.external_ip else None
@@ -50,7 +51,16 @@ def server_in(message: pb.Server) -> Server:
         else None,
         message.nat_ipv6,
         _ikev2(message) if message.HasField("ikev2") else None,
+        tuple(_filter_rule(f"server {message.name}: filter", one) for one in message.filter),
     )
+
+
+def _filter_rule(field: str, one: pb.FilterRule) -> FilterRule:
+    source, destination = (
+        _parsed(f"{field}.{name}", bounds.text(f"{field}.{name}", getattr(one, name)), ip_network, "like 10.0.0.0/8")
+        for name in ("source", "destination")
+    )
+    return FilterRule(one.accept, source, destination, one.protocol, one.source_port, one.destination_port)
 
 
 def _ikev2(message: pb.Server) -> Ikev2:
@@ -241,6 +251,18 @@ def _server_out(server: Server) -> pb.Server:
         address_ipv6=str(server.address_ipv6) if server.address_ipv6 else "",
         nat_ipv6=server.nat_ipv6,
         ikev2=_ikev2_out(server.ikev2) if server.ikev2 else None,
+        filter=map(_filter_rule_out, server.filter),
+    )
+
+
+def _filter_rule_out(one: FilterRule) -> pb.FilterRule:
+    return pb.FilterRule(
+        accept=one.accepts,
+        source=str(one.source),
+        destination=str(one.destination),
+        protocol=one.protocol,
+        source_port=one.source_port,
+        destination_port=one.destination_port,
     )
 
 

@@ -30,7 +30,8 @@ from gateway.model import (
 )
 from protos.agent.v1 import agent_pb2 as pb
 
-CHUNK = 500  # objects in one message: at most ~250 bytes each, far below gRPC's default limit of 4 MB
+CHUNK = 500  # accounts in one message: at most ~250 bytes each, far below gRPC's default limit of 4 MB
+SERVERS = 100  # the same of servers, which may have certificates and rules of filters: at most ~15 kB each
 
 MOST_FAILURES = 50_000  # in an answer: a full node's accounts and servers
 MOST_OTHERS = 1000  # warnings, networks
@@ -58,6 +59,20 @@ def _server(server: Server) -> pb.Server:
         address_ipv6=str(server.address_ipv6 or ""),
         nat_ipv6=server.nat_ipv6,
         ikev2=_ikev2(server, server.responder) if server.responder else None,
+        filter=[_filter_rule(*one) for one in server.filter],
+    )
+
+
+def _filter_rule(
+    _: str, accepts: bool, source: str, destination: str, protocol: str, source_port: int, destination_port: int
+) -> pb.FilterRule:
+    return pb.FilterRule(
+        accept=accepts,
+        source=source,
+        destination=destination,
+        protocol=protocol,
+        source_port=source_port,
+        destination_port=destination_port,
     )
 
 
@@ -115,7 +130,7 @@ def _origin_in(origin: pb.Origin) -> Origin:
 
 
 def snapshot_chunks(snapshot: Snapshot, settle_ms: int) -> Iterator[pb.SnapshotChunk]:
-    """The header, then servers, then accounts, CHUNK at a time."""
+    """The header, then servers, then accounts, so many at a time."""
     yield pb.SnapshotChunk(
         header=pb.SnapshotHeader(
             revision=snapshot.revision,
@@ -128,8 +143,8 @@ def snapshot_chunks(snapshot: Snapshot, settle_ms: int) -> Iterator[pb.SnapshotC
             replaces_revision=snapshot.replaces.revision if snapshot.replaces else 0,
         )
     )
-    for start in range(0, len(snapshot.servers), CHUNK):
-        yield pb.SnapshotChunk(servers=[_server(server) for server in snapshot.servers[start : start + CHUNK]])
+    for start in range(0, len(snapshot.servers), SERVERS):
+        yield pb.SnapshotChunk(servers=[_server(server) for server in snapshot.servers[start : start + SERVERS]])
     for start in range(0, len(snapshot.accounts), CHUNK):
         yield pb.SnapshotChunk(accounts=[_account(account) for account in snapshot.accounts[start : start + CHUNK]])
 

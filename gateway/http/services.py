@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from gateway.accounts import Accounts
     from gateway.enrolment import Enrolment
+    from gateway.filter_rules import FilterRules
     from gateway.ikev2 import Ikev2Service
     from gateway.keys import Keys
     from gateway.one_time_links import OneTimeLinks
@@ -33,6 +34,7 @@ class Services:
     enrolment: Enrolment
     ikev2: Ikev2Service
     port_forwards: PortForwards
+    filter_rules: FilterRules
     ping: Callable[[], Awaitable[object]]
 
 

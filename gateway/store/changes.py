@@ -7,18 +7,19 @@ change up to R, and nothing of a later one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from sqlalchemy import bindparam, delete, func, select, update
 
 from gateway import origin
 from gateway.model import Account, Compared, Held, Node, Origin, Patch, Responder, Server, Snapshot
 from gateway.store import accounts as account_rows
+from gateway.store import filter_rules, settings
 from gateway.store import ikev2 as ikev2_rows
 from gateway.store import nodes as node_rows
 from gateway.store import port_forwards as port_rows
 from gateway.store import servers as server_rows
-from gateway.store import settings
 from gateway.store.tables import nodes, revisions, tombstones
 from gateway.store.transaction import Transaction
 
@@ -63,7 +64,7 @@ async def _since(tx: Transaction, node: Node, held: Held, identity: str, marks: 
         epoch=held.epoch,
         base=revision,
         revision=node.revision,
-        put_servers=_readable(await server_rows.changed_since(tx, node.id, revision), responder),
+        put_servers=await _told(tx, await server_rows.changed_since(tx, node.id, revision), responder),
         remove_servers=tuple(row.key for row in gone if row.kind == "server"),
         put_accounts=tuple(
             await port_rows.told(tx, node.id, revision, await account_rows.changed_since(tx, node.id, revision, logins))
@@ -79,7 +80,7 @@ async def snapshot(tx: Transaction, name: str) -> Snapshot:
     node = await node_rows.found(tx, name)
     marks = await node_rows.marks(tx, node.id, node.revision)
     responder, logins = await ikev2_rows.served(tx, node.id)
-    servers = _readable(await server_rows.changed_since(tx, node.id, -1), responder)
+    servers = await _told(tx, await server_rows.changed_since(tx, node.id, -1), responder)
     there = {server.name for server in servers}
     accounts: list[Account] = []
     async for some in account_rows.parts_of(tx, node.id, logins):  # others get their turn in between
@@ -93,10 +94,12 @@ async def snapshot(tx: Transaction, name: str) -> Snapshot:
     )
 
 
-def _readable(servers: Iterable[Server], responder: Responder | None) -> tuple[Server, ...]:
+async def _told(tx: Transaction, servers: Sequence[Server], responder: Responder | None) -> tuple[Server, ...]:
     """A node is not given a server without its private key: after a patch it has what it had, after a snapshot it is
     without that server and its accounts, and goes on with all others. (Once the key is right again: `node resync`.)"""
-    return tuple(ikev2_rows.with_responder(server, responder) for server in servers if not server.unreadable)
+    rules = await filter_rules.listed(tx) if servers else ()
+    whole = (replace(server, filter=rules) for server in servers if not server.unreadable)
+    return tuple(ikev2_rows.with_responder(server, responder) for server in whole)
 
 
 async def acknowledge(tx: Transaction, name: str, epoch: str, revision: int) -> None:

@@ -5,7 +5,6 @@ makes nobody trust another authority. And whom a change of it concerns: the serv
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +13,8 @@ from sqlalchemy import bindparam, delete, select, update
 
 from gateway.certificates import NOTHING, Certified
 from gateway.model import Responder, Secret, Server
-from gateway.store import nodes as node_rows
+from gateway.store import servers as server_rows
+from gateway.store.servers import Touched
 from gateway.store.tables import accounts, ikev2, servers
 from gateway.store.transaction import Transaction
 
@@ -62,19 +62,11 @@ async def save(tx: Transaction, one: Ikev2) -> None:
     await tx.run(ikev2.insert().values(id=1, sealed=tx.seal.seal(json.dumps(held), _PLACE)))
 
 
-async def touch(tx: Transaction) -> dict[str, tuple[int, set[str]]]:
-    """Every node with such servers gets them and their accounts anew: by its name the revision, and whose it is."""
-    concerned = defaultdict[int, dict[int, str]](dict)
-    columns = servers.c.id, servers.c.name, servers.c.node_id
-    for row in await tx.all(select(*columns).where(servers.c.ikev2).order_by(servers.c.node_id)):
-        concerned[row.node_id][row.id] = row.name
-    names = {node.id: node.name for node in await node_rows.listed(tx)}
-    touched = {}
-    for node_id, of_node in concerned.items():
-        revision = await node_rows.next_revision(tx, node_id)
-        await tx.run(update(servers).where(servers.c.id.in_(of_node)).values(revision=revision))
+async def touch(tx: Transaction) -> Touched:
+    """Every node with such servers gets them and their accounts anew."""
+    touched = await server_rows.touch(tx, servers.c.ikev2)
+    for revision, of_node in touched.values():
         await touch_accounts(tx, of_node, revision)
-        touched[names[node_id]] = revision, set(of_node.values())
     return touched
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Any
 
-from sqlalchemy import Row, bindparam, delete, func, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, delete, func, select, true, update
 
 from gateway import ipv6
 from gateway.allocate import assignable, is_assignable, without
@@ -25,6 +25,10 @@ _changed = _select.where(
 _node_of = select(servers.c.node_id).where(servers.c.name == bindparam("server"))
 _by_names = _select.where(servers.c.name.in_(bindparam("names", expanding=True)))
 _give_ipv6 = update(accounts).where(accounts.c.id == bindparam("account")).values(address_ipv6=bindparam("given"))
+
+
+# By the name of a node the revision with which it gets servers anew, and their names by id.
+Touched = dict[str, tuple[int, dict[int, str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +170,21 @@ async def save(tx: Transaction, kept: KeptServer) -> None:
     for column in kept.server.unreadable:
         del values[column]  # perhaps the right key comes back
     await tx.run(update(servers).where(servers.c.id == kept.server.id).values(**values))
+
+
+async def touch(tx: Transaction, *which: ColumnElement[bool]) -> Touched:
+    """Every node gets its servers anew, or those for which all of this holds."""
+    concerned: dict[int, dict[int, str]] = {}
+    columns = servers.c.id, servers.c.name, servers.c.node_id
+    for row in await tx.all(select(*columns).where(true(), *which).order_by(servers.c.node_id)):
+        concerned.setdefault(row.node_id, {})[row.id] = row.name
+    names = {node.id: node.name for node in await node_rows.listed(tx)}
+    touched = {}
+    for node_id, of_node in concerned.items():
+        revision = await node_rows.next_revision(tx, node_id)
+        await tx.run(update(servers).where(servers.c.id.in_(of_node)).values(revision=revision))
+        touched[names[node_id]] = revision, of_node
+    return touched
 
 
 async def refill_addresses(tx: Transaction, server: Server) -> None:

@@ -281,6 +281,20 @@ port_forwards = Table(
     PrimaryKeyConstraint("node_id", "protocol", "port"),
 )
 
+# The operator's rules for what accounts send and get, on every node. The lowest position comes first.
+filter_rules = Table(
+    "filter_rules",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("position", BigInteger, nullable=False, unique=True),
+    Column("accepts", Boolean, nullable=False),
+    Column("source", Text, nullable=False),  # "10.0.0.0/8"
+    Column("destination", Text, nullable=False),
+    Column("protocol", Text, nullable=False),  # "any", "tcp", "udp" or "icmp"
+    Column("source_port", Integer, nullable=False),  # 0 = any
+    Column("destination_port", Integer, nullable=False),
+)
+
 one_time_links = Table(
     "one_time_links",
     metadata,

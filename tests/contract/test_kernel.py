@@ -21,11 +21,13 @@ import pytest
 
 from agent.errors import KernelError
 from agent.kernel.trials.backend import BACKENDS, Backend
-from agent.model import IKEV2_DEVICE, Ikev2, Secret, clamped
+from agent.model import EVERYWHERE, IKEV2_DEVICE, FilterRule, Ikev2, Secret, clamped
 from agent.objects import (
+    FILTER_KEY,
     Class,
     Counters,
     Diff,
+    Filter,
     Forwarding,
     Gate,
     Link,
@@ -37,7 +39,21 @@ from agent.objects import (
     Responder,
     Scope,
 )
-from agent.parts import CLASSES, FORWARDING, GATE, LINKS, LOGINS, MARKS, PARTS, PEERS, PORTS, QDISCS, RESPONDER, Part
+from agent.parts import (
+    CLASSES,
+    FILTER,
+    FORWARDING,
+    GATE,
+    LINKS,
+    LOGINS,
+    MARKS,
+    PARTS,
+    PEERS,
+    PORTS,
+    QDISCS,
+    RESPONDER,
+    Part,
+)
 from agent.shaping import shape
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.state import key
@@ -47,6 +63,8 @@ from tests.netns.ikev2_box import credentials
 UPLINK = "eth0"
 OTHER = IPv4Address("192.0.2.77")
 _numbers = itertools.count()
+
+NO_MAIL = FilterRule(False, EVERYWHERE, EVERYWHERE, "tcp", 0, 25)
 
 
 @dataclass
@@ -80,6 +98,7 @@ class Held:
             LINKS: {self.link: link},
             QDISCS: {self.link: Qdisc(self.link), UPLINK: Qdisc(UPLINK)},
             CLASSES: {(self.link, 0x100): down, (UPLINK, 0x100): up},
+            FILTER: {FILTER_KEY: Filter((NO_MAIL,), frozenset({self.link}))},
             FORWARDING: {self.link: Forwarding(self.link, IPv4Interface("10.99.0.1/24"), UPLINK, 51999, False, None)},
             MARKS: {address: Mark(address, 100)},
             PEERS: {(self.link, key(8)): peer},
@@ -176,6 +195,7 @@ def test_values_change_in_place(held: Held) -> None:
     changed: dict[Part[Any, Any], dict[Any, Any]] = {
         LINKS: {held.link: replace(values[LINKS][held.link], listen_port=51998, mtu=1380)},
         CLASSES: {(UPLINK, 0x100): Class(UPLINK, 0x100, 300)},
+        FILTER: {FILTER_KEY: replace(values[FILTER][FILTER_KEY], devices=frozenset({held.link, IKEV2_DEVICE}))},
         FORWARDING: {held.link: replace(values[FORWARDING][held.link], internal_traffic=True, ikev2=True)},
         LOGINS: {"user_1": replace(values[LOGINS]["user_1"], password=Secret("another"), dns=())},
         PORTS: {("udp", 53): replace(values[PORTS]["udp", 53], to_port=5353)},

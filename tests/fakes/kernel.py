@@ -46,7 +46,7 @@ class FakePart:
 
     def sees(self, key: Any, scope: Scope) -> bool:
         device = key[0] if isinstance(key, tuple) else key
-        anywhere = self.name in ("links", "qdiscs", "responder", "logins", "ports", "gate")
+        anywhere = self.name in ("links", "qdiscs", "responder", "logins", "ports", "gate", "filter")
         return anywhere or not isinstance(device, str) or device in scope.devices
 
     def apply(self, diff: Diff[Any, Any]) -> Mapping[Any, KernelError]:
@@ -118,6 +118,7 @@ class FakeKernel:
         self.links = FakePart(self, "links", lambda k, v: "")
         self.qdiscs = FakePart(self, "qdiscs", self._no_device)
         self.classes = FakePart(self, "classes", lambda k, v: "" if k[0] in self.qdiscs.held else f"{k[0]}: no qdisc")
+        self.filter = FakePart(self, "filter", lambda k, v: "")
         self.forwarding = FakePart(self, "forwarding", lambda k, v: "")
         self.marks = FakeMarks(self, "marks", lambda k, v: "")
         self.peers = FakePart(self, "peers", lambda k, v: "" if k[0] in self.links.held else f"{k[0]}: no link")
@@ -128,7 +129,7 @@ class FakeKernel:
         self.parts = {
             part.name: part
             for part in (
-                *(self.links, self.responder_part, self.qdiscs, self.classes, self.forwarding),
+                *(self.links, self.responder_part, self.qdiscs, self.classes, self.filter, self.forwarding),
                 *(self.marks, self.peers, self.logins, self.ports, self.gate),
             )
         }

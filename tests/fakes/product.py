@@ -17,6 +17,7 @@ from gateway.accounts import Accounts
 from gateway.collect import Collect
 from gateway.creation import Creation
 from gateway.enrolment import Enrolment
+from gateway.filter_rules import FilterRules
 from gateway.http.app import Services
 from gateway.ikev2 import Ikev2Service
 from gateway.keys import Keys
@@ -48,6 +49,7 @@ class Product:
     enrolment: Enrolment
     ikev2: Ikev2Service
     port_forwards: PortForwards
+    filter_rules: FilterRules
 
 
 def services_of(product: Product) -> Services:
@@ -61,6 +63,7 @@ def services_of(product: Product) -> Services:
         product.enrolment,
         product.ikev2,
         product.port_forwards,
+        product.filter_rules,
         product.store.ping,
     )
 
@@ -103,6 +106,7 @@ async def running_product(
         enrolment=Enrolment(store),
         ikev2=Ikev2Service(store, sync, agents),
         port_forwards=PortForwards(store, sync),
+        filter_rules=FilterRules(store, sync),
     )
     loops = asyncio.create_task(sync.run())
     try:

@@ -2,10 +2,21 @@
 
 from agent.kernel.nftables import bounded, foreign
 from agent.kernel.nftables.bounded import Bounded
+from agent.kernel.nftables.filter import Filters
 from agent.kernel.nftables.forwarding import NftForwardings
 from agent.kernel.nftables.forwarding_ipv6 import BothFamilies
 from agent.kernel.nftables.marks import NftablesMarks
 from agent.kernel.nftables.ports import Ports
 from agent.kernel.nftables.shown import shown
 
-__all__ = ["BothFamilies", "Bounded", "NftForwardings", "NftablesMarks", "Ports", "bounded", "foreign", "shown"]
+__all__ = [
+    "BothFamilies",
+    "Bounded",
+    "Filters",
+    "NftForwardings",
+    "NftablesMarks",
+    "Ports",
+    "bounded",
+    "foreign",
+    "shown",
+]

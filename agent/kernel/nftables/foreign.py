@@ -24,7 +24,7 @@ from agent.kernel.nftables.packet import Packet, Rules, outcomes, with_states
 from agent.model import SOMEBODY
 from agent.objects import Forwarding
 
-OURS = ("wirelane", "wirelane_forwarding", "wirelane_connections")
+OURS = ("wirelane", "wirelane_forwarding", "wirelane_connections", "wirelane_ports", "wirelane_filter")
 FAMILIES = ("ip", "inet")
 Key = tuple[str, str]  # family and table
 

@@ -67,7 +67,7 @@ from agent.kernel.nftables.pieces import (
     to_port,
     translation,
 )
-from agent.kernel.nftables.ruleset import Chain, Expressions, Piece, Rule, Table, Writing, normal
+from agent.kernel.nftables.ruleset import Chain, Expressions, Piece, Rule, Table, Writing, matched, normal
 from agent.model import IKEV2_DEVICE, INTERFACE_PATTERN, Reach
 from agent.objects import IKEV2_PORTS, NAT_PORTS, Diff, Forwarding, Opening, Scope
 
@@ -195,18 +195,6 @@ BY_A_PORT: tuple[Rule, ...] = (
 def _listed(rule: Rule) -> Expressions:
     listed: Expressions = normal([piece.listed for piece in rule])
     return listed
-
-
-def matched(rule: Expressions, field: str, op: str = "==") -> Any:
-    """What a rule compares a field of the packet with; None = it does not."""
-    for piece in rule:
-        match = piece.get("match", {}) if isinstance(piece, dict) else {}
-        left = match.get("left", {})
-        if match.get("op") != op:
-            continue
-        if isinstance(left, dict) and field in (left.get("meta", {}).get("key"), left.get("payload", {}).get("field")):
-            return match.get("right")
-    return None
 
 
 def network_of(listed: Any) -> IPv4Network | None:

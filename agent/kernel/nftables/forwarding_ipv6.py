@@ -38,7 +38,6 @@ from agent.kernel.nftables.forwarding import (
     TABLE,
     Rules,
     is_framed,
-    matched,
 )
 from agent.kernel.nftables.pieces import (
     ACCEPT,
@@ -55,7 +54,7 @@ from agent.kernel.nftables.pieces import (
     to_port,
     translation,
 )
-from agent.kernel.nftables.ruleset import Piece, Rule, Table, Writing
+from agent.kernel.nftables.ruleset import Piece, Rule, Table, Writing, matched
 from agent.model import CLOSED_IPV6, EVERYWHERE, INTERNET_IPV6
 from agent.objects import Diff, Forwarding, ForwardingIPv6, Opening, Scope
 

@@ -128,6 +128,18 @@ def normal(value: Any) -> Any:
     return made
 
 
+def matched(rule: Expressions, field: str, op: str = "==") -> Any:
+    """What a rule compares a field of the packet with; None = it does not."""
+    for piece in rule:
+        match = piece.get("match", {}) if isinstance(piece, dict) else {}
+        left = match.get("left", {})
+        if match.get("op") != op:
+            continue
+        if isinstance(left, dict) and field in (left.get("meta", {}).get("key"), left.get("payload", {}).get("field")):
+            return match.get("right")
+    return None
+
+
 class Writing:
     """The commands for one table, in the language of nft(8)."""
 

@@ -10,8 +10,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
 from agent.kernel.nftables import nft, ruleset
-from agent.kernel.nftables.forwarding import FORWARD, NAT, TABLE, matched, source_of
-from agent.kernel.nftables.ruleset import Expressions
+from agent.kernel.nftables.forwarding import FORWARD, NAT, TABLE, source_of
+from agent.kernel.nftables.ruleset import Expressions, matched
 from agent.objects import ANYWHERE, ANYWHERE_IPV6, THE_INTERNET, ShownRule, ShownRules, summed
 
 

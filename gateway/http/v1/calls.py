@@ -60,12 +60,13 @@ class Call:
     msg: Schema  # JSON schema of a success's `msg`
     fields: tuple[Field, ...] = ()
     is_change: bool = False  # a GET that makes something
+    is_of_all: bool = False  # about the installation, whatever it is called by
     errors: tuple[str, ...] = ()  # of v1, or of this call alone; wrong fields are named by their own
 
     @property
     def is_about_one(self) -> bool:
         """Server or account; answers about several, or about the installation, name no node."""
-        return "{name}" in self.path or self.method == "POST"
+        return ("{name}" in self.path or self.method == "POST") and not self.is_of_all
 
 
 def record(properties: Mapping[str, Schema], sometimes: Mapping[str, Schema] = MappingProxyType({})) -> Schema:

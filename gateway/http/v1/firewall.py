@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from gateway.errors import NotFound
+from gateway.filter_rules import ACTIONS, CHAIN, HOSTS_OWN, NO_RULE, PROTOCOLS
 from gateway.http.envelope import Encoded
 from gateway.http.v1 import objects
-from gateway.http.v1.calls import BOOLEAN, ROOT, TEXT, Asked, Call, listing, record, texts
+from gateway.http.v1.calls import BOOLEAN, ROOT, TEXT, Asked, Call, Field, listing, record, texts
 from gateway.http.v1.listed import all_accounts
 from gateway.model import Account
+from gateway.store.filter_rules import FilterRule
 
 FIREWALL = f"{ROOT}/firewall"
-HOSTS_OWN = "The firewall of the host itself is not managed by this API: its policies and its own rules are the host's"
 
 
 async def _mangle(asked: Asked) -> Encoded:
@@ -49,6 +50,50 @@ async def _no_conf(_: Asked) -> NoReturn:
     raise NotFound(HOSTS_OWN)
 
 
+# -- the operator's own rules ----------------------------------------------------------------------------------------
+
+
+def _filter_rule(one: FilterRule) -> dict[str, str]:
+    return {
+        "action": ACTIONS[0 if one.accepts else 1],
+        "chain": CHAIN,
+        "d_ip": one.destination,
+        "d_port": str(one.destination_port),
+        "name": one.name,
+        "protocol": one.protocol.upper(),
+        "s_ip": one.source,
+        "s_port": str(one.source_port),
+    }
+
+
+async def _filter(asked: Asked) -> list[dict[str, str]]:
+    return [_filter_rule(one) for one in await asked.services.filter_rules.list()]
+
+
+async def _add(asked: Asked) -> Any:
+    if (place := asked.path["name"]) not in PLACES:
+        raise NotFound(NO_PLACE)
+    return (await asked.services.filter_rules.add(asked.form, at_top=place == "top")).told(_filter_rule).of_all
+
+
+async def _remove(asked: Asked) -> Any:
+    return (await asked.services.filter_rules.remove(asked.path["name"])).told(lambda _: "success").of_all
+
+
+PLACES = ("top", "end")
+NO_PLACE = "A rule is added at top or end"
+FILTER_RULE = texts("action", "chain", "d_ip", "d_port", "name", "protocol", "s_ip", "s_port")
+PORT = r"^[0-9]{0,5}$"
+FILTER_FIELDS = (
+    Field("name", "Letters and numbers, unique", r"^[A-Za-z0-9]{1,64}$", required=True),
+    Field("action", "ACCEPT or DROP", f"^({'|'.join(ACTIONS)})$", required=True),
+    Field("chain", "FORWARD; INPUT and OUTPUT are the host's own", f"^{CHAIN}$", required=True),
+    Field("d_ip", "Destination, CIDR; 0.0.0.0/0 is all of IPv4, ::/0 all of IPv6", required=True),
+    Field("s_ip", "Source, CIDR, of the same family", required=True),
+    Field("d_port", "Destination port, 0-65535; 0 or empty = any; with ANY of TCP and UDP", PORT),
+    Field("s_port", "Source port, likewise", PORT),
+    Field("protocol", "TCP, UDP, ICMP or ANY (which empty means too)", f"^({'|'.join(PROTOCOLS)})?$"),
+)
 MARK_RULE = texts("action", "chain", "d_ip", "s_ip", "name", "set-mark")
 NAT_RULE = texts("action", "chain", "d_ip", "s_ip", "name", "to-source")
 CONF = record(
@@ -60,6 +105,15 @@ CONF = record(
 CALLS = (
     Call("GET", FIREWALL + "/rules/mangle", "The two mark rules of each enabled account", _mangle, listing(MARK_RULE)),
     Call("GET", FIREWALL + "/rules/nat", "The source address of each server's traffic", _nat, listing(NAT_RULE)),
+    Call("GET", FIREWALL + "/rules/filter", "Rules for what accounts send and get", _filter, listing(FILTER_RULE)),
+    # One path for both, as a rule may be called `top` or `end`.
+    Call(
+        *("POST", FIREWALL + "/rules/filter/{name}", "One more: at `top`, before all others, or at the `end`", _add),
+        *(FILTER_RULE, FILTER_FIELDS),
+        is_of_all=True,
+        errors=(NO_PLACE,),
+    ),
+    Call("DELETE", FIREWALL + "/rules/filter/{name}", "A rule goes", _remove, TEXT, is_of_all=True, errors=(NO_RULE,)),
     Call(
         "GET",
         FIREWALL + "/info",

@@ -75,9 +75,7 @@ def _subject(asked: Asked, prefix: str) -> dict[str, str]:
 
 
 def _told(accepted: Accepted[Ikev2]) -> Any:
-    """The nodes are named only where some are behind: it is about none of them."""
-    told = accepted.told(objects.ikev2_object)
-    return told if told.pending else told.value
+    return accepted.told(objects.ikev2_object).of_all
 
 
 def _names(prefix: str, whose: str) -> tuple[Field, ...]:

@@ -123,13 +123,9 @@ LICENSE = record(
     }
 )
 NO_BACKUPS = "Backups are not made by this API: back up the database and its key (docs/operations.md)"
-NO_FILTER = (
-    "Rules of your own for customers' traffic are not offered yet; a server's `reach` says where its accounts may go"
-)
 REFUSED = {  # known from v1, and not served: path -> what is instead
     "/dns": "DNS is not served here: give servers dns_1 and dns_2 of a resolver of your choice",
     "/system/traffic_logging": "Connections are not logged here; bytes are counted by account and day",
-    **dict.fromkeys(("/firewall/rules/filter", "/firewall/rules/filter/{name}"), NO_FILTER),
     "/backups": NO_BACKUPS,
     "/backups/config": NO_BACKUPS,
     "/ikev2/advanced_settings": "strongSwan's own settings are not offered here",

@@ -144,6 +144,7 @@ class Server(_message.Message):
     ADDRESS_IPV6_FIELD_NUMBER: _builtins.int
     NAT_IPV6_FIELD_NUMBER: _builtins.int
     IKEV2_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     interface: _builtins.str
     """"wg1" """
@@ -170,6 +171,10 @@ class Server(_message.Message):
     def ikev2(self) -> Global___Ikev2:
         """absent = its accounts do not come in by IKEv2"""
 
+    @_builtins.property
+    def filter(self) -> _containers.RepeatedCompositeFieldContainer[Global___FilterRule]:
+        """of the node, so all its servers have the same; the first that fits decides"""
+
     def __init__(
         self,
         *,
@@ -185,14 +190,57 @@ class Server(_message.Message):
         address_ipv6: _builtins.str = ...,
         nat_ipv6: _builtins.bool = ...,
         ikev2: Global___Ikev2 | None = ...,
+        filter: _abc.Iterable[Global___FilterRule] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ikev2", b"ikev2"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "address_ipv6", b"address_ipv6", "external_ip", b"external_ip", "ikev2", b"ikev2", "interface", b"interface", "internal_traffic", b"internal_traffic", "listen_port", b"listen_port", "mtu", b"mtu", "name", b"name", "nat_ipv6", b"nat_ipv6", "private_key", b"private_key", "reach", b"reach"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "address_ipv6", b"address_ipv6", "external_ip", b"external_ip", "filter", b"filter", "ikev2", b"ikev2", "interface", b"interface", "internal_traffic", b"internal_traffic", "listen_port", b"listen_port", "mtu", b"mtu", "name", b"name", "nat_ipv6", b"nat_ipv6", "private_key", b"private_key", "reach", b"reach"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Server: _TypeAlias = Server  # noqa: Y015
+
+@_typing.final
+class FilterRule(_message.Message):
+    """For what accounts send and get, at addresses inside the tunnel. What it accepts still needs `reach` and
+    `internal_traffic`; what no rule fits goes on.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPT_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    SOURCE_PORT_FIELD_NUMBER: _builtins.int
+    DESTINATION_PORT_FIELD_NUMBER: _builtins.int
+    accept: _builtins.bool
+    """else it drops"""
+    source: _builtins.str
+    """network, of the same family as the destination; "0.0.0.0/0" and "::/0" are all of one"""
+    destination: _builtins.str
+    protocol: _builtins.str
+    """"any", "tcp", "udp", "icmp" (of either family)"""
+    source_port: _builtins.int
+    """0 = any; with "any" of TCP and UDP"""
+    destination_port: _builtins.int
+    def __init__(
+        self,
+        *,
+        accept: _builtins.bool = ...,
+        source: _builtins.str = ...,
+        destination: _builtins.str = ...,
+        protocol: _builtins.str = ...,
+        source_port: _builtins.int = ...,
+        destination_port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "destination", b"destination", "destination_port", b"destination_port", "protocol", b"protocol", "source", b"source", "source_port", b"source_port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FilterRule: _TypeAlias = FilterRule  # noqa: Y015
 
 @_typing.final
 class Ikev2(_message.Message):

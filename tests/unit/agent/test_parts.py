@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_network
 from typing import Any
 
 import pytest
 
 from agent.desired import Desired, Snapshot
-from agent.model import NO_SECRET, PortForward
-from agent.objects import NAT_PORTS, Class, Forwarding, Gate, Link, LoginRow, Mark, Peer, Port, Qdisc, Responder
+from agent.model import NO_SECRET, FilterRule, PortForward
+from agent.objects import (
+    DAMAGED,
+    FILTER_KEY,
+    NAT_PORTS,
+    Class,
+    Filter,
+    Forwarding,
+    Gate,
+    Link,
+    LoginRow,
+    Mark,
+    Peer,
+    Port,
+    Qdisc,
+    Responder,
+)
 from agent.parts import (
     ACCOUNT_PARTS,
     CLASSES,
+    FILTER,
     FORWARDING,
     GATE,
     LINKS,
@@ -33,7 +49,8 @@ from tests.fakes.state import EPOCH, IKEV2, account, key, login, server
 
 TALL = {"server": "s2", "address": IPv4Address("10.0.2.9"), "mark": 40_960}
 LED = account(2, login=login(2), ports=(PortForward("tcp", 80, 8080),))
-SERVERS = server(1, ikev2=IKEV2), server(2)
+NO_MAIL = FilterRule(False, ip_network("0.0.0.0/0"), ip_network("0.0.0.0/0"), "tcp", 0, 25)
+SERVERS = server(1, ikev2=IKEV2, filter=(NO_MAIL,)), server(2, filter=(NO_MAIL,))
 DESIRED = Desired.of(EPOCH, Snapshot(1, SERVERS, (LED, account(3, **TALL))))
 LINK = Link("wg1", server().private_key, 51821, IPv4Interface("10.0.1.1/24"), 1420)
 WAY = Forwarding("wg1", IPv4Interface("10.0.1.1/24"), "eth0", 51821, False, None)
@@ -58,6 +75,8 @@ WAY = Forwarding("wg1", IPv4Interface("10.0.1.1/24"), "eth0", 51821, False, None
         (PORTS, Port("", 0, IPv4Address(0), 0, None, ""), "rules that are damaged"),
         (RESPONDER, Responder("ipsec0"), "ipsec0"),
         (GATE, Gate("ipsec0", "0123"), "ipsec0 0123"),
+        (FILTER, Filter((NO_MAIL,), frozenset({"wg1"})), "1 rules"),
+        (FILTER, DAMAGED, "rules that are damaged"),
     ],
 )
 def test_an_object_is_told_from_others_of_its_kind(part: Part[Any, Any], one: Any, told: str) -> None:
@@ -94,6 +113,7 @@ def test_an_object_is_on_the_device_that_its_key_names() -> None:
         "links": links,
         "qdiscs": all_,
         "classes": all_,
+        "filter": {""},
         "forwarding": links,
         "marks": {""},
         "peers": links,
@@ -102,6 +122,16 @@ def test_an_object_is_on_the_device_that_its_key_names() -> None:
         "ports": {""},
         "gate": {"ipsec0"},
     }
+
+
+def test_a_filter_is_the_node_s_and_its_ports_are_of_one_protocol_each() -> None:
+    ways = IPv4Network("10.0.0.0/8"), IPv4Network("0.0.0.0/0")
+    rules = FilterRule(True, *ways), FilterRule(False, *ways, "any", 7, 25), FilterRule(False, *ways, "icmp")
+    servers = server(1, ikev2=IKEV2, filter=rules), server(2, filter=rules)
+    each = rules[0], *(FilterRule(False, *ways, one, 7, 25) for one in ("tcp", "udp")), rules[2]
+    held = wanted(Desired.of(EPOCH, Snapshot(1, servers)), "eth0")[FILTER]
+    assert held == {FILTER_KEY: Filter(each, frozenset({"wg1", "wg2", "ipsec0"}))}
+    assert wanted(Desired.of(EPOCH, Snapshot(1, (server(1),))), "eth0")[FILTER] == {}
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_network
 
 import pytest
 
 from agent import steps
 from agent.desired import Desired, Snapshot
-from agent.model import Address, PortForward
+from agent.model import Address, FilterRule, PortForward
 from agent.objects import Counters
 from agent.usage import Usage
 from agent.writer import Writer
@@ -17,6 +17,7 @@ from tests.fakes.kernel import FakeKernel
 from tests.fakes.state import EPOCH, IKEV2, MemoryKeeper, account, login, server
 
 GAME, WEB = PortForward("udp", 25565, 7777), PortForward("tcp", 80, 8080)
+NO_MAIL = (FilterRule(False, ip_network("0.0.0.0/0"), ip_network("0.0.0.0/0"), "tcp", 0, 25),)
 LED = account(2, ports=(GAME,)), account(3, ports=(WEB,))
 S2 = {"server": "s2", "address": IPv4Address("10.0.2.9")}
 BEFORE = Snapshot(
@@ -26,7 +27,7 @@ BEFORE = Snapshot(
 )
 AFTER = Snapshot(
     2,
-    (server(1, listen_port=50001, ikev2=IKEV2), server(3)),
+    (server(1, listen_port=50001, ikev2=IKEV2, filter=NO_MAIL), server(3, filter=NO_MAIL)),
     (
         account(4, address=IPv4Address("10.0.1.44")),  # moves
         account(5, login=login(5), ports=(GAME,)),  # comes, and has now what led to 2
@@ -47,6 +48,7 @@ TRACE = [
     "add links",
     "add responder",  # it makes its device
     "add qdiscs",  # also on the new uplink
+    "add filter",  # before anybody gets through
     "add forwarding",  # of wg3, where nobody is yet
     "add classes",
     "add marks",
@@ -75,6 +77,7 @@ TRACE = [
     "sample",
     "remove marks",
     "remove forwarding",
+    "remove filter",
     "remove classes",
     "remove qdiscs",
     "remove responder",

@@ -5,14 +5,14 @@ import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 
 import pytest
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import StaleRevision, StoreError
-from agent.model import PortForward, Reach, Secret
+from agent.model import EVERYWHERE, FilterRule, PortForward, Reach, Secret
 from agent.objects import NO_COUNTERS, Counters
 from agent.origin import Origin
 from agent.store import Store, only_agent, open_store, open_store_or_new
@@ -199,6 +199,7 @@ def test_a_file_that_lacks_something_is_put_aside(path: Path, damage: str) -> No
 
 def to_version_4(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE accounts DROP COLUMN ports")
+    db.execute("ALTER TABLE servers DROP COLUMN filter")
     for column in ("servers DROP COLUMN ikev2", "accounts DROP COLUMN username", "accounts DROP COLUMN password"):
         db.execute(f"ALTER TABLE {column}")
     db.execute("ALTER TABLE servers DROP COLUMN address_ipv6")
@@ -279,6 +280,18 @@ def test_a_second_family_is_kept_with_its_baselines(path: Path) -> None:
     assert [(t.account_id, t.used.download) for t in again.totals(0)[1]] == [(2, 1000)]
     again.forget_baselines([own], 1)
     assert own not in again.load_baselines()
+    again.close()
+
+
+def test_a_filter_is_kept(path: Path) -> None:
+    store = open_store(path)
+    mail = FilterRule(False, EVERYWHERE, IPv4Network("10.0.0.0/8"), "tcp", 7, 25)
+    rules = mail, FilterRule(True, IPv6Network("::/0"), IPv6Network("fd00::1/128"), "icmp")
+    desired = Desired.of(store.epoch, Snapshot(1, (server(1, filter=rules), server(2)), (), "UTC"))
+    store.save_snapshot(desired)
+    store.close()
+    again = open_store(path)
+    assert again.load() == desired
     again.close()
 
 

@@ -62,8 +62,6 @@ async def test_what_is_forwarded_is_told_and_the_host_s_own_firewall_is_refused(
     "path",
     [
         "/dns",
-        "/firewall/rules/filter",
-        "/firewall/rules/filter/end",
         "/system/traffic_logging",
         "/backups",
         "/backups/config",
