@@ -142,10 +142,7 @@ class Desired:
         remove_accounts: Iterable[int],
         put_accounts: Iterable[Account],
     ) -> Desired:
-        servers = dict(self.servers)
-        for name in remove_servers:
-            servers.pop(name, None)
-        servers.update((server.name, server) for server in put_servers)
+        servers = _patched(self.servers, remove_servers, tuple(put_servers))
         accounts, put_accounts = self.accounts.mutate(), tuple(put_accounts)
         by_address, by_mark, by_key = self.by_address.mutate(), self.by_mark.mutate(), self.by_key.mutate()
         by_username, by_port = self.by_username.mutate(), self.by_port.mutate()
@@ -172,6 +169,18 @@ class Desired:
             if account.server not in servers:
                 raise InvalidValue(f"account {account.name}: server", f"there is no server {account.server!r} here")
         return desired
+
+
+def _patched(held: Mapping[str, Server], remove: Iterable[str], put: tuple[Server, ...]) -> dict[str, Server]:
+    """The filter is the node's: one that comes with a server holds for all, also for those that did not come."""
+    servers = dict(held)
+    for name in remove:
+        servers.pop(name, None)
+    servers.update((server.name, server) for server in put)
+    if not put:
+        return servers
+    rules = put[-1].filter
+    return {name: one if one.filter == rules else replace(one, filter=rules) for name, one in servers.items()}
 
 
 def _door(account: Account | None) -> tuple[str, str, Login | None] | None:

@@ -112,7 +112,8 @@ class Store:
         with self._transaction() as db:
             db.executemany("DELETE FROM servers WHERE name = ?", ((name,) for name in patch.remove_servers))
             db.executemany("DELETE FROM accounts WHERE id = ?", ((i,) for i in patch.remove_accounts))
-            self._put(db, desired, patch.put_servers, patch.put_accounts)
+            # A change of one may be one of all: see desired.py.
+            self._put(db, desired, desired.servers.values() if patch.put_servers else (), patch.put_accounts)
 
     @staticmethod
     def _put(

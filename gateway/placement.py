@@ -21,18 +21,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from ipaddress import IPv4Network
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from gateway.allocate import MARKS, without
 from gateway.errors import Conflict, InvalidValue, NotFound
-from gateway.model import Node, Server
+from gateway.model import AgentStatus, Node, Server
 from gateway.store import Store, Transaction, moves
 from gateway.store import nodes as node_rows
 from gateway.store import port_forwards as port_rows
 from gateway.store import servers as rows
 from gateway.store.moves import Move
+from gateway.store.port_forwards import PortKey
 from gateway.store.servers import KeptServer
 from gateway.store.transaction import INSTALLATION
 
@@ -84,12 +84,10 @@ async def refuse_led(tx: Transaction, node_id: int, server: Server) -> None:
 # -- a move -----------------------------------------------------------------------------------------------------------
 
 
-async def begin(
-    tx: Transaction, name: str, node: str, foreign: Sequence[tuple[IPv4Network, str]] = (), *, force: bool = False
-) -> None:
+async def begin(tx: Transaction, name: str, node: str, told: AgentStatus | None = None, *, force: bool = False) -> None:
     """The first step; with `force` both. A move that is under way to this node goes on.
 
-    `foreign`: networks that the new node itself has. Raises Conflict, NotFound.
+    `told`: of the new node by its agent, whose own networks and ports nobody can have. Raises Conflict, NotFound.
     """
     await tx.lock(INSTALLATION)
     kept = await rows.find(tx, name)
@@ -107,7 +105,7 @@ async def begin(
     if kept.is_moving and not force:
         there = kept.server.node
         raise Conflict(f"Server {name} is on its way to node {there}: let it arrive, or say --force if that is dead")
-    await _check_fits(tx, kept.server, target, foreign)
+    await _check_fits(tx, kept.server, target, told)
     marks = await _marks(tx, kept, target)
     await moves.leave(tx, kept, target.id, marks)
     if force:
@@ -116,9 +114,7 @@ async def begin(
         await moves.arrive(tx, arrived)
 
 
-async def _check_fits(
-    tx: Transaction, server: Server, target: Node, foreign: Sequence[tuple[IPv4Network, str]]
-) -> None:
+async def _check_fits(tx: Transaction, server: Server, target: Node, told: AgentStatus | None) -> None:
     """Raises Conflict."""
     _refuse_drained(target)
     if server.unreadable:
@@ -133,20 +129,20 @@ async def _check_fits(
                 f"Port {server.listen_port} is in use on node {target.name}, by server {other.name}: give one of the "
                 "two another port first"
             )
-    await _check_ports(tx, server, target)
-    for network, interface in foreign:
+    await _check_ports(tx, server, target, told.listening if told else frozenset())
+    for network, interface in told.networks if told else ():
         if server.address.network.overlaps(network):
             raise Conflict(f"{interface} of node {target.name} has {network}: {server.address.network} cannot be there")
 
 
-async def _check_ports(tx: Transaction, server: Server, target: Node) -> None:
-    """Those that lead to its accounts are nobody's there. Raises Conflict."""
+async def _check_ports(tx: Transaction, server: Server, target: Node, own: frozenset[PortKey]) -> None:
+    """Those that lead to its accounts are nobody's there. `own`: the node's. Raises Conflict."""
     led, taken = await port_rows.of_server(tx, server.id), await port_rows.on_node(tx, target.id)
     listening = {("udp", kept.server.listen_port) for kept in await rows.listed(tx) if kept.node_id == target.id}
     if ("udp", server.listen_port) in taken:
         raise Conflict(f"Port {server.listen_port} of node {target.name} leads to an account there: it must go first")
     for one, account in led:
-        if (one.protocol, one.port) in taken | listening:
+        if (one.protocol, one.port) in taken | listening | own:
             where = f"Port {one.port}/{one.protocol}, which leads to account {account}, is in use on node {target.name}"
             raise Conflict(f"{where}: take one of the two away first")
 

@@ -71,7 +71,7 @@ async def server_move(store: Store, options: Options) -> int:
     status = await _asked(store, target, "it must be there to take the server")
     if before.node != target.name and not force:
         await _asked(store, await _node(store, before.node), "bring it back, or say --force if it is dead")
-    await store.change(lambda tx: placement.begin(tx, name, target.name, status.networks, force=force))
+    await store.change(lambda tx: placement.begin(tx, name, target.name, status, force=force))
     if not await _arrived(store, name):
         waits = [move for move in await store.read(moves.under_way) if move.server == name]
         where = f"node {waits[0].source} has not let go of it" if waits else f"node {target.name} has not got it yet"

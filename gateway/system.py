@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.allocate import MARKS
 from gateway.condition import MOST_TOLD, OK, Condition, Report
-from gateway.errors import AgentUnreachable, DatabaseUnavailable
+from gateway.errors import AgentUnreachable, DatabaseUnavailable, SealBroken
 from gateway.model import Node
 from gateway.store import Store, Transaction, settings
 from gateway.store import accounts as account_rows
+from gateway.store import ikev2 as ikev2_rows
 from gateway.store import nodes as node_rows
 from gateway.store import servers as server_rows
 from gateway.tuning import Tuning
@@ -37,12 +38,14 @@ UNKNOWN, UNUSED = "unknown", "not used"
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """`database`: why it takes no changes; "" = it does."""
+    """`database`: why it takes no changes; "" = it does. `ikev2_ends`: of the certificate shown by IKEv2, Unix seconds;
+    0 = that is off."""
 
     nodes: tuple[Condition, ...]
     accounts: int
     servers: int
     database: str
+    ikev2_ends: float = 0.0
 
 
 class System:
@@ -66,12 +69,12 @@ class System:
 
     async def fleet(self) -> Fleet:
         """Raises DatabaseUnavailable."""
-        nodes, accounts, servers = await self._store.read(_counts)
+        nodes, accounts, servers, ikev2_ends = await self._store.read(_counts)
         reports, trouble, now = self._sync.reports(), await self._database(), time.time()
         conditions = (
             Condition(node, reports.get(node.name, Report()), now, self._collect.age(node.name)) for node in nodes
         )
-        return Fleet(tuple(conditions), accounts, servers, trouble)
+        return Fleet(tuple(conditions), accounts, servers, trouble, ikev2_ends)
 
     async def status(self) -> dict[str, Any]:
         """`msg` of GET /system/status: the keys of v1, and `nodes`."""
@@ -160,8 +163,13 @@ class System:
         return ""
 
 
-async def _counts(tx: Transaction) -> tuple[list[Node], int, int]:
-    return await node_rows.listed(tx), await account_rows.count(tx), await server_rows.count(tx)
+async def _counts(tx: Transaction) -> tuple[list[Node], int, int, float]:
+    try:
+        ikev2 = await ikev2_rows.found(tx)
+        ends = ikev2.server.ends.timestamp() if ikev2.serves else 0.0
+    except SealBroken:  # no reason to show nothing
+        ends = 0.0
+    return await node_rows.listed(tx), await account_rows.count(tx), await server_rows.count(tx), ends
 
 
 def _told(one: Condition) -> dict[str, Any]:

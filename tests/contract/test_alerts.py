@@ -26,7 +26,7 @@ ALERTS = ROOT / "docs" / "alerts.yml"
 TESTS = Path(__file__).with_name("alerts_test.yml")
 DASHBOARDS = sorted((ROOT / "docs" / "grafana").glob("*.json"))
 NAME = re.compile(r"\b(?:wirelane|process)_[a-z_]+\b")
-TABLES = {"wirelane_forwarding", "wirelane_connections", "wirelane_ports"}  # of nftables
+TABLES = {"wirelane_forwarding", "wirelane_connections", "wirelane_ports", "wirelane_filter"}  # of nftables
 VARIABLES = {"$__rate_interval": "5m", "$node": ".*"}
 
 
@@ -52,7 +52,7 @@ def shown() -> str:
     calls.ended("GET", "/healthz", 200, 0.001)
     agent = Status("e", last_sample_time=5, last_resync_time=5, time=9.0, certificate_expires=7)
     of_agent = generate_latest(MetricsServer(lambda: agent, "0.1.0"))
-    return (generate_latest(Scrape(calls, {}, Fleet(nodes, 1, 1, ""))) + of_agent).decode()
+    return (generate_latest(Scrape(calls, {}, Fleet(nodes, 1, 1, "", 7.0))) + of_agent).decode()
 
 
 def labels_by_name() -> dict[str, set[str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -21,7 +22,7 @@ from gateway.allocate import MARKS, without
 from gateway.collect import Collect
 from gateway.creation import Creation
 from gateway.errors import Conflict
-from gateway.model import Account, AccountEdit, NewAccount, ServerValues
+from gateway.model import Account, AccountEdit, AgentStatus, NewAccount, ServerValues
 from gateway.placement import Placement
 from gateway.port_forwards import PortForwards
 from gateway.servers import Servers
@@ -317,9 +318,15 @@ async def test_what_cannot_move_is_refused_and_nothing_is_changed(fleet: Fleet) 
     await fleet.store.change(lambda tx: node_rows.drain(tx, "ams", True))
     await refused("Node ams is drained")
     await fleet.store.change(lambda tx: node_rows.drain(tx, "ams", False))
-    network = IPv4Interface("10.0.0.0/16").network
+    told = AgentStatus("e", 1, 1, needs_snapshot=False)
+    networks = replace(told, networks=((IPv4Interface("10.0.0.0/16").network, "eth1"),))
     with pytest.raises(Conflict, match=r"eth1 of node ams has 10\.0\.0\.0/16"):
-        await fleet.store.change(lambda tx: placement.begin(tx, "s", "ams", [(network, "eth1")]))
+        await fleet.store.change(lambda tx: placement.begin(tx, "s", "ams", networks))
+    (anna,) = await fleet.sold(1)
+    await PortForwards(fleet.store, fleet.gateway.sync).add("s", "tcp", 8080, anna.name, 80)
+    listening = replace(told, listening=frozenset({("tcp", 8080)}))
+    with pytest.raises(Conflict, match=r"Port 8080/tcp, which leads to account .*, is in use on node ams"):
+        await fleet.store.change(lambda tx: placement.begin(tx, "s", "ams", listening))
     with pytest.raises(Conflict, match="Server s is on node fra already"):
         await fleet.move("fra")
 

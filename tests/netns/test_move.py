@@ -1,4 +1,5 @@
-"""A server moves between two real nodes while its customer uses it; and away from a node that is dead and comes back.
+"""A server moves between two real nodes while its customer uses it; away from a node that is dead and comes back; and
+while a gateway dies. Over mutual TLS, by two gateways on PostgreSQL.
 
 What passes is counted three times: by the client (requests sent, and answered), by the host on the internet (requests
 that arrived), and by the nodes. A request that both nodes let pass would arrive twice, one that nobody counted would be
@@ -12,10 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.cluster import why_missing
 from tests.fleet.traffic import lead
 from tests.lab.lab import Lab
 from tests.lab.processes import wait_until
@@ -33,8 +36,11 @@ BYTES = 100  # of a datagram: 20 of IP, 8 of UDP, 72
 @pytest.fixture(scope="module")
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """Two nodes that ask before they serve when they were cut off, and one client."""
+    if reason := why_missing():
+        pytest.skip(reason)
     agent: dict[str, str | int | float | bool] = {"cut_off": "stop", "cut_off_seconds": CUT_OFF}
-    made = Lab.up(NAME, nodes=2, clients=1, agent=agent, gateway={"collect_seconds": 5})
+    gateway: dict[str, str | int | float | bool] = {"collect_seconds": 5}
+    made = Lab.up(NAME, nodes=2, clients=1, gateways=2, postgresql=True, agent=agent, gateway=gateway)
     program = made.command("internet", sys.executable, "-c", ECHO, str(INTERNET_ADDRESS), str(PORT))
     echo = subprocess.Popen(program, stdin=subprocess.DEVNULL)
     try:
@@ -150,6 +156,32 @@ def test_it_moves_under_traffic_to_the_byte_and_the_client_is_back_after_its_nex
     checked(lab, account, before, requests + 1, came_back + 1)
 
 
+@pytest.mark.parametrize("victim", ["g1", "g2"])
+def test_a_gateway_that_dies_in_the_middle_of_a_move_costs_no_byte(lab: Lab, account: str, victim: str) -> None:
+    time.sleep(1)
+    before, requests, server = usage(lab.rest, account), arrived(lab), server_of(lab, account)
+    running = Requests(lab, 300)
+    time.sleep(2)
+    with ThreadPoolExecutor(1) as beside:
+        words = ("server", "move", server, "--node", "n2")
+        moving = beside.submit(lab.gateway_cli, *words, gateway=victim)
+        try:
+            wait_until(lambda: not peers(lab, "n1"), "n1 has let go", 20.0)
+            there = peers(lab, "n2")
+            lab.kill_gateway(victim)
+            print(f"killed while n2 has {there}; the command: {moving.exception() or 'done'}")
+            wait_until(lambda: len(peers(lab, "n2")) == 1, "the other gateway goes on", 20.0)
+            assert not peers(lab, "n1")
+            lead(lab, "c1", "n2")
+            sent, came_back = running.finished()
+        finally:
+            lab.start_gateway(victim)
+    requests = arrived(lab) - requests
+    print(f"sent={sent} arrived={requests} answered={came_back}")
+    assert 0 < came_back <= requests < sent
+    checked(lab, account, before, requests, came_back)
+
+
 def test_a_dead_node_that_comes_back_gives_up_what_is_no_longer_its_own_before_it_serves(
     lab: Lab, account: str
 ) -> None:
@@ -163,14 +195,16 @@ def test_a_dead_node_that_comes_back_gives_up_what_is_no_longer_its_own_before_i
     lead(lab, "c1", "n2")
     wait_until(lambda: answered(lab), "the client's next handshake", 60.0)
     time.sleep(max(0.0, died + CUT_OFF + 2 - time.monotonic()))
-    lab.stop_gateway()  # n1 comes back, and nobody can tell it
+    for gateway in lab.gateways:  # n1 comes back, and nobody can tell it
+        lab.stop_gateway(gateway.name)
     lab.start_agent("n1")
     until = time.monotonic() + 5
     while time.monotonic() < until:
         assert not peers(lab, "n1"), "it serves what is no longer its own"
         time.sleep(0.2)
     assert answered(lab), "n2 goes on without the gateway"
-    lab.start_gateway()
+    for gateway in lab.gateways:
+        lab.start_gateway(gateway.name)
     wait_until(lambda: lab.rest.get("system/status")["status"] == "OK", "n1 in step again", 20.0)
     assert not peers(lab, "n1") and len(peers(lab, "n2")) == 1
     checked(lab, account, before, arrived(lab) - requests, answers)

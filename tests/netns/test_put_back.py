@@ -93,6 +93,12 @@ class Node:
             self.tool("nft", "-f", "-", stdin=f"flush ruleset\n{saved}")
 
 
+def told(save: str) -> list[str]:
+    """What it says of accounts. The router says something itself now and then (IGMP), which other rules count."""
+    lines = [line for line in save.splitlines() if line[:1] not in "#:"]
+    return [line if "set-xmark" in line else line.rpartition("] ")[2] for line in lines]
+
+
 @pytest.fixture(params=list(DOORS))
 def node(request: pytest.FixtureRequest, make_namespace: Callable[[], str], tmp_path: Path) -> Iterator[Node]:
     crossing = build(make_namespace, "wg")
@@ -195,9 +201,7 @@ def test_a_restart_of_the_agent_is_no_save(node: Node) -> None:
     node.restart()
     before = node.save()
     node.restart()
-    assert [line for line in node.save().splitlines() if line[:1] != "#"] == [
-        line for line in before.splitlines() if line[:1] != "#"
-    ]
+    assert told(node.save()) == told(before)
     assert node.billed(BEFORE) == bytes_of(MEGA + 10)
 
 

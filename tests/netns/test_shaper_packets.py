@@ -185,5 +185,10 @@ def test_text_of_a_root_is_what_tc_prints(box: Box) -> None:
     box.add_root()
     box.put({0x109: 5})
     tcp_megabits(box, 109, 0.3)
-    assert box.run(shaper.root_text, DEVICE) == box.tc(f"-s qdisc show dev {DEVICE} root")
+
+    def is_equal() -> bool:
+        """The kernel says something by itself now and then, perhaps between the two."""
+        return bool(box.run(shaper.root_text, DEVICE) == box.tc(f"-s qdisc show dev {DEVICE} root"))
+
+    assert any(is_equal() for _ in range(5))
     assert box.run(shaper.root_text, "nowhere0") is None

@@ -1,11 +1,11 @@
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_network
 
 import pytest
 from immutables import Map
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import InvalidValue, StaleRevision
-from agent.model import PortForward
+from agent.model import FilterRule, PortForward
 from tests.fakes.state import EPOCH, account, key, server
 
 
@@ -147,6 +147,17 @@ def test_what_cannot_be_says_which_field_and_why(patch: Patch, said: str) -> Non
     with pytest.raises((StaleRevision, InvalidValue)) as error:
         state.patched(patch)
     assert said in str(error.value)
+
+
+def test_a_filter_that_comes_with_one_server_holds_for_all() -> None:
+    everywhere = ip_network("0.0.0.0/0")
+    rules = (FilterRule(False, everywhere, everywhere, "tcp", 0, 25),)
+    two = Desired.of(EPOCH, Snapshot(5, (server(1), server(2))))
+    after = two.patched(Patch(EPOCH, 5, 6, put_servers=(server(2, filter=rules),)))
+    assert [one.filter for one in after.servers.values()] == [rules, rules]
+    assert after.patched(Patch(EPOCH, 6, 7, put_servers=(server(1),))).servers == two.servers
+    unlike = Snapshot(6, (server(1, filter=rules), server(2)))
+    assert Desired.of(EPOCH, unlike).servers == two.servers
 
 
 def test_a_port_leads_to_one_account_of_the_node() -> None:

@@ -295,6 +295,20 @@ def test_a_filter_is_kept(path: Path) -> None:
     again.close()
 
 
+def test_a_filter_that_came_with_one_server_is_kept_for_all(path: Path) -> None:
+    store = open_store(path)
+    desired = Desired.of(store.epoch, Snapshot(1, (server(1), server(2)), (), "UTC"))
+    store.save_snapshot(desired)
+    one = server(2, filter=(FilterRule(False, EVERYWHERE, EVERYWHERE),))
+    patch = Patch(store.epoch, 1, 2, put_servers=(one,))
+    desired = desired.patched(patch)
+    store.save_patch(desired, patch)
+    store.close()
+    again = open_store(path)
+    assert again.load() == desired and desired.servers["s1"].filter
+    again.close()
+
+
 def test_ports_are_kept(path: Path) -> None:
     store = open_store(path)
     led = account(2, ports=(PortForward("udp", 25565, 7777), PortForward("tcp", 80, 8080)))

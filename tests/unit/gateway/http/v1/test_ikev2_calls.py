@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from sqlalchemy import update
 
 from gateway import certificates
 from gateway.live import Session
 from gateway.model import Responder
+from gateway.store.tables import ikev2
 from tests.fakes.product import NODE
 from tests.unit.gateway.http.conftest import Api
 
@@ -52,6 +54,15 @@ def responder_of(api: Api) -> Responder | None:
 
 def passwords(api: Api) -> set[str]:
     return {account.password.reveal() for account in api.product.agents[NODE].accounts.values()} - {""}
+
+
+async def test_it_is_told_when_the_certificate_ends_while_it_is_shown(api: Api) -> None:
+    assert (await api.product.system.fleet()).ikev2_ends == 0
+    found = await turned_on(api)
+    ends = x509.load_pem_x509_certificate(found["server_cert"].encode()).not_valid_after_utc
+    assert (await api.product.system.fleet()).ikev2_ends == ends.timestamp()
+    await api.product.store.change(lambda tx: tx.run(update(ikev2).values(sealed=b"nobody can open this")))
+    assert (await api.product.system.fleet()).ikev2_ends == 0, "and all else is told"
 
 
 async def test_three_calls_turn_it_on_and_the_node_is_told(api: Api) -> None:
