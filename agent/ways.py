@@ -36,6 +36,8 @@ def opened_last(
 ) -> tuple[Diff[str, Forwarding], Diff[str, Forwarding]]:
     """What can be opened at once, and what only when classes that are still to be made on the uplink (`new`) are there:
     the way out of links whose peers stand already, to another uplink than the one they have."""
+    if not (difference.add or difference.change):
+        return Diff(), Diff()  # as with every change of an account; what follows looks at all peers
     devices, peopled = {device for device, _ in new}, {interface for interface, _ in found[PEERS]}
     wait = {
         link

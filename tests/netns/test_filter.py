@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, ip_network
@@ -15,7 +16,7 @@ from agent.kernel.nftables.filter import Filters
 from agent.model import EVERYWHERE, FilterRule, Reach
 from agent.objects import DAMAGED, FILTER_KEY, Diff, Filter, Forwarding, Scope
 from tests.netns.conftest import enter
-from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, nft
+from tests.netns.crossing import ALICE, BOB, CAROL, INTERNET, Crossing, build, ip, nft, sysctl
 
 SCOPE = Scope(frozenset({"wg0", "wg1"}), "up0")
 LINKS = frozenset({"wg0", "wg1"})
@@ -162,3 +163,69 @@ def test_a_table_of_that_name_in_another_family_is_not_ours(box: Box) -> None:
     box.make(NO_MAIL)
     assert box.call(box.part.apply, Diff(remove={FILTER_KEY: Filter((NO_MAIL,), LINKS)})) == {}
     assert "table ip wirelane_filter" in box.nft("list tables")
+
+
+def arrives(box: Box, family: int, ends: tuple[str, str], port: int, size: int = 5) -> bool:
+    """Whether a datagram out of the blue, whole or in fragments, gets from one host to the other."""
+    hosts = box.crossing.hosts[ALICE], box.crossing.hosts[INTERNET]
+
+    def make(address: str, at: int) -> socket.socket:
+        made = socket.socket(family, socket.SOCK_DGRAM)
+        made.settimeout(0.5)
+        made.bind((address, at))
+        box.crossing.sockets.append(made)
+        return made
+
+    with enter(hosts[0]) as run:
+        sender = run(make, ends[0], 0)
+    with enter(hosts[1]) as run:
+        receiver = run(make, ends[1], port)
+    sender.sendto(b"x" * size, (ends[1], port))
+    try:
+        return len(receiver.recv(65_535)) == size
+    except TimeoutError:
+        return False
+    finally:
+        sender.close()
+        receiver.close()
+
+
+ALICE_6, INTERNET_6 = "fd66::10", "2001:db8::2"
+
+
+@pytest.fixture
+def with_ipv6(box: Box) -> Box:
+    router, alice, internet = box.crossing.router, box.crossing.hosts[ALICE], box.crossing.hosts[INTERNET]
+    for namespace, device, address in (
+        (router, "wg0", "fd66::1/64"),
+        (router, "up0", "2001:db8::1/64"),
+        (alice, "eth0", f"{ALICE_6}/64"),
+        (internet, "eth0", f"{INTERNET_6}/64"),
+    ):
+        ip(namespace, "-6", "address", "add", address, "dev", device, "nodad")
+    ip(alice, "-6", "route", "add", "2001:db8::/64", "via", "fd66::1")
+    ip(internet, "-6", "route", "add", "fd66::/64", "via", "2001:db8::1")
+    sysctl(router, "ipv6/conf/all/forwarding", "1")
+    return box
+
+
+def test_each_family_has_rules_of_its_own(with_ipv6: Box) -> None:
+    ends = ALICE_6, INTERNET_6
+    assert arrives(with_ipv6, socket.AF_INET6, ends, 25)
+    with_ipv6.make(NO_MAIL)
+    assert arrives(with_ipv6, socket.AF_INET6, ends, 25) and not with_ipv6.crossing.passes(ALICE, INTERNET, 25)
+    with_ipv6.make(rule(False, "::/0", "::/0", "udp", 0, 25))
+    assert not arrives(with_ipv6, socket.AF_INET6, ends, 25) and with_ipv6.crossing.passes(ALICE, INTERNET, 25)
+    assert arrives(with_ipv6, socket.AF_INET6, ends, 26)
+    with_ipv6.make(rule(False, "fd66::/64", f"{INTERNET_6}/128"))
+    assert not arrives(with_ipv6, socket.AF_INET6, ends, 26)
+
+
+def test_fragments_are_met_as_the_packet_that_they_are(with_ipv6: Box) -> None:
+    of = (socket.AF_INET, (ALICE, INTERNET)), (socket.AF_INET6, (ALICE_6, INTERNET_6))
+    for family, ends in of:
+        assert arrives(with_ipv6, family, ends, 25, 4000)
+    with_ipv6.make(NO_MAIL, rule(False, "::/0", "::/0", "udp", 0, 25))
+    for family, ends in of:
+        assert not arrives(with_ipv6, family, ends, 25, 4000)
+        assert arrives(with_ipv6, family, ends, 26, 4000)

@@ -129,6 +129,7 @@ class NftablesMarks:
     def __init__(self, ipv6: bool = False) -> None:
         self._of = IPV6 if ipv6 else IPV4
         self._stamp = () if ipv6 else (STAMP,)
+        self._known: tuple[nft.State, Table | None] | None = None
 
     def read(self, scope: Scope) -> dict[Address, Mark]:
         """What is right, with the current counters, and `BROKEN` if something is not. Raises KernelError."""
@@ -166,13 +167,24 @@ class NftablesMarks:
     def apply(self, diff: Diff[Address, Mark]) -> Mapping[Address, KernelError]:
         """One transaction. All or nothing: raises KernelError, and returns no errors of single addresses."""
         if diff:
-            table = _usable_table(self._of)
+            table = self._usable()
             if table is not None and table.chains.get(MARKS) == BEFORE:
                 # A packet that the version before has marked already is let go, until all of these are through.
                 nft.apply([*_emptied(self._of, table), *self._of.write.add_rules(MARKS, (LET_GO, *self._of.plain))])
-                table = _usable_table(self._of)
-            nft.apply(_Edit(self._of, table, diff).commands())
+                table = self._usable()
+            edit = _Edit(self._of, table, diff)
+            commands = edit.commands()
+            nft.apply(commands, elements=edit.is_of_elements)
         return {}
+
+    def _usable(self) -> Table | None:
+        """Listed anew where anything but elements of ours may have changed: see `nft.state`."""
+        state = nft.state()
+        if self._known is None or self._known[0] is not state:
+            table = _usable_table(self._of)
+            self._known = (state, table) if nft.state() is state else None
+            return table
+        return self._known[1]
 
     # -- moving from one backend to the other ----------------------------------------------------------------------
 
@@ -295,6 +307,7 @@ class _Edit:
         self._put = {mark.address.packed: mark for mark in (*diff.add.values(), *diff.change.values())}
         self._gone = {address.packed for address in diff.remove if address != of.broken} - self._put.keys()
         self._repair = of.broken in diff.remove
+        self.is_of_elements = False  # it leaves all else as it is; of `commands`
 
     def commands(self) -> list[str]:
         """What has to be done, nothing if all is well. Reads the elements concerned."""
@@ -313,6 +326,7 @@ class _Edit:
         if table is not None and (
             _is_whole(self._of, table) or (not self._repair and _is_whole(self._of, table, with_guard=True))
         ):
+            self.is_of_elements = True
             return elements
         return [*_emptied(self._of, table), *elements, *self._of.write.add_rules(MARKS, self._of.plain)]
 
