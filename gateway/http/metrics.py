@@ -226,9 +226,11 @@ class Scrape:
             yield GaugeMetricFamily("wirelane_accounts", "Accounts in the database.", self._fleet.accounts)
             yield GaugeMetricFamily("wirelane_servers", "Servers in the database.", self._fleet.servers)
             if self._fleet.ikev2_ends:
-                about = "When the certificate ends that nodes show by IKEv2."
-                name = "wirelane_ikev2_certificate_expiry_timestamp_seconds"
-                yield GaugeMetricFamily(name, about, self._fleet.ikev2_ends)
+                yield GaugeMetricFamily(
+                    "wirelane_ikev2_certificate_expiry_timestamp_seconds",
+                    "When the certificate ends that nodes show by IKEv2.",
+                    self._fleet.ikev2_ends,
+                )
             yield from (shown.of(self._fleet.nodes) for shown in NODE_FAMILIES)
 
 

@@ -7,12 +7,14 @@ change up to R, and nothing of a later one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, delete, exists, func, select, update
 
 from gateway import origin
+from gateway.errors import NotFound
 from gateway.model import Account, Compared, Held, Node, Origin, Patch, Responder, Server, Snapshot
 from gateway.store import accounts as account_rows
 from gateway.store import filter_rules, settings
@@ -20,7 +22,8 @@ from gateway.store import ikev2 as ikev2_rows
 from gateway.store import nodes as node_rows
 from gateway.store import port_forwards as port_rows
 from gateway.store import servers as server_rows
-from gateway.store.tables import nodes, revisions, tombstones
+from gateway.store.tables import nodes, port_forwards, revisions, servers, tombstones
+from gateway.store.tables import settings as stored
 from gateway.store.transaction import Transaction
 
 _tombstones = (
@@ -28,6 +31,29 @@ _tombstones = (
     .where(tombstones.c.node_id == bindparam("node"), tombstones.c.revision > bindparam("after"))
     .order_by(tombstones.c.revision)
 )
+_of_node = servers.c.node_id == nodes.c.id
+_setting = {name: select(stored.c.value).where(stored.c.name == name).scalar_subquery() for name in settings.TOLD}
+
+
+def _mark_of(revision: ColumnElement[int]) -> ColumnElement[int]:
+    found = (revisions.c.node_id == nodes.c.id) & (revisions.c.revision == revision)
+    return select(revisions.c.mark).where(found).scalar_subquery()
+
+
+# What is to be known before anything is read, and whether there is something to read: most changes are of accounts
+# alone. One statement, for a statement's way to the database and back is most of what it costs.
+_glance = select(
+    *node_rows.COLUMNS,
+    nodes.c.horizon,
+    _setting[settings.IDENTITY].label("identity"),
+    _setting[settings.TIME_ZONE].label("time_zone"),
+    _mark_of(bindparam("held")).label("mark_held"),
+    _mark_of(nodes.c.revision).label("mark_now"),
+    exists().where(tombstones.c.node_id == nodes.c.id, tombstones.c.revision > bindparam("held")).label("has_gone"),
+    exists().where(_of_node, servers.c.revision > bindparam("held")).label("has_servers"),
+    exists().where(_of_node, servers.c.ikev2).label("has_ikev2"),
+    exists().where(port_forwards.c.node_id == nodes.c.id).label("has_ports"),
+).where(nodes.c.name == bindparam("node"))
 _horizon_of = select(nodes.c.horizon).where(nodes.c.id == bindparam("node"))
 
 
@@ -40,39 +66,43 @@ async def rows(tx: Transaction) -> list[origin.Row]:
 
 async def compared(tx: Transaction, name: str, held: Held) -> Compared:
     """The node, and what an agent lacks that holds this, or why nothing may be sent."""
-    node = await node_rows.found(tx, name)
-    identity, marks = await settings.identity(tx), await node_rows.marks(tx, node.id, held.revision, node.revision)
-    contested = origin.contested(node, identity, held, marks.get(held.revision))
+    seen = await tx.one(_glance, {"node": name, "held": held.revision})
+    if seen is None:
+        raise NotFound(f"Node {name} not found")
+    node = Node(*seen[: len(node_rows.COLUMNS)])
+    contested = origin.contested(node, seen.identity or "", held, seen.mark_held)
     is_said = bool(contested) and node.replaces == origin.word(held)
     if contested:
         return Compared(node, None, "" if is_said else contested, is_said)
     # Where nothing is lost nobody need be asked. But a snapshot of before may be under way to whom all was taken from.
-    return Compared(node, await _since(tx, node, held, identity, marks), is_said=held.is_emptied)
+    return Compared(node, await _since(tx, node, held, seen), is_said=held.is_emptied)
 
 
-async def _since(tx: Transaction, node: Node, held: Held, identity: str, marks: Mapping[int, int]) -> Patch | None:
+async def _since(tx: Transaction, node: Node, held: Held, seen: Row[Any]) -> Patch | None:
     """None where it holds another state file than the one we know, or a revision from before the deletes and marks that
     we still remember."""
     revision = held.revision
-    if not held.epoch or held.epoch != node.epoch or not await _horizon(tx, node.id) <= revision <= node.revision:
+    if not held.epoch or held.epoch != node.epoch or not seen.horizon <= revision <= node.revision:
         return None
-    if held.origin.identity and revision not in marks:
+    if held.origin.identity and seen.mark_held is None:
         return None
-    gone = await tx.all(_tombstones, {"node": node.id, "after": revision})
-    responder, logins = await ikev2_rows.served(tx, node.id)
+    gone = await tx.all(_tombstones, {"node": node.id, "after": revision}) if seen.has_gone else ()
+    responder, logins = await ikev2_rows.served(tx, node.id) if seen.has_ikev2 else (None, frozenset[int]())
+    put_servers = await server_rows.changed_since(tx, node.id, revision) if seen.has_servers else []
+    put_accounts: Sequence[Account] = await account_rows.changed_since(tx, node.id, revision, logins)
+    if seen.has_ports:
+        put_accounts = await port_rows.told(tx, node.id, revision, put_accounts)
     return Patch(
         epoch=held.epoch,
         base=revision,
         revision=node.revision,
-        put_servers=await _told(tx, await server_rows.changed_since(tx, node.id, revision), responder),
+        put_servers=await _told(tx, put_servers, responder),
         remove_servers=tuple(row.key for row in gone if row.kind == "server"),
-        put_accounts=tuple(
-            await port_rows.told(tx, node.id, revision, await account_rows.changed_since(tx, node.id, revision, logins))
-        ),
+        put_accounts=tuple(put_accounts),
         remove_accounts=tuple(int(row.key) for row in gone if row.kind == "account"),
-        time_zone=await settings.time_zone(tx),
-        origin=Origin(identity, marks.get(node.revision, 0), node.name),
-        base_mark=marks.get(revision, 0),
+        time_zone=seen.time_zone or settings.DEFAULT_ZONE,
+        origin=Origin(seen.identity or "", seen.mark_now or 0, node.name),
+        base_mark=seen.mark_held or 0,
     )
 
 

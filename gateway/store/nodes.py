@@ -48,7 +48,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a DNS label: names 
 
 LARGEST_REVISION = 1 << 62  # as many again fit into the database
 
-_columns = (
+COLUMNS = (
     nodes.c.id,
     nodes.c.name,
     nodes.c.target,
@@ -61,9 +61,9 @@ _columns = (
     nodes.c.tls_name,
     nodes.c.drained,
 )
-_by_name = select(*_columns).where(nodes.c.name == bindparam("node"))
+_by_name = select(*COLUMNS).where(nodes.c.name == bindparam("node"))
 _with_marks = (
-    select(*_columns, revisions.c.mark)
+    select(*COLUMNS, revisions.c.mark)
     .select_from(
         nodes.outerjoin(revisions, (revisions.c.node_id == nodes.c.id) & (revisions.c.revision == nodes.c.revision))
     )
@@ -89,7 +89,7 @@ def _node(row: Row[Any]) -> Node:
 
 
 async def listed(tx: Transaction) -> list[Node]:
-    return [_node(row) for row in await tx.all(select(*_columns).order_by(nodes.c.id))]
+    return [_node(row) for row in await tx.all(select(*COLUMNS).order_by(nodes.c.id))]
 
 
 async def listed_with_marks(tx: Transaction) -> list[tuple[Node, int]]:

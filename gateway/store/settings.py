@@ -20,6 +20,8 @@ KEY_CHECK = "key_check"
 IDENTITY = "identity"  # random; of this database and its copies, and of no other: see gateway/origin.py
 CALENDAR = "calendar"  # see gateway/usage.py: "2026-11-26", or "2026-11-26 2031-03-01"
 LINK_PAGE = "link_page"
+TOLD = (IDENTITY, TIME_ZONE)  # to every node, with whatever it is told
+DEFAULT_ZONE = "UTC"
 SERIES = "gateway_series"  # of the certificates of gateways
 WRITTEN = "written"  # when it was last seen that this database can be written to, Unix seconds
 # What is sealed in it also tells how digests lie in the database: nobody can make it say "plain" without the key.
@@ -29,7 +31,7 @@ _by_name = select(settings.c.value).where(settings.c.name == bindparam("setting"
 
 
 async def time_zone(tx: Transaction) -> str:
-    return await _read(tx, TIME_ZONE) or "UTC"
+    return await _read(tx, TIME_ZONE) or DEFAULT_ZONE
 
 
 async def set_time_zone(tx: Transaction, name: str) -> None:
