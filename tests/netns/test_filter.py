@@ -206,6 +206,8 @@ def with_ipv6(box: Box) -> Box:
     ip(alice, "-6", "route", "add", "2001:db8::/64", "via", "fd66::1")
     ip(internet, "-6", "route", "add", "fd66::/64", "via", "2001:db8::1")
     sysctl(router, "ipv6/conf/all/forwarding", "1")
+    # A router asks for its neighbours once its own addresses are known to be nobody else's.
+    assert any(arrives(box, socket.AF_INET6, (ALICE_6, INTERNET_6), 25) for _ in range(20))
     return box
 
 
