@@ -55,6 +55,47 @@ def test_every_call_works_in_the_namespace_of_its_thread(make_namespace: Callabl
         assert there(readout.read, "t", TOWARDS.name) == {}
 
 
+def test_what_was_listed_stands_while_nobody_commits_but_elements_of_ours(make_namespace: Callable[[], str]) -> None:
+    one, other = make_namespace(), make_namespace()
+
+    def change(verb: str, number: int) -> None:
+        nft.apply(WRITE.elements(verb, TOWARDS.name, elements(number)[-1:]), elements=True)
+
+    with enter(one) as run, enter(other) as elsewhere:
+        run(nft.apply, MAKE)
+        state = run(nft.state)
+        for number in (1, 2, 3):
+            run(change, "add", number)
+            assert run(nft.state) is state
+        run(change, "delete", 2)
+        elsewhere(nft.apply, MAKE)
+        assert run(nft.state) is state is not elsewhere(nft.state)
+        for foreign in (
+            "add table inet other",
+            f"add element ip t {TOWARDS.name} {{ {text(9)} : 9 }}",
+            "flush table inet other",
+        ):
+            crossing.nft(one, foreign)
+            assert run(nft.state) is not state
+            state = run(nft.state)
+        run(nft.apply, [WRITE.add_plain_chain("c")])
+        assert run(nft.state) is not state, "that was no element"
+
+
+def test_a_commit_of_others_beside_ours_is_no_element_of_ours(namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with enter(namespace) as run:
+        run(nft.apply, MAKE)
+        state, really = run(nft.state), nft._run
+
+        def interrupted(commands: str, output: int) -> str:
+            crossing.nft(namespace, "add table inet other")
+            return really(commands, output)
+
+        monkeypatch.setattr(nft, "_run", interrupted)
+        run(lambda: nft.apply(WRITE.elements("add", TOWARDS.name, elements(1)), elements=True))
+        assert run(nft.state) is not state
+
+
 @pytest.mark.parametrize("count", [0, 1, 60, 3000])
 def test_elements_are_read_as_nft_shows_them(namespace: str, count: int) -> None:
     with enter(namespace) as run:

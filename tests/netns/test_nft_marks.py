@@ -156,6 +156,21 @@ def test_damage_is_seen_and_repaired_at_once_and_what_is_right_keeps_its_counter
     assert run(MARKS.counters)[BOB_ADDRESS].download_packets == (1 if name in LOST else 4)
 
 
+@pytest.mark.parametrize("name", DAMAGE.keys() - LOST - {"half a pair is nobody's", "a pair is nobody's"})
+def test_a_change_of_one_account_finds_what_was_broken_since_the_last_one(
+    crossing: Crossing, run: Run, name: str
+) -> None:
+    alice, bob = ({address: WANTED[address]} for address in (ALICE_ADDRESS, BOB_ADDRESS))
+    for wanted in (alice, bob):
+        run(MARKS.apply, Diff(add=wanted))
+    right = tables(crossing)
+    for command in DAMAGE[name]:
+        nft(crossing.router, command)
+    run(MARKS.apply, Diff(add=alice))
+    assert read(run) == WANTED
+    assert sorted(tables(crossing).split()) == sorted(right.split())
+
+
 def test_a_map_of_another_kind_is_made_anew_and_the_other_keeps_its_counters(crossing: Crossing, run: Run) -> None:
     make(run, WANTED)
     crossing.send(ALICE, INTERNET, 2, 100)

@@ -39,6 +39,7 @@ LIBRARY = "libnftables.so.1"
 FAMILY = "ip"
 # linux/netfilter/nf_tables.h
 _GET_TABLES = 10 << 8 | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 _GET_GENERATION, _GENERATION = 10 << 8 | 16, 1  # NFT_MSG_GETGEN, NFTA_GEN_ID
 _OF_ALL = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)  # nfgenmsg
 _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
@@ -208,7 +209,7 @@ class State:
     generation: int
 
 
-_states: dict[int, State] = {}  # by network namespace
+_states: dict[int, State] = {}  # by network namespace; an agent has one
 
 
 def state() -> State:
@@ -217,15 +218,24 @@ def state() -> State:
     The kernel counts the commits of a network namespace, whoever makes them. So what was listed need not be listed
     again before every change of an element, which takes 5 to 10 ms beside a few servers. Raises KernelError.
     """
-    namespace, generation = os.stat("/proc/thread-self/ns/net").st_ino, _generation()
+    namespace, generation = _namespace(), _generation()
     found = _states.get(namespace)
     if found is None or found.generation != generation:
         found = _states[namespace] = State(generation)
     return found
 
 
-def _generation() -> int:
+def _namespace() -> int:
+    """Of this thread. Its inode may be another one's later, its cookie never (Linux 5.14)."""
     _check_socket()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as one:
+        try:
+            return int.from_bytes(one.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+        except OSError:
+            return -os.stat("/proc/thread-self/ns/net").st_ino
+
+
+def _generation() -> int:
     with Netlink(NETLINK_NETFILTER) as netlink:
         said = netlink.ask(message(_GET_GENERATION, 0, _OF_ALL))
     if not isinstance(said, bytes):
