@@ -73,7 +73,7 @@ def test_what_was_listed_stands_while_nobody_commits_but_elements_of_ours(make_n
         for foreign in (
             "add table inet other",
             f"add element ip t {TOWARDS.name} {{ {text(9)} : 9 }}",
-            "flush table inet other",
+            "delete table inet other",
         ):
             crossing.nft(one, foreign)
             assert run(nft.state) is not state
