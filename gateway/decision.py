@@ -14,7 +14,7 @@ from logging import DEBUG, ERROR, INFO, WARNING
 from gateway.errors import AgentUnreachable
 from gateway.model import AgentStatus, Applied, Compared, Failure, Held, Node, Patch, Snapshot
 from gateway.origin import Row
-from gateway.outcome import MOST_LOGGED, outcome, size, standing
+from gateway.outcome import MOST_LOGGED, outcome, size, standing, weight
 
 # Seconds.
 FIRST_PAUSE = 0.1  # after a pass that failed; then doubled ...
@@ -31,7 +31,7 @@ AWAY, UNSENT = "away", "unsent"  # troubles without a text: it does not tell its
 ACKNOWLEDGE_PAUSE = 0.2
 ACKNOWLEDGE_WITHIN = 1_000
 
-LARGEST_PATCH = 10_000  # changes; about 2.5 MB at most. A message may have 4 MB; a snapshot has no limit
+LARGEST_PATCH = 10_000  # accounts, or what is as long: 2.5 MB. A message may have 4 MB; a snapshot has no limit
 
 # -- calls, of which one is in flight at a time; and commands ---------------------------------------------------------
 
@@ -243,7 +243,7 @@ def saw(state: State, at: float, call: Compare, compared: Compared) -> Step:
     """The answer to Compare."""
     node, held, freed = compared.node, call.held, tuple[Command, ...]()
     is_ours, patch = compared.patch is not None, compared.patch
-    if patch is not None and (size(patch) > LARGEST_PATCH or state.snapshot_due):
+    if patch is not None and (weight(patch) > LARGEST_PATCH or state.snapshot_due):
         patch = None
     if patch is None and not call.is_fresh:  # perhaps another gateway has sent what is missing, and let go of it here
         return replace(state, held=None, call=Ask()), ()

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 HOSTS_OWN = "The firewall of the host itself is not managed by this API: its policies and its own rules are the host's"
 NO_RULE = "No rule found with given name"
+IN_USE = "A rule with the same name already exists"
 CHAIN, NOT_OURS = "FORWARD", ("INPUT", "OUTPUT")
 ACTIONS = ("ACCEPT", "DROP")
 PROTOCOLS = ("TCP", "UDP", "ICMP", "ANY")
 LONGEST_NAME = 64
 MOST = 100  # as agents take them: each packet is compared with all of them
+FULL = f"There are {MOST} rules already"
 
 
 class FilterRules:
@@ -48,9 +50,9 @@ class FilterRules:
             await tx.lock(INSTALLATION)
             there = await rows.listed(tx)
             if one.name in (other.name for other in there):
-                raise Conflict("A rule with the same name already exists")
+                raise Conflict(IN_USE)
             if len(there) >= MOST:
-                raise Conflict(f"There are {MOST} rules already")
+                raise Conflict(FULL)
             await rows.add(tx, one, at_top)
             return await server_rows.touch(tx)
 

@@ -12,6 +12,8 @@ from gateway.model import Applied, Failure, Patch, Snapshot
 
 MOST_LOGGED = 10  # refusals of one answer; all of them stand in the status
 
+SERVER_WEIGHT = 60  # accounts: 15 kB, each 250 bytes
+
 
 def outcome(failures: Iterable[Failure], about: Collection[int | str]) -> str:
     """What became of these accounts and servers: "failed" or "applied"."""
@@ -29,6 +31,11 @@ def standing(known: Iterable[Failure], sent: Patch | Snapshot, applied: Applied)
 def size(patch: Patch) -> int:
     """How many changes it carries."""
     return sum(map(len, (patch.put_servers, patch.remove_servers, patch.put_accounts, patch.remove_accounts)))
+
+
+def weight(patch: Patch) -> int:
+    """As `size`; a server, which may come with certificates and a filter, is as long as many accounts."""
+    return size(patch) + (SERVER_WEIGHT - 1) * len(patch.put_servers)
 
 
 def _concerns(failure: Failure, about: Collection[int | str]) -> bool:

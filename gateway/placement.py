@@ -129,6 +129,8 @@ async def _check_fits(tx: Transaction, server: Server, target: Node, told: Agent
                 f"Port {server.listen_port} is in use on node {target.name}, by server {other.name}: give one of the "
                 "two another port first"
             )
+    if told and ("udp", server.listen_port) in told.listening:
+        raise Conflict(f"Port {server.listen_port} is in use on node {target.name}, by a program of its own")
     await _check_ports(tx, server, target, told.listening if told else frozenset())
     for network, interface in told.networks if told else ():
         if server.address.network.overlaps(network):

@@ -39,7 +39,7 @@ UNKNOWN, UNUSED = "unknown", "not used"
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """`database`: why it takes no changes; "" = it does. `ikev2_ends`: of the certificate shown by IKEv2, Unix seconds;
-    0 = that is off."""
+    0 = that is off, or what lies in the database cannot be opened."""
 
     nodes: tuple[Condition, ...]
     accounts: int

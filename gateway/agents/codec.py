@@ -31,7 +31,7 @@ from gateway.model import (
 from protos.agent.v1 import agent_pb2 as pb
 
 CHUNK = 500  # accounts in one message: at most ~250 bytes each, far below gRPC's default limit of 4 MB
-SERVERS = 100  # the same of servers, which may have certificates and rules of filters: at most ~15 kB each
+SERVERS = 100  # the same of servers: with our own certificates and the longest filter some 17 kB each
 
 MOST_FAILURES = 50_000  # in an answer: a full node's accounts and servers
 MOST_OTHERS = 1000  # warnings, networks
@@ -164,8 +164,15 @@ def held_objects(chunk: pb.SnapshotChunk) -> Iterator[HeldObject]:
 
 def _fields(message: pb.Server | pb.Account) -> dict[str, str]:
     names = (field.name for field in message.DESCRIPTOR.fields)
-    told = {name: str(getattr(message, name)) for name in names if name not in ("id", "ikev2", *SECRETS)}
-    return told | ({"ikev2": message.ikev2.identity} if isinstance(message, pb.Server) else {})
+    told = {name: str(getattr(message, name)) for name in names if name not in ("id", "ikev2", "filter", *SECRETS)}
+    if not isinstance(message, pb.Server):
+        return told
+    return told | {"ikev2": message.ikev2.identity, "filter": "; ".join(map(_said, message.filter))}
+
+
+def _said(one: pb.FilterRule) -> str:
+    ends = f"{one.source} {one.source_port} to {one.destination} {one.destination_port}"
+    return f"{'ACCEPT' if one.accept else 'DROP'} {one.protocol} {ends}"
 
 
 def _failure(failure: pb.Failure) -> Failure:

@@ -14,7 +14,6 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, bindparam, delete, exists, func, select, update
 
 from gateway import origin
-from gateway.errors import NotFound
 from gateway.model import Account, Compared, Held, Node, Origin, Patch, Responder, Server, Snapshot
 from gateway.store import accounts as account_rows
 from gateway.store import filter_rules, settings
@@ -67,9 +66,8 @@ async def rows(tx: Transaction) -> list[origin.Row]:
 async def compared(tx: Transaction, name: str, held: Held) -> Compared:
     """The node, and what an agent lacks that holds this, or why nothing may be sent."""
     seen = await tx.one(_glance, {"node": name, "held": held.revision})
-    if seen is None:
-        raise NotFound(f"Node {name} not found")
-    node = Node(*seen[: len(node_rows.COLUMNS)])
+    node = node_rows.parse(seen, name)
+    assert seen is not None
     contested = origin.contested(node, seen.identity or "", held, seen.mark_held)
     is_said = bool(contested) and node.replaces == origin.word(held)
     if contested:

@@ -84,12 +84,15 @@ _marks = select(revisions.c.revision, revisions.c.mark).where(
 )
 
 
-def _node(row: Row[Any]) -> Node:
-    return Node(*row)
+def parse(row: Row[Any] | None, name: str = "") -> Node:
+    """What begins with COLUMNS. Raises NotFound where there is none."""
+    if row is None:
+        raise NotFound(f"Node {name} not found")
+    return Node(*row[: len(COLUMNS)])
 
 
 async def listed(tx: Transaction) -> list[Node]:
-    return [_node(row) for row in await tx.all(select(*COLUMNS).order_by(nodes.c.id))]
+    return [parse(row) for row in await tx.all(select(*COLUMNS).order_by(nodes.c.id))]
 
 
 async def listed_with_marks(tx: Transaction) -> list[tuple[Node, int]]:
@@ -98,10 +101,7 @@ async def listed_with_marks(tx: Transaction) -> list[tuple[Node, int]]:
 
 
 async def found(tx: Transaction, name: str) -> Node:
-    row = await tx.one(_by_name, {"node": name})
-    if row is None:
-        raise NotFound(f"Node {name} not found")
-    return _node(row)
+    return parse(await tx.one(_by_name, {"node": name}), name)
 
 
 async def lock(tx: Transaction, node_id: int) -> None:

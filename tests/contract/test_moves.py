@@ -324,6 +324,10 @@ async def test_what_cannot_move_is_refused_and_nothing_is_changed(fleet: Fleet) 
         await fleet.store.change(lambda tx: placement.begin(tx, "s", "ams", networks))
     (anna,) = await fleet.sold(1)
     await PortForwards(fleet.store, fleet.gateway.sync).add("s", "tcp", 8080, anna.name, 80)
+    own = replace(told, listening=frozenset({("udp", 51999)}))
+    await edit("s", ServerValues(listen_port=51999))
+    with pytest.raises(Conflict, match="Port 51999 is in use on node ams, by a program of its own"):
+        await fleet.store.change(lambda tx: placement.begin(tx, "s", "ams", own))
     listening = replace(told, listening=frozenset({("tcp", 8080)}))
     with pytest.raises(Conflict, match=r"Port 8080/tcp, which leads to account .*, is in use on node ams"):
         await fleet.store.change(lambda tx: placement.begin(tx, "s", "ams", listening))

@@ -133,6 +133,18 @@ def test_every_kind_of_rule_reads_back_as_it_was_written(box: Box) -> None:
         "add rule inet wirelane_filter rules tcp dport 1-3 drop",
         "add rule inet wirelane_filter rules ip saddr != 10.0.0.1 drop",
         "add rule inet wirelane_filter rules ip saddr { 10.0.0.1, 10.0.0.2 } accept",
+        "add rule inet wirelane_filter rules meta l4proto sctp drop",
+        "insert rule inet wirelane_filter rules meta l4proto esp accept",
+        "add rule inet wirelane_filter rules meta l4proto { tcp, udp } drop",
+        "add rule inet wirelane_filter rules meta l4proto { tcp, udp } th dport 25 drop",
+        "add rule inet wirelane_filter rules sctp dport 25 drop",
+        "add rule inet wirelane_filter rules icmp type echo-request drop",
+        "add rule inet wirelane_filter rules ip saddr . ip daddr { 10.0.0.1 . 10.0.0.2 } drop",
+        "add rule inet wirelane_filter rules ct state new accept",
+        "add rule inet wirelane_filter rules meta mark and 1 == 1 drop",
+        "add rule inet wirelane_filter rules ip saddr 10.0.0.1-10.0.0.9 drop",
+        "add rule inet wirelane_filter rules jump rules2",
+        "insert rule inet wirelane_filter forward iifname != wg0 goto rules",
         "add rule inet wirelane_filter rules counter",
         "insert rule inet wirelane_filter forward accept",
         "add rule inet wirelane_filter forward drop",
@@ -145,6 +157,8 @@ def test_every_kind_of_rule_reads_back_as_it_was_written(box: Box) -> None:
 )
 def test_what_others_do_to_it_is_seen_and_mended(box: Box, damage: str) -> None:
     box.make(NO_MAIL)
+    if "rules2" in damage:
+        box.nft("add chain inet wirelane_filter rules2")
     box.nft(damage)
     assert box.read() == (None if damage.startswith("delete") else DAMAGED)
     box.make(NO_MAIL)

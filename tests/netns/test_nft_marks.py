@@ -11,6 +11,7 @@ import pytest
 
 from agent.diff import diff
 from agent.kernel.iptables.marks import IptablesMarks
+from agent.kernel.nftables import nft as nft_door
 from agent.kernel.nftables.marks import BROKEN, NftablesMarks
 from agent.objects import Counters, Diff, Mark
 from tests.netns.conftest import enter
@@ -169,6 +170,15 @@ def test_a_change_of_one_account_finds_what_was_broken_since_the_last_one(
     run(MARKS.apply, Diff(add=alice))
     assert read(run) == WANTED
     assert sorted(tables(crossing).split()) == sorted(right.split())
+
+
+def test_who_has_seen_damage_is_believed_whatever_was_listed_before(crossing: Crossing, run: Run) -> None:
+    make(run, WANTED)
+    whole = run(MARKS._of.read)
+    nft(crossing.router, f"flush chain {T} marks")
+    MARKS._known = run(nft_door.state), whole  # as if that commit had not been noticed
+    make(run, WANTED)
+    assert read(run) == WANTED
 
 
 def test_a_map_of_another_kind_is_made_anew_and_the_other_keeps_its_counters(crossing: Crossing, run: Run) -> None:

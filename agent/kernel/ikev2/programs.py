@@ -29,7 +29,8 @@ class Process:
     started: int
 
     def is_alive(self) -> bool:
-        """Of a child, until it is collected: /proc calls one with threads a zombie while they still end."""
+        """A child is, until it is collected: /proc calls one with threads a zombie while they still end. Of who is
+        nobody's child here init is quick to collect, so a zombie has ended, or will in a moment."""
         state, started = _read(self.number)
         if started != self.started:
             return False

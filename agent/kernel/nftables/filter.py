@@ -20,10 +20,10 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
-from agent.errors import KernelError
+from agent.errors import InvalidValue, KernelError
 from agent.kernel.nftables import nft, ruleset
 from agent.kernel.nftables.pieces import ACCEPT, DROP, match, on_interface
-from agent.kernel.nftables.ruleset import Chain, Expressions, Piece, Rule, Table, Writing, matched
+from agent.kernel.nftables.ruleset import Chain, Expressions, Piece, Rule, Table, Writing, matched, normal
 from agent.model import FilterRule
 from agent.objects import DAMAGED, FILTER_KEY, Diff, Filter, Scope
 
@@ -34,7 +34,7 @@ NETWORKS: dict[int, tuple[str, IPv4Network | IPv6Network]] = {
     4: ("ip", IPv4Network("0.0.0.0/0")),
     6: ("ip6", IPv6Network("::/0")),
 }
-ICMP = {4: "icmp", 6: "ipv6-icmp"}
+ICMP = {4: "icmp", 6: "icmpv6"}
 GOTO = Piece(f"goto {RULES}", {"goto": {"target": RULES}})
 _write = Writing(TABLE, FAMILY)
 
@@ -121,7 +121,7 @@ def _guessed(table: Table) -> Filter:
         return DAMAGED
     try:
         rules = tuple(map(_rule, table.rules.get(RULES, [])))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, LookupError, AttributeError, InvalidValue):
         return DAMAGED
     one = Filter(rules, frozenset(devices))
     is_whole = table.chains == {FORWARD: HOOK, RULES: None} and not (table.flags or table.sets or table.others)
@@ -130,15 +130,15 @@ def _guessed(table: Table) -> Filter:
 
 
 def _rule(listed: Expressions) -> FilterRule:
-    """What it seems to be. Raises ValueError, TypeError, KeyError where it is nothing of ours."""
-    protocol = matched(listed, "l4proto")
+    """What it seems to be. Raises one of many errors where it is nothing of ours."""
+    protocol = matched(normal(listed), "l4proto")
     ends = [_network(matched(listed, field)) for field in ("saddr", "daddr")]
     known = next((end.version for end in ends if end), 0)
-    version = known or (6 if "ipv6" in (matched(listed, "nfproto"), (protocol or "")[:4]) else 4)
+    version = known or (6 if matched(listed, "nfproto") == "ipv6" or protocol == ICMP[6] else 4)
     source, destination = (end or NETWORKS[version][1] for end in ends)
     ports = [matched(listed, field) or 0 for field in ("sport", "dport")]
     if any(ports):
-        protocol = next(name for name in ("tcp", "udp") if _names(listed, name))
+        protocol = next((name for name in ("tcp", "udp") if _names(listed, name)), "none")
     said = "icmp" if protocol in ICMP.values() else protocol or "any"
     return FilterRule("accept" in listed[-1], source, destination, said, *map(int, ports))
 

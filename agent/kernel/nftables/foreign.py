@@ -24,7 +24,9 @@ from agent.kernel.nftables.packet import Packet, Rules, outcomes, with_states
 from agent.model import SOMEBODY
 from agent.objects import Forwarding
 
-OURS = ("wirelane", "wirelane_forwarding", "wirelane_connections", "wirelane_ports", "wirelane_filter")
+OURS = {("inet", "wirelane_filter")} | {
+    ("ip", name) for name in ("wirelane", "wirelane_forwarding", "wirelane_connections", "wirelane_ports")
+}
 FAMILIES = ("ip", "inet")
 Key = tuple[str, str]  # family and table
 
@@ -44,9 +46,11 @@ def parse(objects: Iterable[Mapping[str, Any]], states: Mapping[nft.Place, list[
     found = Ruleset()
     for entry in objects:
         for kind, value in entry.items():
-            if kind not in ("chain", "rule", "flowtable") or value["family"] not in FAMILIES or value["table"] in OURS:
+            if kind not in ("chain", "rule", "flowtable") or value["family"] not in FAMILIES:
                 continue
             key = value["family"], value["table"]
+            if key in OURS:
+                continue
             if kind == "flowtable":
                 found.flowtables.append(value)
             elif kind == "rule":

@@ -167,6 +167,8 @@ class NftablesMarks:
     def apply(self, diff: Diff[Address, Mark]) -> Mapping[Address, KernelError]:
         """One transaction. All or nothing: raises KernelError, and returns no errors of single addresses."""
         if diff:
+            if self._of.broken in diff.remove:
+                self._known = None  # whoever says that something is wrong has looked
             table = self._usable()
             if table is not None and table.chains.get(MARKS) == BEFORE:
                 # A packet that the version before has marked already is let go, until all of these are through.

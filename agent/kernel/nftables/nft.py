@@ -213,10 +213,12 @@ _states: dict[int, State] = {}  # by network namespace; an agent has one
 
 
 def state() -> State:
-    """The same object as long as nobody has committed anything, but for elements by `apply`.
+    """The same object as long as nobody has committed anything, but for elements by `apply`. Raises KernelError.
 
     The kernel counts the commits of a network namespace, whoever makes them. So what was listed need not be listed
-    again before every change of an element, which takes 5 to 10 ms beside a few servers. Raises KernelError.
+    again before every change of an element, which takes 5 to 10 ms beside a few servers. One thing deceives it: a
+    commit of others at the same moment that leaves ours nothing to do, for a commit that changes nothing does not
+    count. A full pass does not go by this.
     """
     namespace, generation = _namespace(), _generation()
     found = _states.get(namespace)

@@ -1,11 +1,11 @@
 """PURE: one table of nftables, both ways: what a listing (libnftables-json(5)) says of it, and commands (nft(8)).
 
-Owns both spellings and what counts as "the same rule". It opens nothing and decides nothing. Called by `marks`,
-`forwarding` and `bounded`, which say what should be there.
+Owns both spellings and what counts as "the same rule". It opens nothing and decides nothing. Called by
+what owns a table, which says what should be there.
 
-A rule is made of pieces that know themselves in both spellings, so that what was written can be found again. Two
+A rule is made of pieces that know themselves in both spellings, so that what was written can be found again. Some
 things are listed in different ways by different releases of libnftables and are taken for one here: a set of flags is
-a list or an "|", and "in" is "==".
+a list or an "|", "in" is "==", and a protocol is a name or a number.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FAMILY = "ip"
+PROTOCOLS = {"1": "icmp", "6": "tcp", "17": "udp", "58": "icmpv6", "ipv6-icmp": "icmpv6"}  # as they are written here
 Expressions = list[Any]  # a rule as it is listed
 
 
@@ -117,6 +118,8 @@ def normal(value: Any) -> Any:
         made["&"] = [{"|": sorted(one, key=repr)} if isinstance(one, list) else one for one in made["&"]]
     if made.get("op") == "in":
         made["op"] = "=="
+    if made.get("left") == {"meta": {"key": "l4proto"}}:
+        made["right"] = _protocols(made["right"])
     if made.get("left") == {"meta": {"key": "iif"}}:  # an index that is no interface's
         made["right"] = str(made["right"])
     if isinstance(made.get("right"), list):
@@ -138,6 +141,13 @@ def matched(rule: Expressions, field: str, op: str = "==") -> Any:
         if isinstance(left, dict) and field in (left.get("meta", {}).get("key"), left.get("payload", {}).get("field")):
             return match.get("right")
     return None
+
+
+def _protocols(right: Any) -> Any:
+    """One, or a set. Where the host has no /etc/protocols, some are listed as numbers."""
+    if isinstance(right, dict) and isinstance(right.get("set"), list):
+        return {"set": sorted(map(str, map(_protocols, right["set"])))}
+    return PROTOCOLS.get(str(right), right)
 
 
 class Writing:

@@ -60,6 +60,7 @@ class Call:
     msg: Schema  # JSON schema of a success's `msg`
     fields: tuple[Field, ...] = ()
     is_change: bool = False  # a GET that makes something
+    example: str = ""  # of the path, for people, where the names in it do not tell
     is_of_all: bool = False  # about the installation, whatever it is called by
     errors: tuple[str, ...] = ()  # of v1, or of this call alone; wrong fields are named by their own
 

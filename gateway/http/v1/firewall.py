@@ -6,10 +6,11 @@ firewall is not managed here, and what would change it is refused.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from gateway.errors import NotFound
-from gateway.filter_rules import ACTIONS, CHAIN, HOSTS_OWN, NO_RULE, PROTOCOLS
+from gateway.filter_rules import ACTIONS, CHAIN, FULL, HOSTS_OWN, IN_USE, NO_RULE, PROTOCOLS
 from gateway.http.envelope import Encoded
 from gateway.http.v1 import objects
 from gateway.http.v1.calls import BOOLEAN, ROOT, TEXT, Asked, Call, Field, listing, record, texts
@@ -84,15 +85,21 @@ PLACES = ("top", "end")
 NO_PLACE = "A rule is added at top or end"
 FILTER_RULE = texts("action", "chain", "d_ip", "d_port", "name", "protocol", "s_ip", "s_port")
 PORT = r"^[0-9]{0,5}$"
+
+
+def _words(some: Iterable[str]) -> str:
+    return f"^({'|'.join(dict.fromkeys(word for one in some for word in (one, one.lower())))})$"
+
+
 FILTER_FIELDS = (
     Field("name", "Letters and numbers, unique", r"^[A-Za-z0-9]{1,64}$", required=True),
-    Field("action", "ACCEPT or DROP", f"^({'|'.join(ACTIONS)})$", required=True),
-    Field("chain", "FORWARD; INPUT and OUTPUT are the host's own", f"^{CHAIN}$", required=True),
+    Field("action", "ACCEPT or DROP", _words(ACTIONS), required=True),
+    Field("chain", "FORWARD; INPUT and OUTPUT are the host's own", _words((CHAIN,)), required=True),
     Field("d_ip", "Destination, CIDR; 0.0.0.0/0 is all of IPv4, ::/0 all of IPv6", required=True),
     Field("s_ip", "Source, CIDR, of the same family", required=True),
     Field("d_port", "Destination port, 0-65535; 0 or empty = any; with ANY of TCP and UDP", PORT),
     Field("s_port", "Source port, likewise", PORT),
-    Field("protocol", "TCP, UDP, ICMP or ANY (which empty means too)", f"^({'|'.join(PROTOCOLS)})?$"),
+    Field("protocol", "TCP, UDP, ICMP or ANY (which empty means too)", _words((*PROTOCOLS, ""))),
 )
 MARK_RULE = texts("action", "chain", "d_ip", "s_ip", "name", "set-mark")
 NAT_RULE = texts("action", "chain", "d_ip", "s_ip", "name", "to-source")
@@ -111,7 +118,8 @@ CALLS = (
         *("POST", FIREWALL + "/rules/filter/{name}", "One more: at `top`, before all others, or at the `end`", _add),
         *(FILTER_RULE, FILTER_FIELDS),
         is_of_all=True,
-        errors=(NO_PLACE,),
+        example=FIREWALL + "/rules/filter/end",
+        errors=(NO_PLACE, IN_USE, FULL, HOSTS_OWN),
     ),
     Call("DELETE", FIREWALL + "/rules/filter/{name}", "A rule goes", _remove, TEXT, is_of_all=True, errors=(NO_RULE,)),
     Call(

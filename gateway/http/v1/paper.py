@@ -44,7 +44,7 @@ KINDS = {
     "license": "The installation",
 }
 NOT_SERVED = "Known from v1, not served"
-IN_PATH = {"name": "NAME", "year": "2026", "month": "11", "port": "8080", "proto": "tcp", "where": "end"}
+IN_PATH = {"name": "NAME", "year": "2026", "month": "11", "port": "8080", "protocol": "tcp"}
 SAMPLES = {
     "allowed_IPs": "10.0.0.2",
     "address": "10.0.0.1/24",
@@ -88,7 +88,8 @@ def _kind(call: Call) -> str:
 
 def _section(call: Call) -> str:
     path = call.path.removeprefix(ROOT)
-    shown = re.sub(r"{(\w+)}", lambda found: IN_PATH.get(found[1], found[1].upper()), path)
+    shown = re.sub(r"{(\w+)}", lambda found: IN_PATH.get(found[1], found[1].upper()), call.example or path)
+    shown = shown.removeprefix(ROOT)
     lines = [f"### {call.method} {path}", f"{call.summary}.", "```", f"curl {_arguments(call)}$api{shown}", "```"]
     if call.fields:
         lines += ["| field | what it is |", "|---|---|", *map(_row, call.fields), ""]

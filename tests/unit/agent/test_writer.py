@@ -14,8 +14,8 @@ import pytest
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import KernelError, StoreError
-from agent.model import minor
-from agent.objects import Diff, Scope
+from agent.model import EVERYWHERE, FilterRule, minor
+from agent.objects import FILTER_KEY, Diff, Scope
 from agent.parts import LINKS, PARTS
 from agent.report import Report
 from agent.usage import Usage, Used
@@ -756,3 +756,17 @@ def test_marks_and_classes_stay_while_a_link_that_could_not_be_made_right_may_st
     del box.kernel.peers.sees
     box.full()
     assert account(2).address not in box.kernel.marks.held and ("wg1", key(2)) not in box.kernel.peers.held
+
+
+def test_a_filter_that_linux_refuses_keeps_nobody_out_and_is_told_of_the_node() -> None:
+    box = Box()
+    rules = (FilterRule(False, EVERYWHERE, EVERYWHERE, "tcp", 0, 25),)
+    box.desired = Desired.of(EPOCH, Snapshot(1, (server(filter=rules),), (account(2),)))
+    box.kernel.refuses["filter", "add", FILTER_KEY] = "no nf_tables"
+    box.full()
+    assert [(one.account_id, one.subject, one.reason) for one in box.report.failures.values()] == [
+        (0, "", "no nf_tables")
+    ]
+    assert len(box.kernel.peers.held) == 1 and not box.kernel.filter.held
+    box.kernel.refuses.clear()
+    assert box.full() == ["add filter filter"] and not box.report.failures

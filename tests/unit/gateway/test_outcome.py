@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import IPv4Interface
+
 import pytest
 
-from gateway.model import Applied, Failure, Patch, Snapshot
-from gateway.outcome import outcome, size, standing
+from gateway.agents.codec import patch_request
+from gateway.decision import LARGEST_PATCH
+from gateway.filter_rules import MOST
+from gateway.model import Applied, Failure, Patch, Responder, Secret, Server, Snapshot
+from gateway.outcome import SERVER_WEIGHT, outcome, size, standing, weight
 
 ACCOUNT, OTHER = Failure(1, "a1", "no room"), Failure(2, "a2", "no room")
 SERVER, NODE = Failure(0, "s1", "no port"), Failure(0, "", "no uplink")
@@ -44,3 +50,19 @@ def test_an_agent_that_was_not_done_takes_nothing_back() -> None:
 
 def test_a_patch_is_as_large_as_its_changes() -> None:
     assert (size(PATCH), size(Patch("e", 3, 4))) == (2, 0)
+
+
+def test_the_longest_patch_fits_into_a_message() -> None:
+    end = "2001:db8:1111:2222:3333:4444:5555:6666/128"
+    rules = (("rule", True, end, end, "icmp", 65_535, 65_535),) * MOST
+    pem = "x" * 2_500  # of a certificate for 3,072 bits; a key is as long
+    server = Server(
+        *(1, "n", "s" * 64, "wg1234567890", Secret("k" * 44), "k" * 44, 51820, IPv4Interface("10.64.0.1/16")),
+        reach="internet",
+        filter=rules,
+        responder=Responder(pem, Secret(pem), pem, "vpn.example.com"),
+    )
+    patch = Patch("e", 1, 2, put_servers=(server,) * (LARGEST_PATCH // SERVER_WEIGHT))
+    assert weight(patch) <= LARGEST_PATCH < weight(replace(patch, put_servers=(*patch.put_servers, server)))
+    assert size(patch) == len(patch.put_servers) > 100
+    assert patch_request(patch, 0).ByteSize() < 4 * 1024 * 1024
