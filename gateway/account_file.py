@@ -116,8 +116,9 @@ def _is_stream(path: str) -> bool:
 # -- cells that a spreadsheet would run -----------------------------------------------------------------------------
 
 # Where a cell begins: its own start, and behind what another reader than ours takes for the end of a cell or a line.
-_UNGUARDED = re.compile(r"(^|[;\t\r\n])(?='*[=+\-@\t\r])")
-_GUARDED = re.compile(r"(^|[;\t\r\n])'(?='*[=+\-@\t\r])")
+_BEGINS = r"(?='*[=+\-@\t\r＝＋－＠])"  # the wide ones too: some take them for the others
+_UNGUARDED = re.compile(rf"(^|[;\t\r\n]){_BEGINS}")
+_GUARDED = re.compile(rf"(^|[;\t\r\n])'{_BEGINS}")
 
 
 def guarded(cell: str) -> str:

@@ -41,6 +41,7 @@ DROPPED_BYTES = 1 << 18  # of what a client sends that is not read any more
 CRUMB_BYTES = 8  # a chunked body is refused that has a line end more often than each so many bytes
 BODY_SECONDS = 30.0
 WRITE_SECONDS = 30.0
+BYTES_ACKED = slice(120, 128)  # of struct tcp_info, linux/tcp.h
 CLOSE_SECONDS = 2.0  # for the other side of TLS to close its own, when it has all that we sent
 IDLE_SECONDS = 30  # between two requests of a connection
 STOP_SECONDS = 8  # for requests that are under way when we are told to stop
@@ -163,7 +164,7 @@ class BoundedProtocol(H11Protocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._reading is None:
-            self._await_reading(self._unread())
+            self._await_reading()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -171,15 +172,23 @@ class BoundedProtocol(H11Protocol):
             self._reading.cancel()
             self._reading = None
 
-    def _await_reading(self, unread: int) -> None:
-        self._reading = self.loop.call_later(WRITE_SECONDS, self._has_read, unread)
+    def _await_reading(self) -> None:
+        self._reading = self.loop.call_later(WRITE_SECONDS, self._has_read, self._taken())
 
     def _has_read(self, before: int) -> None:
-        unread = self._unread()
-        if unread < before:
-            self._await_reading(unread)
+        if self._taken() > before:
+            self._await_reading()
         else:
             self.transport.abort()
+
+    def _taken(self) -> int:
+        """Bytes that the client's machine has taken, ever."""
+        try:
+            connection = self.transport.get_extra_info("socket")
+            told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_ACKED.stop)
+            return int.from_bytes(told[BYTES_ACKED], sys.byteorder)
+        except (OSError, AttributeError):
+            return 0
 
     def _unread(self) -> int:
         """Bytes of answers that the client's machine has not taken yet: in our buffers and in the kernel's."""
@@ -212,10 +221,12 @@ class BoundedProtocol(H11Protocol):
         self._closing = self.loop.call_later(CLOSE_SECONDS, self._end_silent)
 
     def _end_silent(self) -> None:
-        if self._unread():
-            self._await_close()
-        else:
+        if not self._unread():
             self.transport.abort()
+            return
+        if self._reading is None:
+            self._await_reading()
+        self._await_close()
 
     # -- what never reaches the application --
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -88,6 +89,22 @@ def test_one_account_gets_no_more_connections_than_its_bound(box: Box) -> None:
     assert box.crossing.passes(BOB, INTERNET) and box.crossing.passes(CAROL, INTERNET)
     flood(box.crossing, ALICE, INTERNET, 2000, 20)
     assert box.connections() <= limit + 2
+
+
+@limits(100, 1000)
+def test_what_has_no_ports_is_a_connection_as_well(box: Box) -> None:
+    box.make(WANTED)
+    networks.ip(box.crossing.router, "route", "add", "default", "via", INTERNET)
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, 253) as sender:  # for experiments: RFC 3692
+            for number in range(3000):
+                sender.sendto(b"", (f"198.51.{number // 250}.{number % 250 + 1}", 0))
+
+    with enter(box.crossing.hosts[ALICE]) as run:
+        run(send)
+    assert 0 < box.connections() <= box.part._limit
+    assert box.call(bounded.refused) >= 3000 - box.part._limit
 
 
 @limits(200)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -186,6 +187,45 @@ def test_another_name_or_password_is_refused(
     says = connect(0, number, password)
     eventually(lambda: is_refused(says), LOGIN_SECONDS)
     assert opened.who() == []
+
+
+STEAL = "%{sql:UPDATE logins SET password='pwn', address='10.77.0.3' WHERE username='user_3'}"
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        *(f"`{STEAL}`", STEAL, f'"{STEAL}"', "`%{exec:/bin/true}`", "`id`"),
+        *('"quoted"', "'quoted'", "`quoted`", 'x\\"y', "x\\y", "0x41", "pässwört €"),
+    ],
+)
+def test_a_password_is_nothing_but_a_password(opened: Box, connect: Callable[..., Path], password: str) -> None:
+    opened.write(change=[row(2, password)])
+    connect(1, 2, "secret")  # what it says is run by nobody who asks for it
+    says = connect(0, 2, password)
+    eventually(lambda: is_in(says), LOGIN_SECONDS)
+    assert opened.who() == [("user_2", "192.0.2.2", "10.77.0.2")]
+    assert opened.run(opened.logins.read, SCOPE) == {"user_2": row(2, password), "user_3": row(3)}
+
+
+@pytest.mark.parametrize(
+    "damage", ["DROP TABLE logins", "PRAGMA user_version = 0", "ALTER TABLE logins DROP COLUMN nt_hash"]
+)
+def test_a_list_of_logins_that_is_not_as_it_should_be_is_made_anew(
+    opened: Box, connect: Callable[..., Path], damage: str
+) -> None:
+    """With the programs, which may be of a version before and ask it in another way."""
+    before = opened.pid("freeradius")
+    with sqlite3.connect(opened.folder / "users.db") as db:
+        db.execute(damage)
+    db.close()
+    assert opened.run(opened.responders.read, SCOPE) == {IKEV2_DEVICE: Responder(IKEV2_DEVICE, is_sound=False)}
+    assert opened.run(opened.responders.apply, Diff(change={IKEV2_DEVICE: Responder(IKEV2_DEVICE)})) == {}
+    assert opened.pid("freeradius") != before
+    opened.write(add=[row(2)])
+    opened.open()
+    connect(0, 2)
+    eventually(lambda: len(opened.who()) == 1, LOGIN_SECONDS)
 
 
 def test_a_name_that_is_only_claimed_gives_nothing(opened: Box, connect: Callable[..., Path]) -> None:

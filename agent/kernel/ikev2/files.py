@@ -196,7 +196,7 @@ modules {
     read_groups = no
     read_profiles = no
     sql_user_name = "%{User-Name}"
-    authorize_check_query = "SELECT id, username, 'Cleartext-Password', password, ':=' $row"
+    authorize_check_query = "SELECT id, username, 'NT-Password', '0x' || nt_hash, ':=' $row"
     authorize_reply_query = "$replies"
   }
 }

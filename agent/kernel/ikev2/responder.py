@@ -98,6 +98,8 @@ class Responders:
             return False
         if len(held) != 2 or not all(process.is_alive() for process in held.values()):
             return False
+        if not Users(self._paths.users).is_right():
+            return False
         with suppress(KernelError):
             return bool(self._charon.version())
         return False

@@ -3,6 +3,9 @@
 It lies in the runtime folder, which a reboot empties, so no password outlives the agent's own file. FreeRADIUS sees a
 commit at once; an edit costs one row.
 
+FreeRADIUS expands a value that stands in quotes, and runs what it finds there: so it is given nothing that a customer
+chose. Of a password it gets the hash that MSCHAPv2 asks for, by the query in files.py; the password is for `read`.
+
 A row is switched off before its sessions are ended, and rewritten or deleted after that. So one whose sessions could
 not be ended is found again: nobody wants it as it is.
 """
@@ -18,20 +21,23 @@ from pathlib import Path
 from urllib.parse import quote
 
 from agent.errors import KernelError
+from agent.kernel.ikev2.nt_hash import nt_hash
 from agent.model import NO_SECRET, Secret
 from agent.objects import LoginRow
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS logins (
-    id INTEGER PRIMARY KEY, username TEXT NOT NULL UNIQUE, password TEXT NOT NULL, address TEXT NOT NULL,
-    dns_1 TEXT NOT NULL, dns_2 TEXT NOT NULL, enabled INTEGER NOT NULL
+    id INTEGER PRIMARY KEY, username TEXT NOT NULL UNIQUE, password TEXT NOT NULL, nt_hash TEXT NOT NULL,
+    address TEXT NOT NULL, dns_1 TEXT NOT NULL, dns_2 TEXT NOT NULL, enabled INTEGER NOT NULL
 )
 """
 PUT = """
-INSERT INTO logins (username, password, address, dns_1, dns_2, enabled) VALUES (?, ?, ?, ?, ?, 1)
-ON CONFLICT (username) DO UPDATE SET password = excluded.password, address = excluded.address,
-    dns_1 = excluded.dns_1, dns_2 = excluded.dns_2, enabled = 1
+INSERT INTO logins (username, password, nt_hash, address, dns_1, dns_2, enabled) VALUES (?, ?, ?, ?, ?, ?, 1)
+ON CONFLICT (username) DO UPDATE SET password = excluded.password, nt_hash = excluded.nt_hash,
+    address = excluded.address, dns_1 = excluded.dns_1, dns_2 = excluded.dns_2, enabled = 1
 """
+# Of the table and of the query that FreeRADIUS was started with; 1: with passwords in the place of hashes.
+VERSION = 2
 LOCK_SECONDS = 5.0
 
 
@@ -45,6 +51,17 @@ class Users:
         os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         with self._transaction() as db:
             db.execute(SCHEMA)
+            db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def is_right(self) -> bool:
+        """Is it as this version made it? Else what runs has to be started anew."""
+        try:
+            with self._transaction() as db:
+                (version,) = db.execute("PRAGMA user_version").fetchone()
+                db.execute("SELECT nt_hash, dns_1, dns_2 FROM logins LIMIT 1")
+        except KernelError:
+            return False
+        return bool(version == VERSION)
 
     def read(self) -> dict[str, LoginRow]:
         """{} = there is no file. One that is switched off has no password."""
@@ -88,4 +105,5 @@ def _row(username: str, password: str, address: str, dns_1: str, dns_2: str, ena
 
 def _values(row: LoginRow) -> tuple[str, ...]:
     first, second = (*map(str, row.dns), "", "")[:2]
-    return row.username, row.password.reveal(), str(row.address), first, second
+    password = row.password.reveal()
+    return row.username, password, nt_hash(password), str(row.address), first, second

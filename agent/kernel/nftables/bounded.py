@@ -8,7 +8,7 @@ two come and go together. Called by the reconciler.
     forwarded  forward, 50  from a link, first packet of a connection: goto bound     behind what lets it through
     arriving   input, 50    the same: to the box itself
     bound                   from an address that was refused a moment ago: drop, counted
-                            by the other end and the ports: goto one of the shares
+                            by the other end and the ports: goto one of the shares; without any, to the first
     share0 ..               the address has no more than its share: accept; else goto refuse
     refuse                  remembers the address for a second; drop, counted
 
@@ -100,7 +100,10 @@ def wanted_rules(limit: int, family: str = "ip") -> dict[str, tuple[Rule, ...]]:
     return {
         REFUSE: ((_remember(family), COUNTER, DROP),),
         **{f"share{i}": ((_count(family, f"held{i}", limit // shares), _goto(REFUSE)),) for i in range(shares)},
-        BOUND: ((KNOWN, RETURN), (_was_refused(family), COUNTER, DROP), (_shared_out(family, shares),)),
+        BOUND: (
+            *((KNOWN, RETURN), (_was_refused(family), COUNTER, DROP), (_shared_out(family, shares),)),
+            *([(_goto("share0"),)] if shares > 1 else []),  # what has nothing where ports are
+        ),
         **{name: tuple((came_in, NEW, _goto(BOUND)) for came_in in FROM_LINK) for name in HOOKS},
     }
 
