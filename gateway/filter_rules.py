@@ -69,7 +69,7 @@ class FilterRules:
         return await self._settle(None, await self._store.change(work))
 
     async def _settle(self, value: T, touched: Touched) -> Accepted[T]:
-        pending = await self._sync.all_settled({node: (of, names.values()) for node, (of, names) in touched.items()})
+        pending = await self._sync.all_settled(touched)
         return Accepted(value, ", ".join(touched), ", ".join(pending))
 
 

@@ -146,7 +146,7 @@ class Ikev2Service:
             return new, await rows.touch(tx) if old.serves or new.serves else {}
 
         new, touched = await self._store.change(run)
-        pending = await self._sync.all_settled({node: (of, names.values()) for node, (of, names) in touched.items()})
+        pending = await self._sync.all_settled(touched)
         return Accepted(new, ", ".join(touched), ", ".join(pending))
 
     def _date(self) -> datetime:

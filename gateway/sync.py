@@ -44,7 +44,7 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -58,6 +58,7 @@ from gateway.decision import Ask, Call, Compare, Release, Remind, Say, Send, Sta
 from gateway.errors import AgentUnreachable, DatabaseUnavailable, NotFound
 from gateway.store import changes, claims
 from gateway.store import nodes as node_rows
+from gateway.store.servers import Touched
 
 if TYPE_CHECKING:
     from gateway.agents import Agents
@@ -104,10 +105,11 @@ class Sync:
         """
         return await self._loop(node).settled(revision, about)
 
-    async def all_settled(self, changes: Mapping[str, tuple[int, Collection[int | str]]]) -> list[str]:
-        """Waits for a revision of each node; the names of those that have not applied it. See `settled`."""
-        outcomes = await asyncio.gather(*(self.settled(node, *change) for node, change in changes.items()))
-        return [node for node, outcome in zip(changes, outcomes, strict=True) if outcome != "applied"]
+    async def all_settled(self, touched: Touched) -> list[str]:
+        """Waits for these servers to be so on every node; the names of those that are behind. See `settled`."""
+        waits = (self.settled(node, revision, of.values()) for node, (revision, of) in touched.items())
+        outcomes = await asyncio.gather(*waits)
+        return [node for node, outcome in zip(touched, outcomes, strict=True) if outcome != "applied"]
 
     def wake(self, node: str) -> None:
         """Something was committed for this node that nobody waits for."""

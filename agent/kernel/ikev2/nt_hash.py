@@ -1,13 +1,12 @@
 """What MSCHAPv2 knows of a password: MD4 of its UTF-16 (RFC 2759, section 8.3). PURE.
 
-OpenSSL 3 has MD4 no more, for nothing may rest on it; MSCHAPv2 does, inside of IKEv2's TLS-like tunnel. FreeRADIUS is
-given this and never the password: a text that it might expand. The algorithm: RFC 1320, whose vectors the tests try.
+OpenSSL 3 has MD4 no more, for nothing may rest on it; MSCHAPv2 does, inside what IKEv2 encrypts. FreeRADIUS asks for
+this and not for the password, a text that it might expand. The algorithm: RFC 1320, whose vectors the tests try.
 """
 
 from __future__ import annotations
 
 import struct
-from functools import lru_cache
 
 _MASK = 0xFFFFFFFF
 _START = 0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476
@@ -19,7 +18,6 @@ _ROUNDS = (
 )
 
 
-@lru_cache(1 << 14)  # at a restart of the responder all of a node's are asked for once more
 def nt_hash(password: str) -> str:
     """32 hexadecimal digits."""
     return md4(password.encode("utf-16-le")).hex()

@@ -22,7 +22,7 @@ from typing import Any
 
 from agent.errors import InvalidValue, KernelError
 from agent.kernel.nftables import nft, ruleset
-from agent.kernel.nftables.pieces import ACCEPT, DROP, match, on_interface
+from agent.kernel.nftables.pieces import ACCEPT, DROP, match, on_interface, on_network, on_port
 from agent.kernel.nftables.ruleset import Chain, Expressions, Piece, Rule, Table, Writing, matched, normal
 from agent.model import FilterRule
 from agent.objects import DAMAGED, FILTER_KEY, Diff, Filter, Scope
@@ -30,10 +30,7 @@ from agent.objects import DAMAGED, FILTER_KEY, Diff, Filter, Scope
 TABLE, FAMILY = "wirelane_filter", "inet"
 FORWARD, RULES = "forward", "rules"
 HOOK = Chain("filter", "forward", 10)
-NETWORKS: dict[int, tuple[str, IPv4Network | IPv6Network]] = {
-    4: ("ip", IPv4Network("0.0.0.0/0")),
-    6: ("ip6", IPv6Network("::/0")),
-}
+EVERYWHERE: dict[int, IPv4Network | IPv6Network] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 ICMP = {4: "icmp", 6: "icmpv6"}
 GOTO = Piece(f"goto {RULES}", {"goto": {"target": RULES}})
 _write = Writing(TABLE, FAMILY)
@@ -43,27 +40,12 @@ def _meta(key: str, word: str) -> Piece:
     return Piece(f"meta {key} {word}", match({"meta": {"key": key}}, word))
 
 
-def _end(field: str, network: IPv4Network | IPv6Network) -> tuple[Piece, ...]:
-    family, everywhere = NETWORKS[network.version]
-    if network == everywhere:
-        return ()
-    whole = network.prefixlen == network.max_prefixlen
-    prefix = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
-    listed = match({"payload": {"protocol": family, "field": field}}, str(network.network_address) if whole else prefix)
-    return (Piece(f"{family} {field} {network}", listed),)
-
-
-def _port(protocol: str, field: str, port: int) -> tuple[Piece, ...]:
-    listed = match({"payload": {"protocol": protocol, "field": field}}, port)
-    return (Piece(f"{protocol} {field} {port}", listed),) if port else ()
-
-
 def wanted_rule(one: FilterRule) -> Rule:
     """In the words in which it is listed: what another piece implies is left out there."""
-    version = one.source.version
-    ends = *_end("saddr", one.source), *_end("daddr", one.destination)
-    ports = *_port(one.protocol, "sport", one.source_port), *_port(one.protocol, "dport", one.destination_port)
-    what: tuple[Piece, ...] = ports
+    version, networks = one.source.version, (("saddr", one.source), ("daddr", one.destination))
+    ends = tuple(on_network(field, network) for field, network in networks if network != EVERYWHERE[version])
+    ports = ("sport", one.source_port), ("dport", one.destination_port)
+    what = tuple(on_port(field, port, one.protocol) for field, port in ports if port)
     if one.protocol == "icmp":
         what = (_meta("l4proto", ICMP[version]),)
     else:
@@ -135,7 +117,7 @@ def _rule(listed: Expressions) -> FilterRule:
     ends = [_network(matched(listed, field)) for field in ("saddr", "daddr")]
     known = next((end.version for end in ends if end), 0)
     version = known or (6 if matched(listed, "nfproto") == "ipv6" or protocol == ICMP[6] else 4)
-    source, destination = (end or NETWORKS[version][1] for end in ends)
+    source, destination = (end or EVERYWHERE[version] for end in ends)
     ports = [matched(listed, field) or 0 for field in ("sport", "dport")]
     if any(ports):
         protocol = next((name for name in ("tcp", "udp") if _names(listed, name)), "none")

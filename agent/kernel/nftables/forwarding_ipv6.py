@@ -51,6 +51,7 @@ from agent.kernel.nftables.pieces import (
     SYN,
     TCP_OR_UDP,
     on_interface,
+    on_network,
     to_port,
     translation,
 )
@@ -73,32 +74,21 @@ class Inner(Protocol):
 # -- what should be there -----------------------------------------------------------------------------------------
 
 
-def _prefix(network: IPv6Network) -> Any:
-    listed = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
-    return str(network.network_address) if network.prefixlen == 128 else listed
-
-
-def _address(field: str, network: IPv6Network, op: str = "==") -> Piece:
-    left = {"payload": {"protocol": FAMILY, "field": field}}
-    sign = "" if op == "==" else f"{op} "
-    return Piece(f"ip6 {field} {sign}{network}", {"match": {"op": op, "left": left, "right": _prefix(network)}})
-
-
 def _echo() -> Piece:
     left = {"payload": {"protocol": "icmpv6", "field": "type"}}
     return Piece("icmpv6 type echo-request", {"match": {"op": "==", "left": left, "right": "echo-request"}})
 
 
-THE_INTERNET = (_address("daddr", INTERNET_IPV6), *(_address("daddr", one, "!=") for one in CLOSED_IPV6))
+THE_INTERNET = (on_network("daddr", INTERNET_IPV6), *(on_network("daddr", one, "!=") for one in CLOSED_IPV6))
 ECHO = _echo()
 
 
 def wanted_rules(one: Forwarding, ipv6: ForwardingIPv6, opened: tuple[Opening, ...]) -> Rules:
     """The rules of one interface."""
-    network, own = ipv6.address.network, _address("daddr", IPv6Network(ipv6.address.ip))
+    network, own = ipv6.address.network, on_network("daddr", IPv6Network(ipv6.address.ip))
     from_link, to_link = on_interface("iifname", one.interface), on_interface("oifname", one.interface)
     from_uplink, to_uplink = on_interface("iifname", one.uplink), on_interface("oifname", one.uplink)
-    leaving = (_address("saddr", network), to_uplink)
+    leaving = (on_network("saddr", network), to_uplink)
     nat: tuple[Rule, ...] = (
         (*leaving, TCP_OR_UDP, translation(None, one.nat_ports)),
         (*leaving, translation(None, None)),
@@ -110,9 +100,9 @@ def wanted_rules(one: Forwarding, ipv6: ForwardingIPv6, opened: tuple[Opening, .
         NAT: nat if ipv6.nat and one.uplink else (),
         MSS: ((from_link, SYN, CLAMP), (to_link, SYN, CLAMP)),
         FORWARD: (
-            (from_link, _address("saddr", network, "!="), DROP),
+            (from_link, on_network("saddr", network, "!="), DROP),
             (from_link, STRAY, DROP),
-            *((*out, (from_uplink, to_link, _address("daddr", network), ESTABLISHED, ACCEPT)) if one.uplink else ()),
+            *((*out, (from_uplink, to_link, on_network("daddr", network), ESTABLISHED, ACCEPT)) if one.uplink else ()),
             (from_link, to_link, ACCEPT if one.internal_traffic else DROP),
             (from_link, DROP),
             (to_link, DROP),

@@ -218,7 +218,7 @@ def state() -> State:
     The kernel counts the commits of a network namespace, whoever makes them. So what was listed need not be listed
     again before every change of an element, which takes 5 to 10 ms beside a few servers. One thing deceives it: a
     commit of others at the same moment that leaves ours nothing to do, for a commit that changes nothing does not
-    count. A full pass does not go by this.
+    count. A full pass reads all the same, and what it finds broken is listed anew.
     """
     namespace, generation = _namespace(), _generation()
     found = _states.get(namespace)

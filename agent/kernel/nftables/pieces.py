@@ -1,9 +1,9 @@
-"""Pieces of rules that let traffic through, of IPv4: as nft(8) is told them, and as libnftables lists them. PURE."""
+"""Pieces of rules about traffic: as nft(8) is told them, and as libnftables lists them. PURE."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Any
 
 from agent.kernel.nftables.ruleset import Piece
@@ -19,14 +19,20 @@ def on_interface(key: str, name: str, op: str = "==") -> Piece:
     return Piece(f'{key} {sign}"{name}"', match({"meta": {"key": key}}, name, op))
 
 
-def on_network(field: str, network: IPv4Network) -> Piece:
+def on_network(field: str, network: IPv4Network | IPv6Network, op: str = "==") -> Piece:
+    family, sign = "ip" if network.version == 4 else "ip6", "" if op == "==" else f"{op} "
     prefix = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
-    listed = str(network.network_address) if network.prefixlen == 32 else prefix
-    return Piece(f"ip {field} {network}", match({"payload": {"protocol": "ip", "field": field}}, listed))
+    listed = str(network.network_address) if network.prefixlen == network.max_prefixlen else prefix
+    left = {"payload": {"protocol": family, "field": field}}
+    return Piece(f"{family} {field} {sign}{network}", match(left, listed, op))
+
+
+def on_port(field: str, port: int, protocol: str) -> Piece:
+    return Piece(f"{protocol} {field} {port}", match({"payload": {"protocol": protocol, "field": field}}, port))
 
 
 def to_port(port: int, protocol: str = "udp") -> Piece:
-    return Piece(f"{protocol} dport {port}", match({"payload": {"protocol": protocol, "field": "dport"}}, port))
+    return on_port("dport", port, protocol)
 
 
 def verdict(name: str) -> Piece:
