@@ -41,6 +41,7 @@ from agent.kernel.linux import (
     keep_routes,
     lost_processes,
     watch,
+    watch_rules,
 )
 from agent.kernel.trials import choose_backend
 from agent.live import LiveReads
@@ -61,7 +62,7 @@ log = logging.getLogger("agent")
 VERSION = version("wirelane")
 FIRST_PASS_SECONDS = 60.0  # READY waits for the first pass at most so long; customers of a big box come back meanwhile
 STOP_SECONDS = 5.0
-GATHER_SECONDS = 0.2  # link events come in bursts
+GATHER_SECONDS = 0.2  # events come in bursts
 RESPONDER_LOOK_SECONDS = 0.5
 CLOCK_LOOK_SECONDS = 1.0
 CLOCK_STEP_SECONDS = 2.0  # a wall clock that moves by more than this against the monotonic one was set
@@ -185,7 +186,7 @@ async def _run(
     async with asyncio.TaskGroup() as tasks:
         running: list[asyncio.Task[Any]] = [
             tasks.create_task(reconciler.run(), name="reconcile"),
-            tasks.create_task(_watch_links(reconciler), name="watch"),
+            tasks.create_task(_watch_kernel(reconciler), name="watch"),
             tasks.create_task(_watch_responder(config, reconciler), name="responder"),
             tasks.create_task(_schedule(config, reconciler), name="schedule"),
             tasks.create_task(contact.run(reconciler.ask_first), name="contact"),
@@ -251,8 +252,8 @@ async def _clock_step() -> None:
         await asyncio.sleep(CLOCK_LOOK_SECONDS)
 
 
-async def _watch_links(reconciler: Reconciler) -> None:
-    """A link of ours or the uplink that changes is looked at now, not at the next resync."""
+async def _watch_kernel(reconciler: Reconciler) -> None:
+    """A link of ours, the uplink or a rule that somebody changes is looked at now, not at the next resync."""
     changed = asyncio.Event()
 
     def told(device: str) -> None:
@@ -270,6 +271,7 @@ async def _watch_links(reconciler: Reconciler) -> None:
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(watch(told))
+        tasks.create_task(watch_rules(reconciler.status().marks, changed.set))
         tasks.create_task(resync())
 
 

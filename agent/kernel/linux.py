@@ -6,6 +6,7 @@ happens in the network namespace of the calling thread; the doors of one LinuxKe
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping
 from ipaddress import IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
@@ -58,6 +59,7 @@ __all__ = [
     "lost_processes",
     "uplink",
     "watch",
+    "watch_rules",
 ]
 
 # Each looks for one thing beside ours that does harm: a sentence each, with the cure. Called after every full pass.
@@ -185,6 +187,15 @@ class LinuxKernel:
     def server_rules(self, interface: str, network: IPv4Network, ipv6: IPv6Network | None) -> ShownRules:
         first, second = self._shown(interface, network), nftables.shown(interface, ipv6) if ipv6 else NO_RULES
         return ShownRules((*first.nat, *second.nat), (*first.forward, *second.forward))
+
+
+async def watch_rules(backend: str, told: Callable[[], None]) -> None:
+    """Calls `told` when somebody else has changed tables that rules of ours stand in; runs until it is cancelled.
+    The tables of nftables stand beside either backend."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(nftables.watch(told))
+        if backend == "iptables":
+            tasks.create_task(iptables.watch(told))
 
 
 def backend_doors(opened: tuple[Opening, ...] = ()) -> dict[str, Doors]:

@@ -84,11 +84,12 @@ def read(table: str) -> Image:
         return read_locked(table)
 
 
-def check(table: str) -> None:
-    """Raises KernelError where this table cannot be had. Without the lock, so that nobody's work looks like a lack."""
+def info(table: str) -> bytes:
+    """What the kernel says of it as a whole: among others how many rules and how many bytes. Without the lock, so that
+    nobody's work looks like a lack. Raises KernelError where this table cannot be had."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
-            _read_info(sock, table)
+            return _read_info(sock, table)
     except OSError as error:
         raise _refused(table, error) from error
 

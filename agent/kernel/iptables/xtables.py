@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.errors import KernelError
-from agent.kernel.iptables import entries, tables
+from agent.kernel.iptables import entries, strangers, tables
 from agent.kernel.iptables.entries import Image, Jump
 
 with warnings.catch_warnings():
@@ -220,7 +220,7 @@ def transact(table: str, change: Callable[[Transaction], T]) -> T:
         for attempt in range(1, _TRIES + 1):
             handle = None
             try:
-                tables.check(table)  # it tells clearly why a table cannot be had
+                strangers.met(table, tables.info(table))  # which tells clearly why a table cannot be had
                 handle = iptc.Table(table, autocommit=False)
                 handle.refresh()
                 image = tables.read_locked(table) if read_twice else tables.read_by(_address_of(handle))
@@ -228,6 +228,7 @@ def transact(table: str, change: Callable[[Transaction], T]) -> T:
                 result = change(transaction)
                 if transaction.changed:
                     handle.commit()
+                strangers.left(table, tables.info(table))
                 return result
             except iptc.IPTCError as error:
                 if attempt == _TRIES:

@@ -8,6 +8,7 @@ from agent.kernel.nftables.forwarding_ipv6 import BothFamilies
 from agent.kernel.nftables.marks import NftablesMarks
 from agent.kernel.nftables.ports import Ports
 from agent.kernel.nftables.shown import shown
+from agent.kernel.nftables.watch import watch
 
 __all__ = [
     "BothFamilies",
@@ -19,4 +20,5 @@ __all__ = [
     "bounded",
     "foreign",
     "shown",
+    "watch",
 ]

@@ -29,7 +29,7 @@ def lacking(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         if "nftables" in lacks:
             raise KernelError("nftables: not here", retry=False)
 
-    monkeypatch.setattr(tables, "check", check)
+    monkeypatch.setattr(tables, "info", check)
     monkeypatch.setattr(nft, "check", check_nftables)
     return lacks
 
@@ -70,7 +70,7 @@ def test_trouble_of_the_moment_does_not_change_the_way(monkeypatch: pytest.Monke
     def busy(table: str) -> None:
         raise KernelError(f"iptables: the {table} table keeps changing under the reader", retry=True)
 
-    monkeypatch.setattr(tables, "check", busy)
+    monkeypatch.setattr(tables, "info", busy)
     assert choose_backend("auto") == "iptables"
 
 
