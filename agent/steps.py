@@ -59,13 +59,15 @@ MANY_CLASSES = 4_000
 
 class Pass:
     """`found` is brought up to date with what was done. `addresses`: whose baseline is to be checked. `applied`:
-    what the last pass made true, None = nobody knows."""
+    what the last pass made true, None = nobody knows. `remembered`: addresses whose connections Linux should have
+    forgotten and has not; kept by the writer from pass to pass."""
 
     def __init__(
         self,
         kernel: Kernel,
         usage: Usage,
         endpoints: Endpoints,
+        remembered: set[Address],
         applied: Desired | None,
         desired: Desired,
         uplink: str,
@@ -76,6 +78,7 @@ class Pass:
         self._kernel = kernel
         self._usage = usage
         self._endpoints = endpoints
+        self._remembered = remembered
         self._before = applied or desired  # Linux does not know whose an object is that should not be there; this does
         self._desired = desired
         self.found = found
@@ -149,13 +152,18 @@ class Pass:
         self._forget_connections(self._moving)
 
     def _forget_connections(self, addresses: Iterable[Address | None]) -> None:
-        """Of these, but for those that a peer of this pass still has."""
+        """Of these, but for those that a peer of this pass still has; and of those of which a pass before could not,
+        also where an heir has begun connections meanwhile: a reload is less than a stranger's stream on his bill."""
         peers = (*self._diffs[PEERS].remove, *self._diffs[PEERS].change)
         kept = {address for key in peers if key in self.found[PEERS] for address in self.found[PEERS][key].addresses}
+        freed = self._remembered.union(address for address in addresses if address) - kept
         try:
-            self._kernel.forget_connections({address for address in addresses if address} - kept)
+            self._kernel.forget_connections(freed)
         except KernelError as error:
+            self._remembered.update(freed)
             self._report.fail(0, "", error)
+        else:
+            self._remembered.clear()
 
     # -- whose bytes --
 

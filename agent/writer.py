@@ -48,6 +48,7 @@ class Writer:
         self._kernel = kernel
         self._usage = usage
         self._endpoints = Endpoints(kernel)
+        self._remembered: set[Address] = set()  # whose connections are still to be forgotten
         self._found: Wanted | None = None  # None = not to be trusted
         self._applied: Desired | None = None  # what `found` was made equal to
 
@@ -126,7 +127,7 @@ class Writer:
         return self._finish(desired, self._pass(desired, uplink, found, differ, addresses), ids)
 
     def _pass(self, desired: Desired, uplink: str, found: Wanted, differ: Diffs, addresses: Iterable[Address]) -> Pass:
-        known = self._kernel, self._usage, self._endpoints, self._applied
+        known = self._kernel, self._usage, self._endpoints, self._remembered, self._applied
         return Pass(*known, desired, uplink, found, differ, addresses)
 
     def _finish(self, desired: Desired, one: Pass, account_ids: Iterable[int]) -> Report:

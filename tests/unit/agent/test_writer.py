@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address
 from threading import Barrier
@@ -14,7 +14,7 @@ import pytest
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import KernelError, StoreError
-from agent.model import EVERYWHERE, FilterRule, minor
+from agent.model import EVERYWHERE, Address, FilterRule, minor
 from agent.objects import FILTER_KEY, Diff, Scope
 from agent.parts import LINKS, PARTS
 from agent.report import Report
@@ -120,6 +120,21 @@ def test_what_an_agent_that_was_killed_has_not_forgotten_is_forgotten_at_the_nex
     written = box.full()
     assert {word for line in written if "forget" in line for word in line.split()} == {"forget", "10.0.1.2", "10.0.1.3"}
     assert max(i for i, line in enumerate(written) if "forget" in line) < written.index(f"add peers wg1 {key(7)[:6]}")
+
+
+def test_what_could_not_be_forgotten_is_forgotten_by_the_next_pass(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(addresses: Collection[Address]) -> None:
+        if addresses:
+            raise KernelError("no buffer space")
+
+    box.change(account(2), account(3))
+    with monkeypatch.context() as broken:
+        broken.setattr(box.kernel, "forget_connections", refuse)
+        box.change(account(7, address=IPv4Address("10.0.1.2"), mark=100), remove=(2, 3))
+        box.full()
+        assert [(f.account_id, f.reason) for f in box.report.failures.values()] == [(0, "no buffer space")]
+    assert box.full() == ["forget 10.0.1.2 10.0.1.3"]
+    assert not box.report.failures and box.full() == []
 
 
 def test_a_peer_that_cannot_be_removed_keeps_its_connections(box: Box) -> None:
@@ -566,6 +581,7 @@ def test_what_the_node_itself_could_not_do_is_the_node_s_failure(box: Box, monke
     monkeypatch.setattr(box.kernel, "forget_connections", forget)
     box.change(remove=(2,))
     assert [(f.account_id, f.subject, f.reason) for f in box.report.failures.values()] == [(0, "", "no conntrack")]
+    monkeypatch.undo()
     monkeypatch.setattr(box.kernel, "keep_answers", refuse)
     box.full()
     assert [(f.account_id, f.subject, f.reason) for f in box.report.failures.values()] == [(0, "", "no answers")]
