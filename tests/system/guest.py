@@ -315,7 +315,7 @@ class Story:
         self.facts["peers_when_disabled"] = kernel_state()["peers"]
 
 
-async def tell(facts: dict[str, Any], kind: type[Story]) -> None:
+async def tell(facts: dict[str, Any], kind: Callable[[dict[str, Any]], Story]) -> None:
     story = kind(facts)
     try:
         await story.tell()
@@ -323,7 +323,7 @@ async def tell(facts: dict[str, Any], kind: type[Story]) -> None:
         await story.close()
 
 
-def main(target: Path, kind: type[Story] = Story) -> None:
+def main(target: Path, kind: Callable[[dict[str, Any]], Story] = Story) -> None:
     facts: dict[str, Any] = {"kernel": os.uname().release, "error": ""}
     WORK.mkdir(mode=0o700)
     for line in NETWORK.strip().splitlines():
