@@ -25,7 +25,8 @@ def _print(lab: Lab) -> None:
 
 def _up(asked: argparse.Namespace) -> int:
     postgresql = asked.database == "postgresql"
-    _print(Lab.up(asked.name, asked.nodes, asked.clients, gateways=asked.gateways, postgresql=postgresql, say=_say))
+    size = asked.name, asked.nodes, asked.clients
+    _print(Lab.up(*size, gateways=asked.gateways, postgresql=postgresql, ipv6=asked.ipv6, say=_say))
     return 0
 
 
@@ -116,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--clients", type=int, default=2, help="client hosts c1, c2, ... (default: 2)")
     up.add_argument("--gateways", type=int, default=1, help="gateways g1, g2, ... (default: 1)")
     up.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite", help="(default: sqlite)")
+    up.add_argument("--ipv6", action="store_true", help="give every host an IPv6 address too")
     up.epilog = "More than one node or gateway, or PostgreSQL, make a fleet: gateways and database are hosts too."
     verb("status", _status, "print the JSON object again")
     verb("down", _down, "remove everything, also after a crash")

@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface, ip_network
 from pathlib import Path
 
 from tests.lab.errors import LabError, NoHandshake
@@ -34,11 +34,11 @@ KNOCK = "import socket,sys; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sen
 class ClientConfig:
     """What wg-quick(8) reads from [Interface] beyond wg(8), and the peer's endpoint and networks."""
 
-    addresses: tuple[IPv4Interface, ...]
+    addresses: tuple[IPv4Interface | IPv6Interface, ...]
     dns: tuple[str, ...]
     mtu: int | None
     endpoint: str  # host:port
-    networks: tuple[IPv4Network, ...]
+    networks: tuple[IPv4Network | IPv6Network, ...]
 
 
 def _favour_tunnels(lab: str) -> None:
@@ -61,11 +61,11 @@ def parse_config(text: str) -> ClientConfig:
         parser.read_string("\n".join(line.strip() for line in text.splitlines()))
         own, peer = parser["Interface"], parser["Peer"]
         return ClientConfig(
-            addresses=tuple(IPv4Interface(item) for item in _items(own["Address"])),
+            addresses=tuple(ip_interface(item) for item in _items(own["Address"])),
             dns=tuple(_items(own.get("DNS", ""))),
             mtu=int(own["MTU"]) if "MTU" in own else None,
             endpoint=peer["Endpoint"],
-            networks=tuple(IPv4Network(item) for item in _items(peer["AllowedIPs"]) if ":" not in item),
+            networks=tuple(ip_network(item) for item in _items(peer["AllowedIPs"])),
         )
     except (configparser.Error, KeyError, ValueError) as bad:
         raise LabError(f"config_text is no client configuration: {type(bad).__name__}: {bad}") from bad
@@ -112,14 +112,15 @@ class Client:
             file.write(text)
 
     def _link_commands(self, config: ClientConfig) -> Iterator[str]:
-        yield from (f"address add {address} dev {INTERFACE}" for address in config.addresses)
+        versions = (4, 6) if self._host.ipv6 else (4,)
+        yield from (f"address add {one} dev {INTERFACE}" for one in config.addresses if one.version in versions)
         if config.mtu:
             yield f"link set {INTERFACE} mtu {config.mtu}"
         yield f"link set {INTERFACE} up"
         server = socket.gethostbyname(config.endpoint.rpartition(":")[0])
         yield f"route replace {server} via {self._host.router} dev {UPLINK}"
         # `replace`, not two halves beside the default route: if the tunnel dies, nothing leaks around it.
-        yield from (f"route replace {network} dev {INTERFACE}" for network in config.networks)
+        yield from (f"route replace {one} dev {INTERFACE}" for one in config.networks if one.version in versions)
 
     def _ip(self, commands: Iterator[str]) -> None:
         run(
@@ -161,4 +162,5 @@ class Client:
         for route in json.loads(listed.stdout or "[]"):
             if route["dst"] != "default":
                 self._ip(iter([f"route delete {route['dst']} via {self._host.router}"]))
-        self._ip(iter([f"route replace default via {self._host.router} dev {UPLINK}"]))
+        routers = filter(None, (self._host.router, self._host.router_ipv6))
+        self._ip(f"route replace default via {router} dev {UPLINK}" for router in routers)

@@ -19,8 +19,11 @@ from tests.lab.lab import Lab
 from tests.lab.readings import (
     GOODPUT,
     WEB,
+    WEB_IPV6,
     Direction,
     Download,
+    came,
+    came_by_ipv6,
     counters_at_rest,
     fetch,
     is_shaped,
@@ -35,6 +38,7 @@ CLIENT, OTHER_CLIENT = "c1", "c2"
 NODE = "n1"
 SOLD = {"download": 20, "upload": 10}  # Mbit/s
 SOLD_LATER = {"download": 40, "upload": 30}
+RATE_SECONDS = 6.0
 DIRECTIONS: tuple[Direction, ...] = ("download", "upload")
 
 
@@ -55,6 +59,7 @@ class Demo:
             self._agent_killed,
             self._disabled,
             self._enabled,
+            self._both_families,
             self._ikev2,
             self._deleted,
         )
@@ -171,6 +176,27 @@ class Demo:
             f"the client, untouched, is back after {time.monotonic() - began:.1f} s (its next handshake)",
         )
 
+    def _both_families(self) -> None:
+        self._story.chapter("IPv6 in the tunnel: a second address, and the same limit")
+        server = self._rest.get(f"account/{self._account}")["wg_name"]
+        self._rest.put(f"wireguard/{server}", ipv6="1", nat_ipv6="1")
+        address = self._lab.connect(CLIENT, self._account).addresses[-1]
+        seen, node = (fetch(self._lab, CLIENT, "/ip", web=WEB_IPV6) or "nothing").strip(), self._lab.host(NODE)
+        public = str(node.ipv6.ip) if node.ipv6 else ""
+        self._story.step(seen == public, f"it has {address} too; by IPv6 a web server sees it as {seen}")
+        sold = SOLD_LATER["download"]
+        with Download(self._lab, CLIENT, "1G"), Download(self._lab, CLIENT, "1G", WEB_IPV6):
+            time.sleep(1.0)
+            began, before, ipv6 = time.monotonic(), came(self._lab, CLIENT), came_by_ipv6(self._lab, CLIENT)
+            time.sleep(RATE_SECONDS)
+            rate = (came(self._lab, CLIENT) - before) * 8 / 1e6 / (time.monotonic() - began)
+            share = (came_by_ipv6(self._lab, CLIENT) - ipv6) * 8 / 1e6 / RATE_SECONDS
+        self._story.step(
+            sold * 0.9 < rate < sold * 1.02 and share > 0,
+            f"a download by each at once: {rate:.2f} Mbit/s with headers ({share:.2f} by IPv6), sold {sold}",
+        )
+        self._counted()
+
     def _ikev2(self) -> None:
         self._story.chapter("The same account by IKEv2, with its profile and its password, and nothing else")
         self._lab.disconnect(CLIENT)
@@ -260,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if Lab.down(asked.name):
             story.tell(f"took down the lab {asked.name!r} of an earlier run")
         story.chapter("A small internet on this machine: a VPN box, two clients, a web server")
-        lab = Lab.up(asked.name, say=story.tell)
+        lab = Lab.up(asked.name, ipv6=True, say=story.tell)
         leave = not asked.once
         try:
             Demo(lab, story).run()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -94,4 +95,5 @@ class Server(ThreadingHTTPServer):
 
 
 if __name__ == "__main__":
+    Server.address_family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
     Server((sys.argv[1], int(sys.argv[2])), Handler).serve_forever()

@@ -37,6 +37,10 @@ def _say_nothing(text: str) -> None:
     del text
 
 
+def _ipv6_of(host: Host) -> dict[str, str]:
+    return {"ipv6": str(host.ipv6.ip)} if host.ipv6 else {}
+
+
 class Lab:
     """A lab that is up. `Lab.up` makes one, `Lab.open` finds one."""
 
@@ -44,7 +48,8 @@ class Lab:
         self._record = record
         self._records = Records(registry.folder(record.name) / "processes")
         self.state = registry.folder(record.name)
-        self.plan: Topology = topology(record.name, record.nodes, record.clients, record.gateways, record.postgresql)
+        size = record.name, record.nodes, record.clients, record.gateways
+        self.plan: Topology = topology(*size, record.postgresql, record.ipv6)
         self.gateways = self._gateways()
         self.url = self.gateways[0].url
         self.rest = Rest(self.url, record.access_hash)
@@ -69,23 +74,24 @@ class Lab:
         *,
         gateways: int = 1,
         postgresql: bool = False,
+        ipv6: bool = False,
         agent: Settings = NO_SETTINGS,
         gateway: Settings = NO_SETTINGS,
         clocks: bool = False,
         say: Say = _say_nothing,
     ) -> Lab:
         """Build a lab and return when all of it answers. `agent`, `gateway`: keys of their TOML that shall differ.
-        `clocks`: the agents' wall clocks can be set.
+        `ipv6`: all hosts have both families. `clocks`: the agents' wall clocks can be set.
 
         More than one node or gateway, or PostgreSQL, make it a fleet: every gateway, and the database, are hosts of
         their own; else the one gateway and the agent share this machine's unix socket.
 
         Raises LabError if it cannot; nothing stays behind then.
         """
-        plan = topology(name, nodes, clients, gateways, postgresql)
+        plan = topology(name, nodes, clients, gateways, postgresql, ipv6)
         if os.geteuid() != 0:
             raise LabError("a lab is made of network namespaces: run it as root")
-        record = cls._reserve(Record(name, nodes, clients, 0, gateways, postgresql), say)
+        record = cls._reserve(Record(name, nodes, clients, 0, gateways, postgresql, ipv6), say)
         try:
             with registry.locked(registry.folder(name)):
                 say(f"hosts: {', '.join(host.namespace for host in plan.hosts)}")
@@ -251,13 +257,18 @@ class Lab:
         return {
             "url": self.url,
             "access_hash": self._record.access_hash,
-            "internet": {"namespace": self.plan.internet.namespace, "ip": str(INTERNET_ADDRESS)},
+            "internet": {
+                "namespace": self.plan.internet.namespace,
+                "ip": str(INTERNET_ADDRESS),
+                **_ipv6_of(self.plan.internet),
+            },
             "nodes": [
                 {
                     "name": node.name,
                     "namespace": node.namespace,
                     "uplink": UPLINK,
                     "public_ip": str(node.address.ip),
+                    **_ipv6_of(node),
                     "agent_pid": self.agent_pid(node.name),
                     **({"address": services.fleet_address(node)} if self._is_fleet else {}),
                 }

@@ -27,6 +27,7 @@ class Record:
     port: int  # the gateways' and the database's follow it
     gateways: int = 1
     postgresql: bool = False
+    ipv6: bool = False
     user: str = ""  # whom the gateways run as
     access_hash: str = ""
     complete: bool = False  # `up` came to its end

@@ -86,8 +86,10 @@ def start_internet(host: Host, state: Path) -> dict[str, Process]:
     """The web server and iperf3; part name to process."""
     log, lab = state / "internet.log", host.lab
     inside = enter(host, state)
-    web = [*inside, *python("-m", "tests.lab.internet", str(INTERNET_ADDRESS), str(WEB_PORT))]
-    started = {"web": spawn(lab, web, log, environment())}
+    started = {}
+    for part, address in {"web": INTERNET_ADDRESS, **({"web-ipv6": host.ipv6.ip} if host.ipv6 else {})}.items():
+        web = [*inside, *python("-m", "tests.lab.internet", str(address), str(WEB_PORT))]
+        started[part] = spawn(lab, web, log, environment())
     for port in IPERF_PORTS:
         # rcv-timeout: a server whose client fell silent is free again after 30 s.
         command = ["iperf3", "--server", "--port", str(port), "--rcv-timeout", "30000"]

@@ -101,7 +101,7 @@ def test_client_configuration_is_read_with_and_without_tabs_and_mtu() -> None:
     config = parse_config(text)
     assert [str(address) for address in config.addresses] == ["10.0.105.18/24"]
     assert (config.dns, config.mtu, config.endpoint) == (("8.8.8.8", "1.1.1.1"), None, "198.51.100.2:51926")
-    assert [str(network) for network in config.networks] == ["0.0.0.0/0"]
+    assert [str(network) for network in config.networks] == ["0.0.0.0/0", "::/0"]
     assert parse_config(text.replace("[Peer]", "MTU = 1300\n[Peer]")).mtu == 1300
     with pytest.raises(LabError, match="no client configuration"):
         parse_config("[Interface]\n")

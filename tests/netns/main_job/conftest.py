@@ -12,6 +12,7 @@ import pytest
 from tests.lab.lab import Lab
 
 NAME = f"mj{os.getpid()}"
+POSTGRESQL = os.environ.get("WIRELANE_TEST_DATABASE") == "postgresql"  # then the lab is a fleet of one node
 RESYNC_SECONDS = 5
 Account = dict[str, Any]
 MakeAccount = Callable[..., Account]
@@ -22,7 +23,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """One node, three clients. Resync is quick, so that a test of repair need not wait for a minute."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    made = Lab.up(NAME, nodes=1, clients=3, agent={"resync_seconds": RESYNC_SECONDS})
+    made = Lab.up(NAME, nodes=1, clients=3, postgresql=POSTGRESQL, agent={"resync_seconds": RESYNC_SECONDS})
     try:
         yield made
     finally:
