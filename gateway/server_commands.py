@@ -102,13 +102,17 @@ async def _server(store: Store, name: str) -> Server:
 
 
 async def _arrived(store: Store, name: str) -> bool:
-    """Its node has it, as it says itself."""
+    """Its node has it, as it says itself: with the revision that it came by, for others may change it meanwhile."""
+    came_by: dict[str, int] = {}  # by node
 
     async def is_there(tx: Transaction) -> bool:
         kept = await rows.find(tx, name)
         if kept is None:  # deleted meanwhile
             return True
-        return not kept.is_moving and (await node_rows.found(tx, kept.server.node)).acknowledged >= kept.revision
+        if kept.is_moving:
+            return False
+        needed = came_by.setdefault(kept.server.node, kept.revision)
+        return (await node_rows.found(tx, kept.server.node)).acknowledged >= needed
 
     try:
         async with asyncio.timeout(WAIT_SECONDS):

@@ -5,17 +5,20 @@ Traffic goes wherever a kernel lets the account in; the sum over both nodes is w
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Interface
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from gateway import placement
+from gateway import placement, server_commands
 from gateway.accounts import Accounts
 from gateway.agents import Agents
 from gateway.allocate import MARKS, without
@@ -26,9 +29,11 @@ from gateway.model import Account, AccountEdit, AgentStatus, NewAccount, ServerV
 from gateway.placement import Placement
 from gateway.port_forwards import PortForwards
 from gateway.servers import Servers
-from gateway.store import Store, open_store, ranges
+from gateway.store import Store, Transaction, open_store, ranges
 from gateway.store import nodes as node_rows
+from gateway.store import servers as server_rows
 from gateway.store import usage as usage_rows
+from gateway.store.servers import KeptServer
 from gateway.sync import Sync
 from tests.contract.commands import command
 from tests.fakes import direct
@@ -380,3 +385,21 @@ async def test_changes_beside_moves_are_all_there_in_the_end(fleet: Fleet) -> No
         a.id: (a.mark, a.download) for a in there
     }
     await fleet.check_numbers()
+
+
+async def test_who_waits_for_a_move_does_not_wait_for_what_others_change_meanwhile(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each change gives the server another revision: here there is a new one whenever somebody looks."""
+    find, looks = server_rows.find, count()
+
+    async def found(tx: Transaction, name: str) -> KeptServer | None:
+        kept = await find(tx, name)
+        has_arrived = kept is not None and kept.server.node == "ams" and not kept.is_moving
+        return replace(kept, revision=kept.revision + next(looks)) if kept and has_arrived else kept
+
+    monkeypatch.setattr(server_commands, "rows", SimpleNamespace(find=found))
+    monkeypatch.setattr(server_commands, "WAIT_SECONDS", 5.0)
+    await fleet.sold(3)
+    asked = argparse.Namespace(name="s", node="ams", force=False)
+    assert await server_commands.server_move(fleet.store, asked) == 0
