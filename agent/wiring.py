@@ -276,15 +276,19 @@ async def _watch_kernel(reconciler: Reconciler) -> None:
 
 
 async def _watch_responder(config: Config, reconciler: Reconciler) -> None:
-    """A program of IKEv2 that has ended is started again now, not at the next resync."""
-    known: frozenset[int] = frozenset()
+    """A program of IKEv2 that has ended is started again now, not at the next resync; one that ends each time, later
+    and later."""
+    known, pause = frozenset[int](), RESPONDER_LOOK_SECONDS
     while True:
         lost = lost_processes(config.ikev2_folder)
         if lost - known:
             log.warning("IKEv2 has lost a program: starting it again")
             reconciler.request_resync()
+            pause = min(2 * pause, config.resync_seconds)
+        else:
+            pause = RESPONDER_LOOK_SECONDS
         known = lost
-        await asyncio.sleep(RESPONDER_LOOK_SECONDS)
+        await asyncio.sleep(pause)
 
 
 async def _feed_watchdog() -> None:

@@ -8,7 +8,9 @@ by test_units.py (through booted.sh), which asserts on the facts.
 
 from __future__ import annotations
 
+import base64
 import json
+import ssl
 import subprocess
 import sys
 import time
@@ -16,6 +18,8 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from tests.netns.ikev2_box import IDENTITY, client, is_in
 
 API = "http://127.0.0.1:8080/api/v1"
 SECONDS = 60.0  # for each command and each wait
@@ -101,9 +105,9 @@ def write_drop_ins() -> None:
         (folder / "probe.conf").write_text(f"[Service]\nExecStartPost={command}\n")
 
 
-def call(cookie: str, path: str, **fields: str) -> Any:
+def call(cookie: str, path: str, method: str | None = None, **fields: str) -> Any:
     data = urllib.parse.urlencode(fields).encode() if fields else None
-    request = urllib.request.Request(API + path, data, {"Cookie": f"access_hash={cookie}"})
+    request = urllib.request.Request(API + path, data, {"Cookie": f"access_hash={cookie}"}, method=method)
     with urllib.request.urlopen(request, timeout=SECONDS) as answer:
         read = json.load(answer)
     if read["error"]:
@@ -130,6 +134,27 @@ def connect(server: dict[str, Any], account: dict[str, Any]) -> None:
     run(*inside, BIN / "python", "-c", PING, server["address"].partition("/")[0])
 
 
+def by_ikev2(cookie: str) -> dict[str, Any]:
+    """The same account, by the programs that the agent starts within its sandbox."""
+    call(cookie, "/ikev2/generate_ca_rsa", "PUT", ca_common_name="CA", ca_organization="Booted")
+    own = {"server_domain": IDENTITY, "server_ip": "198.51.100.2", "server_common_name": IDENTITY}
+    call(cookie, "/ikev2/generate_server_rsa", "PUT", **own, server_organization="Booted")
+    call(cookie, "/ikev2", "PUT", enabled="1")
+    call(cookie, "/wireguard/fra1", "PUT", ikev2="1")
+    account = call(cookie, "/account/anna")
+    profile = json.loads(call(cookie, "/account/anna/ikev2_profile"))
+    authority = ssl.DER_cert_to_PEM_cert(base64.b64decode(profile["remote"]["cert"]))
+    run("ip", "-n", "client", "link", "del", "wgc")
+    name, password = account["username"], account["password"]
+    with client("client", Path("/run/client"), name, password, authority, "198.51.100.2") as says:
+        until = time.monotonic() + SECONDS
+        while not is_in(says) and time.monotonic() < until:
+            time.sleep(0.2)
+        node = call(cookie, "/system/status")["nodes"][0]
+        online = [one["name"] for one in call(cookie, "/ikev2/online")]
+        return {"is_in": is_in(says), "online": online, "failures": node["failures"], "problem": node["problem"]}
+
+
 def probed() -> dict[str, Any]:
     return {process: json.loads(path.read_text()) for process, path in RESULT.items()}
 
@@ -147,6 +172,7 @@ def tell(facts: dict[str, Any]) -> None:
     account = call(cookie, "/account", wg_name="fra1", name="anna", b_download="50", b_upload="20")
     connect(server, account)
     facts["dump"] = call(cookie, "/account/anna/dump")
+    facts["system"] = call(cookie, "/system/info")
     facts["links"] = run("ip", "-o", "link", "show", "wg1").split(":")[0]
     write_drop_ins()
     move_key_into_a_credential()
@@ -160,6 +186,7 @@ def tell(facts: dict[str, Any]) -> None:
     facts["status"] = status
     facts["private_key_kept"] = call(cookie, "/account/anna")["private_key"] == account["private_key"]
     facts["keys"] = gateway("key", "list")
+    facts["ikev2"] = by_ikev2(cookie)
     facts["active"] = run("systemctl", "is-active", "wirelane-agent", "wirelane-gateway").split()
 
 

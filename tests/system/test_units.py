@@ -75,3 +75,11 @@ def test_the_agent_finds_every_door_to_full_root_read_only(facts: dict[str, Any]
 def test_the_key_may_be_a_credential_which_commands_read_too(facts: dict[str, Any]) -> None:
     assert facts["private_key_kept"]
     assert "me" in facts["keys"]
+
+
+def test_an_account_comes_in_by_ikev2_too(facts: dict[str, Any]) -> None:
+    assert facts["ikev2"] == {"is_in": True, "online": ["anna"], "failures": [], "problem": ""}
+
+
+def test_the_gateway_tells_of_its_host(facts: dict[str, Any]) -> None:
+    assert int(facts["system"]["memory_total"]) > 0 and facts["system"]["cpu_model"]
