@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
+from gateway import host
 from gateway.agents import Agents
 from gateway.authority import Credentials, gateway_certificate
 from gateway.errors import DatabaseUnavailable, SealBroken
@@ -66,7 +67,7 @@ async def with_agents(store: Store, work: Callable[[Agents], Awaitable[T]]) -> T
     """For a command, which asks agents itself."""
     credentials = OwnCredentials(store)
     await credentials.look()
-    agents = Agents(lambda: credentials.current)
+    agents = Agents(lambda: credentials.current, host.identity() if store.is_shared else "")
     try:
         return await work(agents)
     finally:

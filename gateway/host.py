@@ -1,16 +1,28 @@
-"""The host that this gateway runs on, as `GET /system/info` tells it. Reads /proc and /etc/os-release; never a node's.
+"""The host that this gateway runs on: what `GET /system/info` tells of it, and which one it is. Never a node's.
 
-Called by gateway/system.
+Reads /proc and files of /etc. Called by gateway/system, and by whatever has to do with a socket of this host.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import platform
 import socket
 from pathlib import Path
 
 CPU_MODEL = ("model name", "Model", "Processor")  # in the spellings of x86, arm64 boards and others
+
+
+def identity(machine_id: Path = Path("/etc/machine-id")) -> str:
+    """Of the installation, the same after each boot; "" = it has none. Derived, as machine-id(5) asks for: the number
+    itself is nobody else's business."""
+    try:
+        number = machine_id.read_text().strip()
+    except OSError:
+        return ""
+    return hmac.digest(number.encode(), b"wirelane gateway", hashlib.sha256).hex()[:32] if number else ""
 
 
 def described(time_zone: str, proc: Path = Path("/proc")) -> dict[str, str]:

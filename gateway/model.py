@@ -48,10 +48,10 @@ class Node:
     replaces: str = ""  # what an operator said that it may take the place of: see gateway/origin.py
     tls_name: str = ""  # of its certificate, of its last enrolment; "" = it was never enrolled
     drained: bool = False  # it takes no new servers
+    host: str = ""  # that its socket is on: see gateway/host.py; "" = unknown, or it is called by TCP
 
     @property
-    def is_local(self) -> bool:
-        """Reached through a socket of this host, where no identity is needed."""
+    def is_local(self) -> bool:  # reached through a socket of this host, where no identity is needed
         return self.target.startswith("unix:")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from gateway import host
 from gateway.agents import Agents
 from gateway.agents.codec import objects_of
 from gateway.condition import Condition, Report
@@ -106,7 +107,8 @@ async def node_add(store: Store, options: Options) -> None:
         raise ConfigError(
             [f"node add: {target!r}: TARGET is a socket of this host, --address another host's HOST:PORT"]
         )
-    await store.change(lambda tx: rows.add(tx, name, target, options.endpoint))
+    on = "" if options.address else host.identity()
+    await store.change(lambda tx: rows.add(tx, name, target, options.endpoint, on))
     if options.address:
         explain(f"node {name} is added, and called once it is enrolled")
         await _print_token(store, options)
@@ -132,7 +134,8 @@ async def _print_token(store: Store, options: Options) -> None:
 
 
 async def node_edit(store: Store, options: Options) -> None:
-    await store.change(lambda tx: rows.edit(tx, options.name, options.target, options.endpoint))
+    on = host.identity() if (options.target or "").startswith(UNIX) else ""
+    await store.change(lambda tx: rows.edit(tx, options.name, options.target, options.endpoint, on))
 
 
 async def node_drain(store: Store, options: Options) -> None:

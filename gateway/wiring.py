@@ -19,6 +19,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from gateway import host
 from gateway.accounts import Accounts
 from gateway.agents import Agents
 from gateway.collect import Collect
@@ -209,7 +210,7 @@ async def serve(config: Config) -> None:
             log.warning("event=advice text=%r", sentence)
         if await is_empty(database_url(config)):
             await prepare_database(config)
-        async with opened_store(config) as store, _agents(credentials := OwnCredentials(store)) as agents:
+        async with opened_store(config) as store, _agents(store, credentials := OwnCredentials(store)) as agents:
             await store.change(lambda tx: setting_rows.set_time_zone(tx, config.time_zone))
             sync = Sync(store, agents, config.settle_seconds)
             collect = Collect(
@@ -262,8 +263,8 @@ def calm_garbage_collection() -> None:
 
 
 @asynccontextmanager
-async def _agents(credentials: OwnCredentials) -> AsyncIterator[Agents]:
-    agents = Agents(lambda: credentials.current)
+async def _agents(store: Store, credentials: OwnCredentials) -> AsyncIterator[Agents]:
+    agents = Agents(lambda: credentials.current, host.identity() if store.is_shared else "")
     try:
         yield agents
     finally:

@@ -83,10 +83,11 @@ def _translated(node: Node) -> Iterator[None]:
 
 
 class Agents:
-    """Every agent, by node. `credentials`: what this gateway shows those on other hosts; None = it has nothing."""
+    """Every agent, by node. `credentials`: what this gateway shows those on other hosts; None = it has nothing.
+    `this_host`: the one that it runs on, where others share the database; see gateway/host.py."""
 
-    def __init__(self, credentials: Callable[[], Credentials | None] = lambda: None) -> None:
-        self._lines = Lines(credentials)
+    def __init__(self, credentials: Callable[[], Credentials | None] = lambda: None, this_host: str = "") -> None:
+        self._lines = Lines(credentials, this_host)
         self._reasons = Reasons()
         self._told_back: Callable[[str], None] = lambda node: None
 

@@ -155,10 +155,12 @@ class Line:
 
 
 class Lines:
-    """Every line, by the id of its node. `credentials`: those in force; None = this gateway has none."""
+    """Every line, by the id of its node. `credentials`: those in force; None = this gateway has none. `this_host`: on
+    which it runs; "" = every socket is of this host."""
 
-    def __init__(self, credentials: Callable[[], Credentials | None]) -> None:
+    def __init__(self, credentials: Callable[[], Credentials | None], this_host: str) -> None:
         self._credentials = credentials
+        self._this_host = this_host
         self._lines: dict[int, Line] = {}
         self._closing: dict[asyncio.Task[None], Line] = {}
 
@@ -188,6 +190,12 @@ class Lines:
 
     def _way(self, node: Node) -> Way:
         if node.is_local:
+            if self._this_host and node.host and node.host != self._this_host:
+                raise AgentUnreachable(
+                    f"node {node.name}: {node.target} is on another host, and only a gateway there calls it (if its "
+                    f"agent is on this one now: `wirelane-gateway node edit {node.name} --target {node.target}` here)",
+                    "other-host",
+                )
             return Way(node.target, "", None)
         if not node.tls_name:
             raise AgentUnreachable(

@@ -60,6 +60,7 @@ COLUMNS = (
     nodes.c.replaces,
     nodes.c.tls_name,
     nodes.c.drained,
+    nodes.c.host,
 )
 _by_name = select(*COLUMNS).where(nodes.c.name == bindparam("node"))
 _with_marks = (
@@ -156,8 +157,8 @@ async def _check_free(tx: Transaction, name: str, target: str) -> None:
             raise Conflict(f"{target} is node {other.name} already, and one agent is one node")
 
 
-async def add(tx: Transaction, name: str, target: str, endpoint: str = "") -> Node:
-    """Raises InvalidValue, Conflict."""
+async def add(tx: Transaction, name: str, target: str, endpoint: str = "", host: str = "") -> Node:
+    """`host`: that a socket is on. Raises InvalidValue, Conflict."""
     _check_name(name)
     target = _checked_target(target)
     reached_at = checked_endpoint(endpoint)
@@ -166,7 +167,9 @@ async def add(tx: Transaction, name: str, target: str, endpoint: str = "") -> No
     statement = (
         tx.insert(nodes)
         # Revision 1 and nothing acknowledged: it waits for its first snapshot, and says so.
-        .values(name=name, target=target, endpoint=reached_at, revision=1, epoch="", acknowledged=0, horizon=0)
+        .values(
+            name=name, target=target, endpoint=reached_at, host=host, revision=1, epoch="", acknowledged=0, horizon=0
+        )
         .on_conflict_do_nothing()
         .returning(nodes.c.id)
     )
@@ -179,11 +182,14 @@ async def add(tx: Transaction, name: str, target: str, endpoint: str = "") -> No
     return await found(tx, name)
 
 
-async def edit(tx: Transaction, name: str, target: str | None = None, endpoint: str | None = None) -> Node:
-    """None = unchanged. Raises InvalidValue, Conflict, NotFound."""
+async def edit(
+    tx: Transaction, name: str, target: str | None = None, endpoint: str | None = None, host: str = ""
+) -> Node:
+    """None = unchanged. `host`: that a socket is on. Raises InvalidValue, Conflict, NotFound."""
     values: dict[str, str] = {}
     if target is not None:
         values["target"] = target = _checked_target(target)
+        values["host"] = host
     if endpoint is not None:
         values["endpoint"] = checked_endpoint(endpoint)
     await tx.lock(INSTALLATION)

@@ -43,6 +43,11 @@ class Store:
         self._pinged: asyncio.Task[DatabaseUnavailable | None] | None = None
         self._ping_again = 0.0
 
+    @property
+    def is_shared(self) -> bool:
+        """May other gateways, on other hosts, work with this database?"""
+        return not self._engine.is_sqlite
+
     async def __aenter__(self) -> Store:
         return self
 

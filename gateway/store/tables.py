@@ -62,6 +62,7 @@ nodes = Table(
     Column("replaces", Text, nullable=False, server_default=text("''")),  # an operator's word: see gateway/origin.py
     Column("tls_name", Text, nullable=False, server_default=text("''")),  # "" = it was never enrolled
     Column("drained", Boolean, nullable=False, server_default=false()),  # it takes no new servers
+    Column("host", Text, nullable=False, server_default=text("''")),  # that its socket is on; "" = unknown
     sqlite_autoincrement=True,  # an id of a removed node is not used again
 )
 

@@ -577,6 +577,28 @@ def test_one_refused_account_spoils_only_its_own_patch(told: Callable[[Story], N
 # -- only the socket --------------------------------------------------------------------------------------------------
 
 
+def test_a_socket_of_another_host_is_not_called_whatever_is_at_its_path_here(tmp_path: Path) -> None:
+    node = Node(id=1, name="local", target=f"unix:{tmp_path}/agent.sock", host="there")
+
+    async def story() -> None:
+        here, there, alone = Agents(this_host="here"), Agents(this_host="there"), Agents()
+        async with serving(FakeAgent(), node.target):
+            with pytest.raises(AgentUnreachable, match=r"is on another host.*node edit local --target") as refused:
+                await here.snapshot(node, Snapshot(1, (), (), "UTC"), 0)
+            assert refused.value.cause == "other-host"
+            for agents, one in (
+                (there, node),
+                (alone, node),
+                (here, replace(node, host="")),
+                (here, replace(node, host="here")),
+            ):
+                assert (await agents.status(one)).needs_snapshot
+        for agents in (here, there, alone):
+            await agents.close()
+
+    ran(story())
+
+
 def test_an_agent_that_restarts_is_found_again_at_once(tmp_path: Path) -> None:
     node = Node(id=1, name="fra", target=f"unix:{tmp_path}/agent.sock")
 

@@ -387,6 +387,16 @@ async def test_changes_beside_moves_are_all_there_in_the_end(fleet: Fleet) -> No
     await fleet.check_numbers()
 
 
+async def test_the_socket_of_another_host_is_for_the_gateway_there(fleet: Fleet) -> None:
+    """Where gateways share a database; a file is one gateway's, and moves with its node to another host."""
+    target = (await fleet.store.read(lambda tx: node_rows.found(tx, "fra"))).target
+    await fleet.store.change(lambda tx: node_rows.edit(tx, "fra", target, host="elsewhere"))
+    away = "is on another host, and only a gateway there calls it"
+    assert (away in (await fleet.command("node", "list"))[1]) == fleet.store.is_shared
+    assert (await fleet.command("node", "edit", "fra", "--target", target))[0] == 0
+    assert away not in (await fleet.command("node", "list"))[1]
+
+
 async def test_who_waits_for_a_move_does_not_wait_for_what_others_change_meanwhile(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,3 +40,15 @@ def test_processor_memory_and_load_are_read_as_the_kernel_spells_them(tmp_path: 
         "75.0",
     ]
     assert [found[f"cpu_used_load{minutes}"] for minutes in (1, 5, 15)] == ["0.20", "1.18", "12.01"]
+
+
+def test_a_host_has_an_identity_that_does_not_tell_its_number(tmp_path: Path) -> None:
+    file = tmp_path / "machine-id"
+    assert host.identity(file) == ""
+    file.write_text("\n")
+    assert host.identity(file) == ""
+    file.write_text("b08dfa6083e7567a1921a715000001fb\n")
+    first = host.identity(file)
+    assert len(first) == 32 and first != "b08dfa6083e7567a1921a715000001fb" and host.identity(file) == first
+    file.write_text("b08dfa6083e7567a1921a715000001fc\n")
+    assert host.identity(file) != first
