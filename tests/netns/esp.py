@@ -40,8 +40,8 @@ class Session:
         (spi,) = re.findall(r"established with SPIs [0-9a-f]{8}_i ([0-9a-f]{8})_o", text)
         return cls(secret[:32], secret[32:], bytes.fromhex(spi), encapsulated)
 
-    def send(self, packet: bytes, server: str) -> None:
-        """In the client's namespace."""
+    def send(self, packet: bytes, client: str, server: str) -> None:
+        """In the client's namespace, between the two outer addresses."""
         number = next(self.numbers)
         head, nonce = self.spi + struct.pack("!I", number), struct.pack("!Q", number)
         padding = bytes(range(1, 1 + -(len(packet) + 2) % 4))
@@ -50,6 +50,7 @@ class Session:
         if self.encapsulated:
             sealed = struct.pack("!HHHH", NAT_T, NAT_T, 8 + len(sealed), 0) + sealed
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, 17 if self.encapsulated else 50) as door:
+            door.bind((client, 0))  # not by the tunnel itself
             door.sendto(sealed, (server, 0))
 
 

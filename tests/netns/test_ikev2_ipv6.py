@@ -24,9 +24,11 @@ import pytest
 
 from agent.kernel.ikev2 import Esp, keep_routes, routes
 from agent.kernel.ikev2 import missing as missing_ikev2
+from agent.kernel.ikev2.charon import Charon
 from agent.kernel.ikev2.esp import lacking
+from agent.kernel.ikev2.files import Paths
 from agent.kernel.ikev2.programs import remembered
-from agent.kernel.linux import LinuxKernel
+from agent.kernel.linux import LinuxKernel, Mode
 from agent.kernel.nftables import nft
 from agent.model import IKEV2_DEVICE, Account, Ikev2, Server
 from agent.objects import Diff, Responder
@@ -56,6 +58,7 @@ from tests.netns.test_ipv6 import (
 from tests.netns.tunnels import end_all, eventually, missing, within
 
 pytestmark = pytest.mark.skipif(bool(missing_ikev2()), reason=missing_ikev2() or "IKEv2 is here")
+MODE: Mode = "userspace" if missing("kernel") else "kernel"  # of WireGuard
 LOGIN_SECONDS = 60  # a machine under emulation is 20 times slower
 PLUGINS: dict[Esp, str] = {"userspace": "kernel-libipsec", "kernel": ""}  # of clients
 MTUS: dict[Esp, int] = {"userspace": 1400, "kernel": 1360}
@@ -66,7 +69,7 @@ class Ikev2Stage(Stage):
     def __init__(self, make: Callable[[], str], backend: str, path: Path, esp: Esp, shown: Ikev2) -> None:
         super().__init__(make, backend, path)
         self.esp, self.shown, self.runtime = esp, shown, path.parent / "run"
-        self.kernel = LinuxKernel("userspace", "up0", backend, connections=1000, runtime=self.runtime, esp=esp)
+        self.kernel = LinuxKernel(MODE, "up0", backend, connections=1000, runtime=self.runtime, esp=esp)
         self.writer = Writer(self.kernel, Usage(self.store, time.time))
         self.calls = {number: ExitStack() for number in CLIENTS}
         for number, name in self.clients.items():
@@ -131,7 +134,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 def stage(
     request: pytest.FixtureRequest, make_namespace: Callable[[], str], tmp_path: Path, shown: Ikev2, backend: str
 ) -> Iterator[Ikev2Stage]:
-    if reason := missing("userspace"):
+    if reason := missing(MODE):
         pytest.skip(reason)
     made, stop = Ikev2Stage(make_namespace, backend, tmp_path / "agent.db", request.param, shown), threading.Event()
     with enter(made.home) as here, enter(made.home) as keeps:
@@ -225,7 +228,8 @@ def test_nobody_has_another_ones_address(stage: Ikev2Stage) -> None:
         ):
 
             def arrives(door: socket.socket, source: str, target: str) -> bool:
-                there(session.send, udp_ipv6(source, target, 777, source.encode()), stage.outer(2))
+                packet = udp_ipv6(source, target, 777, source.encode())
+                there(session.send, packet, "192.0.2.10", stage.outer(2))
                 try:
                     return door.recv(100) == source.encode()
                 except TimeoutError:
@@ -246,6 +250,8 @@ def listening(address: str) -> socket.socket:
 
 
 def test_accounts_reach_what_they_may_by_either_tunnel(stage: Ikev2Stage) -> None:
+    if reason := missing("userspace"):  # of the client
+        pytest.skip(reason)
     with enter(stage.home) as here, enter(stage.far) as far:
         both = stage.account(2), stage.account(3)
         stage.make(stage.desired(*both), here)
@@ -393,6 +399,7 @@ def test_what_is_changed_on_the_device_is_put_right_under_who_is_in(
         assert [(one.part, one.verb) for one in report.changes] == [("responder", "change")] and not report.failures
         assert f"mtu {MTUS[stage.esp]} " in within(stage.home, "ip", "link", "show", IKEV2_DEVICE)
         stage.reaches(2, OUTSIDE, OUTSIDE_IPV6)
+        eventually(lambda: stage.routes() == sorted(BOTH), 10)
         ip(f"-n {stage.home} route del 10.77.0.2/32")
         ip(f"-n {stage.home} -6 route del {CLIENTS[2]}/128")
         eventually(lambda: stage.routes() == sorted(BOTH), 10)
@@ -412,3 +419,20 @@ def test_a_charon_that_is_killed_comes_back_with_both(stage: Ikev2Stage) -> None
         stage.make(desired, here)
         stage.dial(2)
         stage.reaches(2, OUTSIDE, OUTSIDE_IPV6)
+
+
+def test_a_session_with_new_keys_is_still_known(stage: Ikev2Stage) -> None:
+    with enter(stage.home) as here:
+        stage.make(stage.desired(stage.account(2)), here)
+        stage.dial(2)
+        stage.reaches(2, OUTSIDE, OUTSIDE_IPV6)
+        eventually(lambda: stage.routes() == sorted(BOTH), 10)
+        charon = Charon(Paths(stage.runtime).control)
+        (before,) = charon.sas()
+        with charon.session() as session:
+            session.rekey({"ike-id": before.number})
+        eventually(lambda: [one.number for one in charon.sas()] != [before.number], LOGIN_SECONDS)
+        stage.reaches(2, OUTSIDE, OUTSIDE_IPV6)
+        assert stage.routes() == sorted(BOTH)
+        assert here(stage.kernel.disconnect, "user_2")
+        eventually(lambda: stage.routes() == [], 10)

@@ -7,7 +7,7 @@ for ever. Lists come in parts and are safe. Protocol: src/libcharon/plugins/vici
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address
@@ -55,16 +55,16 @@ class Charon:
             raise KernelError(f"charon (strongSwan): {error or type(error).__name__}") from error
 
     @contextmanager
-    def listening(self, event: str, seconds: float) -> Iterator[Iterator[Mapping[str, Any] | None]]:
+    def listening(self, events: Iterable[str], seconds: float) -> Iterator[Iterator[Mapping[str, Any] | None]]:
         """Yields what charon tells from now on, and None each time that it was silent for so long."""
         with self.session() as session:
-            events = session.listen([event], timeout=seconds)
+            told = session.listen(list(events), timeout=seconds)
             try:
-                first = next(events)  # registers
-                yield ((said if name else None) for name, said in chain((first,), events))
+                first = next(told)  # registers
+                yield ((said if name else None) for name, said in chain((first,), told))
             finally:
                 with suppress(OSError, SessionException):  # it says good-bye, perhaps to nobody
-                    events.close()
+                    told.close()
 
     def version(self) -> str:
         """ "5.9.8"."""

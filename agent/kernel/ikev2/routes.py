@@ -4,9 +4,11 @@ More special than the route to the server's network, so an account's packets go 
 by that, else by WireGuard. charon would make such routes only in a table of its own, not for the kernel's XFRM
 interface, and not under the name that the device has here.
 
-charon tells of each session that comes and goes; counted by address, for the session of a second device of an account
-comes before the first one ends. What was missed while nobody listened is made up for by its list, at each beginning;
-and there is another one every minute, for Linux drops routes by itself (those of IPv6, where a device has it no more).
+charon tells of each session that comes and goes, and by which number it knows one from now on. Who holds an address is
+kept by those numbers: the session of a second device of an account comes before the first one ends, and what is told
+while the list is read is in the list as well. What was missed while nobody listened is made up for by that list, at
+each beginning; and there is another one every minute, for Linux drops routes by itself (those of IPv6, where a device
+has it no more).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
@@ -35,6 +37,7 @@ from agent.model import IKEV2_DEVICE, Address
 log = logging.getLogger("agent.ikev2")
 
 AGAIN_SECONDS = 0.3
+EVENTS = ("child-updown", "ike-rekey")
 LISTEN_SECONDS = 1.0  # how late it notices that it shall stop
 MISTRUST_SECONDS = 60.0
 # linux/rtnetlink.h; strongSwan's own number, for who reads `ip route`
@@ -62,7 +65,7 @@ def _follow(charon: Charon, stop: threading.Event) -> None:
     """Raises KernelError when charon is gone."""
     while not stop.is_set():
         with (
-            charon.listening("child-updown", LISTEN_SECONDS) as events,
+            charon.listening(EVENTS, LISTEN_SECONDS) as events,
             explained("routes of IKEv2"),
             IPRoute() as route,
         ):
@@ -72,26 +75,44 @@ def _follow(charon: Charon, stop: threading.Event) -> None:
 def _keep(charon: Charon, events: Iterator[Mapping[str, Any] | None], route: IPRoute, stop: threading.Event) -> None:
     """For a minute."""
     again = time.monotonic() + MISTRUST_SECONDS
-    held = Counter(address for sa in charon.sas() for address in sa.addresses)
+    held = defaultdict[Address, set[bytes]](set)
+    for sa in charon.sas():
+        for address in sa.addresses:
+            held[address].add(sa.number.encode())
     _make_equal(route, held.keys())
     for event in events:
         if stop.is_set() or time.monotonic() > again:
             return
-        for address, comes in _told(event or {}):
-            held[address] += 1 if comes else -1
-            if comes and held[address] == 1:
+        for old, new in _renumbered(event or {}):
+            for holders in held.values():
+                if old in holders:
+                    holders.symmetric_difference_update((old, new))
+        for address, number, comes in _told(event or {}):
+            if comes and not held[address]:
                 _change(route, "replace", address)
-            elif not comes and held[address] <= 0:
+            if comes:
+                held[address].add(number)
+                continue
+            held[address].discard(number)
+            if not held[address]:
                 del held[address]
                 _change(route, "del", address)
 
 
-def _told(event: Mapping[str, Any]) -> Iterator[tuple[Address, bool]]:
+def _told(event: Mapping[str, Any]) -> Iterator[tuple[Address, bytes, bool]]:
+    """Of a session's client and its number: does it come, or go?"""
     comes = event.get("up") == b"yes"
     for held in event.values():
-        if isinstance(held, Mapping):
+        if isinstance(held, Mapping) and "uniqueid" in held:
             for address in addresses_of(held):
-                yield address, comes
+                yield address, held["uniqueid"], comes
+
+
+def _renumbered(event: Mapping[str, Any]) -> Iterator[tuple[bytes, bytes]]:
+    """A session with new keys has a new number."""
+    for said in event.values():
+        if isinstance(said, Mapping) and "old" in said and "new" in said:
+            yield said["old"]["uniqueid"], said["new"]["uniqueid"]
 
 
 def _make_equal(route: IPRoute, wanted: Iterable[Address]) -> None:
