@@ -169,7 +169,7 @@ class Reach:
 
 
 INTERNET = Reach()
-MOST_DNS = 2
+MOST_DNS = 2  # of each family
 LONGEST_PASSWORD = 256  # characters; of MSCHAPv2
 USERNAME_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")  # no @, %, #, =: they mean something to strongSwan
 
@@ -182,13 +182,14 @@ class Ikev2:
     private_key: Secret
     authority: str
     identity: str  # what clients call the responder
-    dns: tuple[IPv4Address, ...] = ()
+    dns: tuple[Address, ...] = ()  # first those of IPv4
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9.:-]{1,253}", self.identity):
             raise InvalidValue("server.ikev2.identity", f"{self.identity!r} must be a domain or an address")
-        if len(self.dns) > MOST_DNS:
-            raise InvalidValue("server.ikev2.dns", f"{len(self.dns)} are too many: at most {MOST_DNS}")
+        most = max(sum(one.version == version for one in self.dns) for version in (4, 6))
+        if most > MOST_DNS:
+            raise InvalidValue("server.ikev2.dns", f"{most} of a family are too many: at most {MOST_DNS}")
 
     @property
     def digest(self) -> str:

@@ -201,6 +201,8 @@ class Responder:
 
     device: str
     is_sound: bool = True  # found: everything of it lives
+    is_set: bool = True  # found: its device has the settings that it was given
+    ipv6: bool = False  # its device has IPv6, for the accounts of some server have
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,7 @@ class Gate:
     device: str
     digest: str
     credentials: Ikev2 | None = field(default=None, compare=False, repr=False)
+    ipv6: bool = False  # clients are offered ::/0 too, for the accounts of some server have IPv6
 
 
 FILTER_KEY = "filter"  # one for the node
@@ -234,12 +237,13 @@ class LoginRow:
     username: str
     password: Secret
     address: IPv4Address
-    dns: tuple[IPv4Address, ...] = ()
+    dns: tuple[Address, ...] = ()  # first those of IPv4
     owner: int = field(default=0, compare=False)
+    address_ipv6: IPv6Address | None = None
 
     @property
-    def addresses(self) -> tuple[IPv4Address, ...]:
-        return (self.address,)
+    def addresses(self) -> tuple[Address, ...]:
+        return (self.address, self.address_ipv6) if self.address_ipv6 else (self.address,)
 
 
 PortKey = tuple[str, int]  # "tcp" or "udp", and its number

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_network
 from typing import Any
 
 from agent.model import NO_SECRET, Account, Address, FilterRule, Ikev2, Login, PortForward, Reach, Secret, Server
@@ -84,7 +84,7 @@ def _ikev2_row(one: Ikev2) -> str:
 
 def _ikev2_of(text: str) -> Ikev2:
     certificate, key, authority, identity, dns = json.loads(text)
-    return Ikev2(certificate, Secret(key), authority, identity, tuple(map(IPv4Address, dns)))
+    return Ikev2(certificate, Secret(key), authority, identity, tuple(map(ip_address, dns)))
 
 
 def server_of(row: tuple[Any, ...]) -> Server:

@@ -147,7 +147,7 @@ class Writer:
         others: dict[Part[Any, Any], dict[Any, Any]] = {
             part: self._kernel.door(part).read(scope) for part in PARTS if part not in first
         }
-        if want[RESPONDER] and first[RESPONDER] not in ({}, want[RESPONDER]):
+        if want[RESPONDER] and not all(one.is_sound for one in first[RESPONDER].values()):
             # It will be started anew, and what is on its device goes with that.
             for part in (QDISCS, CLASSES, LOGINS, GATE):
                 others[part] = {key: one for key, one in others[part].items() if part.device(key) != IKEV2_DEVICE}

@@ -57,7 +57,7 @@ _NODE_FIELDS = (
     *("private_key", "listen_port", "address", "mtu", "internal_traffic", "external_ip", "reach", "address_ipv6"),
     *("nat_ipv6", "ikev2"),
 )
-_TOLD_WITH_IKEV2 = ("dns_1", "dns_2")  # where it has that
+_TOLD_WITH_IKEV2 = ("dns_1", "dns_2", "dns_1_ipv6", "dns_2_ipv6")  # where it has that
 # Taken over from the caller as they are, on create and on edit.
 _PLAIN_FIELDS = (
     *("listen_port", "address", "mtu", "keep_alive", "allowed_ips", "internal_traffic", "endpoint", "reach"),

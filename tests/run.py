@@ -56,7 +56,7 @@ ACCEPTED_SKIPS = (  # (test, reason of the skip, why that is no loss), the first
         *(r"netns\.test_(links|preshared|wireguard)\b", "this kernel has no WireGuard"),
         "tests/system runs it on Debian's kernel",
     ),
-    (r"netns\.test_ikev2\b", "this kernel has no (ESP|IPsec|XFRM)", "tests/system runs it on Debian's kernel"),
+    (r"netns\.test_ikev2(_ipv6)?\b", "this kernel has no (ESP|IPsec|XFRM)", "tests/system runs it on Debian's kernel"),
     (r"netns\.main_job\.test_repair\b", "the kernel has WireGuard of its own", "it is about a process of ours"),
 )
 

@@ -9,9 +9,14 @@ from agent.parts.part import Place, ServerPart
 
 def _into(held: dict[str, Responder], server: Server, place: Place) -> None:
     if server.ikev2:
-        held[IKEV2_DEVICE] = Responder(IKEV2_DEVICE)
+        ipv6 = server.address_ipv6 is not None or (IKEV2_DEVICE in held and held[IKEV2_DEVICE].ipv6)
+        held[IKEV2_DEVICE] = Responder(IKEV2_DEVICE, ipv6=ipv6)
 
 
 RESPONDER = ServerPart[str, Responder](
-    name="responder", noun="responder of IKEv2", device=str, detail=lambda one: one.device, into=_into
+    name="responder",
+    noun="responder of IKEv2",
+    device=str,
+    detail=lambda one: one.device + (" with IPv6" if one.ipv6 else ""),
+    into=_into,
 )

@@ -68,7 +68,8 @@ def _ikev2(message: pb.Server) -> Ikev2:
     for name in ("certificate", "private_key", "authority"):
         bounds.text(f"{field}.{name}", getattr(said, name), bounds.LONGEST_CERTIFICATES)
     dns = tuple(_address(f"{field}.dns", text) for text in said.dns)
-    return Ikev2(said.certificate, Secret(said.private_key), said.authority, said.identity, dns)
+    second = tuple(_address_ipv6(f"{field}.dns_ipv6", text) for text in said.dns_ipv6)
+    return Ikev2(said.certificate, Secret(said.private_key), said.authority, said.identity, (*dns, *second))
 
 
 def account_in(message: pb.Account) -> Account:
@@ -87,9 +88,7 @@ def account_in(message: pb.Account) -> Account:
         message.upload,
         message.enabled,
         Secret(message.preshared_key) if message.preshared_key else NO_SECRET,
-        _parsed(f"account {message.name}: address_ipv6", message.address_ipv6, IPv6Address, "an IPv6 address")
-        if message.address_ipv6
-        else None,
+        _address_ipv6(f"account {message.name}: address_ipv6", message.address_ipv6) if message.address_ipv6 else None,
         Login(message.username, Secret(message.password)) if message.username else None,
         tuple(PortForward(one.protocol, one.port, one.to_port) for one in message.ports),
     )
@@ -97,6 +96,10 @@ def account_in(message: pb.Account) -> Account:
 
 def _address(field: str, text: str) -> IPv4Address:
     return _parsed(field, text, IPv4Address, "an IPv4 address")
+
+
+def _address_ipv6(field: str, text: str) -> IPv6Address:
+    return _parsed(field, text, IPv6Address, "an IPv6 address")
 
 
 def _parsed(field: str, text: str, kind: Callable[[str], T], like: str) -> T:
@@ -267,8 +270,9 @@ def _filter_rule_out(one: FilterRule) -> pb.FilterRule:
 
 
 def _ikev2_out(one: Ikev2) -> pb.Ikev2:
-    dns = map(str, one.dns)
-    return pb.Ikev2(certificate=one.certificate, authority=one.authority, identity=one.identity, dns=dns)
+    dns, second = ([str(address) for address in one.dns if address.version == version] for version in (4, 6))
+    said = {"certificate": one.certificate, "authority": one.authority, "identity": one.identity}
+    return pb.Ikev2(**said, dns=dns, dns_ipv6=second)
 
 
 def _account_out(account: Account) -> pb.Account:

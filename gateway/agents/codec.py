@@ -83,6 +83,7 @@ def _ikev2(server: Server, shown: Responder) -> pb.Ikev2:
         authority=shown.authority,
         identity=shown.identity,
         dns=[str(address) for address in (server.dns_1, server.dns_2) if address],
+        dns_ipv6=[str(one) for one in (server.dns_1_ipv6, server.dns_2_ipv6) if one and server.address_ipv6],
     )
 
 

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 import pytest
 
+from agent.rpc.codec import server_in
 from gateway.agents import AgentLacks, AgentRefused, Agents, StaleAgent
-from gateway.agents.codec import objects_of
+from gateway.agents.codec import objects_of, snapshot_chunks
 from gateway.errors import AgentUnreachable
 from gateway.model import Account, DayTotal, Held, Look, Node, Origin, Patch, Responder, Secret, Server, Snapshot
 from tests.fakes.agent_core import AgentCore, running_core
@@ -497,6 +498,19 @@ def test_what_a_node_shows_for_ikev2_and_who_logs_in_reaches_it(told: Callable[[
         assert "secret" not in str(held) and "certificate" not in str(held)
 
     told(story)
+
+
+def test_resolvers_of_ipv6_go_to_a_node_where_the_server_has_it() -> None:
+    shown = Responder("certificate", Secret("key"), "authority", "vpn.example.com")
+    first, second, third = IPv4Address("9.9.9.9"), IPv6Address("2620:fe::fe"), IPv6Address("2620:fe::9")
+    both = replace(a_server(), responder=shown, dns_1=first, dns_1_ipv6=second, dns_2_ipv6=third)
+    for server, dns in (
+        (both, (first,)),
+        (replace(both, address_ipv6=IPv6Interface("fd77::1/64")), (first, second, third)),
+    ):
+        (chunk,) = (one for one in snapshot_chunks(Snapshot(1, (server,), (), "UTC"), 0) if one.servers)
+        held = server_in(chunk.servers[0]).ikev2
+        assert held is not None and held.dns == dns
 
 
 def test_totals_only_bring_what_changed_after_the_cursor(told: Callable[[Story], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
@@ -88,3 +89,19 @@ async def test_a_change_that_nobody_serves_is_no_revision(product: Product) -> N
     assert product.agents[NODE].revision == revision
     await product.servers.edit(server.name, ServerValues(ikev2=True))
     assert product.agents[NODE].servers[server.name].responder is not None
+
+
+async def test_another_resolver_is_told_where_it_is_given_to_somebody(product: Product) -> None:
+    await turn_on(product.ikev2)
+    server = (await product.servers.create(ServerValues(ikev2=True, ipv6=True))).value
+    first, second = IPv4Address("9.9.9.9"), IPv6Address("2620:fe::fe")
+    edits = (
+        ServerValues(dns_1=first),
+        ServerValues(dns_2=first),
+        ServerValues(dns_1_ipv6=second),
+        ServerValues(dns_2_ipv6=second),
+    )
+    for edit in edits:
+        await product.servers.edit(server.name, edit)
+    told = product.agents[NODE].servers[server.name]
+    assert (told.dns_1, told.dns_2, told.dns_1_ipv6, told.dns_2_ipv6) == (first, first, second, second)

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ UPLINK = "eth0"
 OTHER = IPv4Address("192.0.2.77")
 _numbers = itertools.count()
 
+IPV6, RESOLVERS = IPv6Address("2001:db8:77::2"), (IPv4Address("9.9.9.9"), IPv6Address("2620:fe::fe"))
 NO_MAIL = FilterRule(False, EVERYWHERE, EVERYWHERE, "tcp", 0, 25)
 
 
@@ -103,7 +104,7 @@ class Held:
             MARKS: {address: Mark(address, 100)},
             PEERS: {(self.link, key(8)): peer},
             RESPONDER: {IKEV2_DEVICE: Responder(IKEV2_DEVICE)},
-            LOGINS: {"user_1": LoginRow("user_1", Secret("secret"), address, (IPv4Address("9.9.9.9"),))},
+            LOGINS: {"user_1": LoginRow("user_1", Secret("secret"), address, RESOLVERS, address_ipv6=IPV6)},
             PORTS: {one.key: one for one in (Port("tcp", 80, *to), Port("udp", 53, *to[:2], OTHER, UPLINK))},
             GATE: {IKEV2_DEVICE: Gate(IKEV2_DEVICE, self.shown.digest, self.shown)},
         }
@@ -197,7 +198,9 @@ def test_values_change_in_place(held: Held) -> None:
         CLASSES: {(UPLINK, 0x100): Class(UPLINK, 0x100, 300)},
         FILTER: {FILTER_KEY: replace(values[FILTER][FILTER_KEY], devices=frozenset({held.link, IKEV2_DEVICE}))},
         FORWARDING: {held.link: replace(values[FORWARDING][held.link], internal_traffic=True, ikev2=True)},
-        LOGINS: {"user_1": replace(values[LOGINS]["user_1"], password=Secret("another"), dns=())},
+        RESPONDER: {IKEV2_DEVICE: replace(values[RESPONDER][IKEV2_DEVICE], ipv6=True)},
+        LOGINS: {"user_1": replace(values[LOGINS]["user_1"], password=Secret("another"), dns=(), address_ipv6=None)},
+        GATE: {IKEV2_DEVICE: replace(values[GATE][IKEV2_DEVICE], ipv6=True)},
         PORTS: {("udp", 53): replace(values[PORTS]["udp", 53], to_port=5353)},
         PEERS: {(held.link, key(8)): Peer(held.link, key(8), IPv4Address("10.99.0.77"))},
     }

@@ -69,7 +69,7 @@ def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 def _server(m: pb.Server) -> Server:
-    dns = [IPv4Address(text) for text in m.ikev2.dns]
+    dns, dns_ipv6 = list(map(IPv4Address, m.ikev2.dns)), list(map(IPv6Address, m.ikev2.dns_ipv6))
     return Server(
         id=0,
         node="",
@@ -87,6 +87,8 @@ def _server(m: pb.Server) -> Server:
         nat_ipv6=m.nat_ipv6,
         dns_1=dns[0] if dns else None,
         dns_2=dns[1] if dns[1:] else None,
+        dns_1_ipv6=dns_ipv6[0] if dns_ipv6 else None,
+        dns_2_ipv6=dns_ipv6[1] if dns_ipv6[1:] else None,
         responder=_responder(m.ikev2) if m.HasField("ikev2") else None,
     )
 

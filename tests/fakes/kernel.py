@@ -71,8 +71,11 @@ class FakePart:
 
     def put(self, verb: str, key: Any, value: Any) -> None:
         if verb != "remove":
+            old = self.held.get(key)
             self.held[key] = value
-            if verb == "change" and self.name == "responder":  # started anew, with a device that is new
+            if (
+                verb == "change" and self.name == "responder" and not (old and old.is_sound)
+            ):  # started anew, with a new device
                 self.kernel.gone(self.name, key)
         elif self.held.pop(key, None) is not None:
             self.kernel.gone(self.name, key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from typing import Any
 
 from agent.model import Account, Address, Ikev2, Login, Secret, Server
@@ -12,7 +12,8 @@ from agent.objects import NO_COUNTERS
 from agent.usage import Baseline, Used
 
 EPOCH = "epoch-1"
-IKEV2 = Ikev2("certificate", Secret("its key"), "authority", "vpn.example.org", (IPv4Address("9.9.9.9"),))
+RESOLVERS = IPv4Address("9.9.9.9"), IPv6Address("2620:fe::fe")
+IKEV2 = Ikev2("certificate", Secret("its key"), "authority", "vpn.example.org", RESOLVERS)
 
 
 def login(number: int, password: str = "secret") -> Login:

@@ -1,16 +1,22 @@
-"""Clients of IKEv2 in namespaces of their own, by other hands than ours: `charon-cmd`; and what a server shows them."""
+"""Clients of IKEv2 in namespaces of their own, by other hands than ours; and what a server shows them.
+
+`client` is `charon-cmd`, which asks for an address of IPv4 and no other; `both_client` asks for one of each family, as
+phones do.
+"""
 
 from __future__ import annotations
 
 import datetime
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 
+import vici
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -18,6 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from agent.model import Ikev2, Secret
 from tests.lab.ikev2 import SETTINGS
+from tests.netns.tunnels import eventually
 
 IDENTITY = "vpn.example.org"
 PLUGINS = (
@@ -102,6 +109,93 @@ def client(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+# What it logs of keys is for a test that sends what an honest client would not.
+BOTH_SETTINGS = """\
+charon-systemd {{
+  load = {plugins} vici updown
+  journal {{
+    default = -1
+  }}
+  filelog {{
+    says {{
+      path = {says}
+      flush_line = yes
+      default = 1
+      chd = 4
+      ike = 2
+    }}
+  }}
+  plugins {{
+    vici {{
+      socket = unix://{control}
+    }}
+    updown {{
+      dns_handler = yes
+    }}
+  }}
+}}
+"""
+
+
+@contextmanager
+def both_client(
+    namespace: str,
+    folder: Path,
+    username: str,
+    password: str,
+    authority: str,
+    server: str,
+    *,
+    esp: str = "kernel-libipsec",
+    vips: tuple[str, ...] = ("0.0.0.0", "::"),
+) -> Iterator[Path]:
+    """A charon of its own, told over its socket; yields the file of what it says. `given` beside it: what else it was
+    told, as its updown script is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    conf, control, says = folder / "strongswan.conf", folder / "vici", folder / "says"
+    script = folder / "updown"
+    script.write_text(f"#!/bin/sh\nenv >{folder}/given\n")
+    script.chmod(0o700)
+    conf.write_text(BOTH_SETTINGS.format(plugins=PLUGINS.format(esp=esp), says=says, control=control))
+    says.write_text("")
+    process = subprocess.Popen(
+        ["ip", "netns", "exec", namespace, "/usr/sbin/charon-systemd"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "STRONGSWAN_CONF": str(conf)},
+    )
+    try:
+        _dial(folder, username, password, authority, server, vips)
+        yield says
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _dial(folder: Path, username: str, password: str, authority: str, server: str, vips: tuple[str, ...]) -> None:
+    with socket.socket(socket.AF_UNIX) as charon:
+        charon.settimeout(10)
+        eventually(lambda: charon.connect_ex(str(folder / "vici")) == 0)
+        session = vici.Session(charon)
+        session.load_cert({"type": "X509", "flag": "CA", "data": authority})
+        session.load_shared({"type": "EAP", "data": password, "owners": [username]})
+        connection = {
+            "version": "2",
+            "remote_addrs": [server],
+            "vips": list(vips),
+            "local": {"auth": "eap", "id": username, "eap_id": username},
+            "remote": {"auth": "pubkey", "id": IDENTITY},
+            "children": {"all": {"remote_ts": ["0.0.0.0/0", "::/0"], "updown": str(folder / "updown")}},
+        }
+        session.load_conn({"out": connection})
+        list(session.initiate({"child": "all", "timeout": "-1"}))  # a generator; it does not wait
 
 
 def is_in(says: Path) -> bool:

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.timeout(GUEST_SECONDS + 120)
 
 SCRIPT = """
 "$1" tests/system/ikev2_guest.py "$2/facts.json" || exit 1
-"$1" -m pytest tests/netns/test_ikev2.py -k \
-  'kernel and (own_address or claimed or leaves_no_way_in)' \\
+"$1" -m pytest tests/netns/test_ikev2.py tests/netns/test_ikev2_ipv6.py -k \
+  'kernel and (own_address or claimed or leaves_no_way_in or two_families and nftables or another_ones)' \\
   --timeout=300 -p no:cacheprovider --junitxml="$2/netns.xml" >&2
 """
 
@@ -115,4 +115,4 @@ def test_the_namespace_tests_of_ikev2_hold(shared: Path) -> None:
     assert [
         f"{case.get('name')}: {part.get('message')}" for case in cases for part in case if part.get("message")
     ] == []
-    assert len(cases) == 4
+    assert len(cases) == 6

@@ -63,7 +63,11 @@ def switch_back() -> None:
         _write("all", "forwarding", "0")
 
 
-def enable(device: str) -> None:
-    """The interface may have an address of IPv6: net.ipv6.conf.default.disable_ipv6 says no on many hosts."""
-    if _read(device, "disable_ipv6") == "1":
-        _write(device, "disable_ipv6", "0")
+def is_enabled(device: str) -> bool:
+    return _read(device, "disable_ipv6") == "0"
+
+
+def enable(device: str, on: bool = True) -> None:
+    """The interface may have an address of IPv6: net.ipv6.conf.default.disable_ipv6 says no on many hosts. Not `on`: no
+    packet of IPv6 comes in by it or goes out."""
+    _write(device, "disable_ipv6", "0" if on else "1")

@@ -7,10 +7,10 @@ for ever. Lists come in parts and are safe. Protocol: src/libcharon/plugins/vici
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import IPv4Address, ip_address
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import vici
 from vici.exception import CommandException, DeserializationException, EventUnknownException, SessionException
 
 from agent.errors import KernelError
+from agent.model import Address
 
 ANSWER_SECONDS = 5.0
 END_MILLISECONDS = "1000"  # for the other side to hear that it is over
@@ -32,6 +33,7 @@ class Sa:
     username: str
     endpoint: str
     address: IPv4Address | None
+    addresses: tuple[Address, ...]  # of either family
     age: int  # seconds
     rx_bytes: int
     tx_bytes: int
@@ -53,16 +55,16 @@ class Charon:
             raise KernelError(f"charon (strongSwan): {error or type(error).__name__}") from error
 
     @contextmanager
-    def listening(self, event: str, seconds: float) -> Iterator[Iterator[Mapping[str, Any] | None]]:
+    def listening(self, events: Iterable[str], seconds: float) -> Iterator[Iterator[Mapping[str, Any] | None]]:
         """Yields what charon tells from now on, and None each time that it was silent for so long."""
         with self.session() as session:
-            events = session.listen([event], timeout=seconds)
+            told = session.listen(list(events), timeout=seconds)
             try:
-                first = next(events)  # registers
-                yield ((said if name else None) for name, said in chain((first,), events))
+                first = next(told)  # registers
+                yield ((said if name else None) for name, said in chain((first,), told))
             finally:
                 with suppress(OSError, SessionException):  # it says good-bye, perhaps to nobody
-                    events.close()
+                    told.close()
 
     def version(self) -> str:
         """ "5.9.8"."""
@@ -100,17 +102,18 @@ def _sa(held: Mapping[str, Any]) -> Sa | None:
         held["uniqueid"].decode(),
         name.decode(errors="replace"),
         held.get("remote-host", b"").decode(),
-        addresses[0] if addresses else None,
+        next((address for address in addresses if isinstance(address, IPv4Address)), None),
+        addresses,
         int(held.get("established", b"0")),
         sum(int(child.get("bytes-in", b"0")) for child in children),
         sum(int(child.get("bytes-out", b"0")) for child in children),
     )
 
 
-def addresses_of(held: Mapping[str, Any]) -> list[IPv4Address]:
+def addresses_of(held: Mapping[str, Any]) -> tuple[Address, ...]:
     """Which a session's client has in the tunnel."""
     found = []
     for text in held.get("remote-vips", []):
-        with suppress(AddressValueError, UnicodeDecodeError):
-            found.append(IPv4Address(text.decode()))
-    return found
+        with suppress(ValueError):
+            found.append(ip_address(text.decode()))
+    return tuple(found)

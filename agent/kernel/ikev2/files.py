@@ -69,11 +69,14 @@ def radius(paths: Paths, port: int, secret: str) -> str:
     """radiusd.conf."""
     row = "FROM logins WHERE username = '%{SQL-User-Name}' AND enabled = 1"
     replies = " UNION ALL ".join(
-        f"SELECT id, username, '{attribute}', {column}, ':=' {row} AND {column} <> ''"
+        f"SELECT id, username, '{attribute}', {column}, '+=' {row} AND {column} <> ''"
         for attribute, column in (
             ("Framed-IP-Address", "address"),
             ("MS-Primary-DNS-Server", "dns_1"),
             ("MS-Secondary-DNS-Server", "dns_2"),
+            ("Framed-IPv6-Address", "address_ipv6"),
+            ("DNS-Server-IPv6-Address", "dns_1_ipv6"),
+            ("DNS-Server-IPv6-Address", "dns_2_ipv6"),
         )
     )
     return RADIUSD.substitute(

@@ -17,9 +17,9 @@ from agent.kernel.ikev2.files import Paths
 from agent.kernel.ikev2.leftovers import XFRM_ID
 from agent.kernel.ikev2.responder import Esp
 from agent.model import IKEV2_DEVICE, Ikev2
-from agent.objects import Diff, Gate, Scope
+from agent.objects import ANYWHERE, ANYWHERE_IPV6, Diff, Gate, Scope
 
-PREFIX = "wirelane-"
+PREFIX, IPV6 = "wirelane-", "-ipv6"  # what the connection's name begins with, and ends with where it offers both
 NOWHERE = Scope(frozenset(), "")
 IKE_PROPOSALS = (
     "aes256gcm16-aes128gcm16-prfsha384-prfsha256-curve25519-ecp384-ecp256-modp4096-modp3072-modp2048",
@@ -41,7 +41,9 @@ class Gates:
             names = [name for name in self._charon.connections() if name.startswith(PREFIX)]
         except KernelError:
             return {}
-        return {IKEV2_DEVICE: Gate(IKEV2_DEVICE, ",".join(names).removeprefix(PREFIX))} if names else {}
+        said = ",".join(names).removeprefix(PREFIX)
+        gate = Gate(IKEV2_DEVICE, said.removesuffix(IPV6), ipv6=said.endswith(IPV6))
+        return {IKEV2_DEVICE: gate} if names else {}
 
     def apply(self, diff: Diff[str, Gate]) -> Mapping[str, KernelError]:
         try:
@@ -55,12 +57,12 @@ class Gates:
 
     def _open(self, gate: Gate) -> None:
         assert gate.credentials is not None
-        said, name = gate.credentials, PREFIX + gate.digest
+        said, name = gate.credentials, PREFIX + gate.digest + (IPV6 if gate.ipv6 else "")
         with self._charon.session() as session:
             session.clear_creds()
             session.load_cert({"type": "X509", "flag": "CA", "data": said.authority})
             session.load_key({"type": "rsa", "data": said.private_key.reveal()})
-            session.load_conn({name: self._connection(said)})
+            session.load_conn({name: self._connection(said, gate.ipv6)})
         self._close(keep=name)
 
     def _close(self, keep: str) -> None:
@@ -69,11 +71,12 @@ class Gates:
                 if name.startswith(PREFIX) and name != keep:
                     session.unload_conn({"name": name})
 
-    def _connection(self, said: Ikev2) -> dict[str, Any]:
+    def _connection(self, said: Ikev2, ipv6: bool) -> dict[str, Any]:
         in_kernel = self._esp == "kernel"
         own = {"if_id_in": str(XFRM_ID), "if_id_out": str(XFRM_ID)} if in_kernel else {}
         child = {
-            "local_ts": ["0.0.0.0/0"],
+            # A client's own side is what addresses it is given, each as one: no other source comes in by its session.
+            "local_ts": [ANYWHERE, *([ANYWHERE_IPV6] if ipv6 else [])],
             "esp_proposals": list(ESP_PROPOSALS),
             "dpd_action": "clear",
             **own,

@@ -1,8 +1,9 @@
 """The responder of a node: charon, FreeRADIUS, and the one device by which all sessions of IKEv2 come in.
 
 A part that a server asks for; there is one for all of them. `read` names it where both programs live, charon answers
-and the device is as it should be; anything less is started anew, whole, for charon does not find a lost FreeRADIUS by
-itself and its device goes with it. Nobody can get in before `gate` has opened: until then charon has no connection.
+and the device is there; anything less is started anew, whole, for charon does not find a lost FreeRADIUS by itself and
+its device goes with it. Settings of the device are put right where it stands, and sessions go on. Nobody can get in
+before `gate` has opened: until then charon has no connection.
 
 The device: with ESP in userspace the TUN that charon makes and routes to; with the kernel's, an XFRM interface of the
 same name, and `routes` is what charon does not do there. Either is treated as a WireGuard link is: a root, classes.
@@ -20,11 +21,10 @@ from pathlib import Path
 from typing import Literal
 
 from agent.errors import KernelError
-from agent.kernel.host import ip_forward
+from agent.kernel.host import ip_forward, ipv6_forward
 from agent.kernel.host.interfaces import (
     Interface,
     add_xfrm,
-    read_interface,
     read_link,
     remove_interface,
     set_interface,
@@ -52,9 +52,9 @@ NEEDED = {  # by package
     "freeradius": (Path(RADIUS), Path("/usr/lib/freeradius/rlm_eap_mschapv2.so")),
 }
 READY_SECONDS = 15.0
-# Bytes, of the XFRM interface: with what ESP of any cipher and UDP add, a packet fits into the 1450 of some networks.
-# Segments are clamped to it: who hears no ICMP would send 1500, which never arrive. charon's TUN has 1400.
-XFRM_MTU = 1360
+# Bytes. Of the XFRM interface: with what ESP of any cipher and UDP add, a packet fits into the 1450 of some networks.
+# Segments are clamped to it: who hears no ICMP would send 1500, which never arrive. charon gives its TUN 1400.
+MTUS: dict[Esp, int] = {"kernel": 1360, "userspace": 1400}
 
 
 def missing() -> str:
@@ -91,10 +91,13 @@ class Responders:
         device = read_link(IKEV2_DEVICE)
         if not held and (device is None or not self._is_ours(device)):
             return {}
-        return {IKEV2_DEVICE: Responder(IKEV2_DEVICE, is_sound=self._is_sound(held, device))}
+        if device is None or not self._is_sound(held, device):
+            return {IKEV2_DEVICE: Responder(IKEV2_DEVICE, is_sound=False)}
+        is_set = device.mtu == MTUS[self._esp] and not ip_forward.is_off(device.name)
+        return {IKEV2_DEVICE: Responder(IKEV2_DEVICE, is_set=is_set, ipv6=ipv6_forward.is_enabled(device.name))}
 
     def _is_sound(self, held: Mapping[str, Process], device: Interface | None) -> bool:
-        if device is None or device.kind != KINDS[self._esp] or not device.up or ip_forward.is_off(device.name):
+        if device is None or device.kind != KINDS[self._esp] or not device.up:
             return False
         if len(held) != 2 or not all(process.is_alive() for process in held.values()):
             return False
@@ -111,11 +114,13 @@ class Responders:
     def apply(self, diff: Diff[str, Responder]) -> Mapping[str, KernelError]:
         try:
             held = programs.remembered(self._paths.running)
-            if (diff.add or diff.change) and self._is_sound(held, read_link(IKEV2_DEVICE)):
-                return {}
-            self._end(held)
-            if diff.add or diff.change:
-                self._start()
+            wanted = diff.add.get(IKEV2_DEVICE) or diff.change.get(IKEV2_DEVICE)
+            if wanted is None or not self._is_sound(held, read_link(IKEV2_DEVICE)):
+                self._end(held)
+                if wanted is not None:
+                    self._start()
+            if wanted is not None:
+                self._set_device(wanted.ipv6)
         except KernelError as error:
             return dict.fromkeys((*diff.remove, *diff.change, *diff.add), error)
         return {}
@@ -159,14 +164,24 @@ class Responders:
             add_xfrm(IKEV2_DEVICE, XFRM_ID)
         else:
             programs.wait("charon's TUN", charon, READY_SECONDS, lambda: read_link(IKEV2_DEVICE) is not None)
-        device = read_interface(IKEV2_DEVICE)
-        if device is None:
-            raise KernelError(f"link {IKEV2_DEVICE} vanished as soon as it was made")
-        if self._esp == "kernel":
-            set_interface(device, mtu=XFRM_MTU)
+        device = _there()
         set_interface(device, ifalias=_alias())
         set_interface(device, state="up")
+
+    def _set_device(self, ipv6: bool) -> None:
+        """What is right is not touched."""
+        device = _there()
+        if device.mtu != MTUS[self._esp]:
+            set_interface(device, mtu=MTUS[self._esp])
         ip_forward.switch_on((IKEV2_DEVICE,), ())
+        ipv6_forward.enable(IKEV2_DEVICE, ipv6)
+
+
+def _there() -> Interface:
+    device = read_link(IKEV2_DEVICE)
+    if device is None:
+        raise KernelError(f"link {IKEV2_DEVICE} vanished as soon as it was made")
+    return device
 
 
 def version(folder: Path) -> tuple[str, int]:

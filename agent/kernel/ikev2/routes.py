@@ -1,23 +1,27 @@
-"""The route to each client who is in by IKEv2: its address, by the responder's device, while its session lasts.
+"""The routes to each client who is in by IKEv2: its addresses, by the responder's device, while its session lasts.
 
 More special than the route to the server's network, so an account's packets go where it is: by IKEv2 while it is in
 by that, else by WireGuard. charon would make such routes only in a table of its own, not for the kernel's XFRM
 interface, and not under the name that the device has here.
 
-charon tells of each session that comes and goes; counted by address, for the session of a second device of an account
-comes before the first one ends. What was missed while nobody listened is made up for by its list, at each beginning.
+charon tells of each session that comes and goes, and by which number it knows one from now on. Who holds an address is
+kept by those numbers: the session of a second device of an account comes before the first one ends, and what is told
+while the list is read is in the list as well. What was missed while nobody listened is made up for by that list, at
+each beginning; and there is another one every minute, for Linux drops routes by itself (those of IPv6, where a device
+has it no more).
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
+import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
-from socket import AF_INET, if_nametoindex
+from socket import AF_INET, AF_INET6, if_nametoindex
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -28,13 +32,17 @@ from agent.kernel.host.interfaces import explained
 from agent.kernel.ikev2 import programs
 from agent.kernel.ikev2.charon import Charon, addresses_of
 from agent.kernel.ikev2.files import Paths
-from agent.model import IKEV2_DEVICE
+from agent.model import IKEV2_DEVICE, Address
 
 log = logging.getLogger("agent.ikev2")
 
 AGAIN_SECONDS = 0.3
+EVENTS = ("child-updown", "ike-rekey")
 LISTEN_SECONDS = 1.0  # how late it notices that it shall stop
-SCOPE_LINK, PROTOCOL = 253, 220  # linux/rtnetlink.h; strongSwan's own number, for who reads `ip route`
+MISTRUST_SECONDS = 60.0
+# linux/rtnetlink.h; strongSwan's own number, for who reads `ip route`
+TABLE_MAIN, SCOPE_UNIVERSE, SCOPE_LINK, PROTOCOL = 254, 0, 253, 220
+FAMILIES = {4: AF_INET, 6: AF_INET6}  # by version of an address
 
 
 def keep(folder: Path, stop: threading.Event) -> None:
@@ -55,35 +63,66 @@ def keep(folder: Path, stop: threading.Event) -> None:
 
 def _follow(charon: Charon, stop: threading.Event) -> None:
     """Raises KernelError when charon is gone."""
-    with charon.listening("child-updown", LISTEN_SECONDS) as events, explained("routes of IKEv2"), IPRoute() as route:
-        held = Counter(sa.address for sa in charon.sas() if sa.address)
-        _make_equal(route, held.keys())
-        for event in events:
-            if stop.is_set():
-                return
-            for address, comes in _told(event or {}):
-                held[address] += 1 if comes else -1
-                if comes and held[address] == 1:
-                    _change(route, "replace", address)
-                elif not comes and held[address] <= 0:
-                    del held[address]
-                    _change(route, "del", address)
+    while not stop.is_set():
+        with (
+            charon.listening(EVENTS, LISTEN_SECONDS) as events,
+            explained("routes of IKEv2"),
+            IPRoute() as route,
+        ):
+            _keep(charon, events, route, stop)
 
 
-def _told(event: Mapping[str, Any]) -> Iterator[tuple[IPv4Address, bool]]:
+def _keep(charon: Charon, events: Iterator[Mapping[str, Any] | None], route: IPRoute, stop: threading.Event) -> None:
+    """For a minute."""
+    again = time.monotonic() + MISTRUST_SECONDS
+    held = defaultdict[Address, set[bytes]](set)
+    for sa in charon.sas():
+        for address in sa.addresses:
+            held[address].add(sa.number.encode())
+    _make_equal(route, held.keys())
+    for event in events:
+        if stop.is_set() or time.monotonic() > again:
+            return
+        for old, new in _renumbered(event or {}):
+            for holders in held.values():
+                if old in holders:
+                    holders.symmetric_difference_update((old, new))
+        for address, number, comes in _told(event or {}):
+            if comes and not held[address]:
+                _change(route, "replace", address)
+            if comes:
+                held[address].add(number)
+                continue
+            held[address].discard(number)
+            if not held[address]:
+                del held[address]
+                _change(route, "del", address)
+
+
+def _told(event: Mapping[str, Any]) -> Iterator[tuple[Address, bytes, bool]]:
+    """Of a session's client and its number: does it come, or go?"""
     comes = event.get("up") == b"yes"
     for held in event.values():
-        if isinstance(held, Mapping):
+        if isinstance(held, Mapping) and "uniqueid" in held:
             for address in addresses_of(held):
-                yield address, comes
+                yield address, held["uniqueid"], comes
 
 
-def _make_equal(route: IPRoute, wanted: Iterable[IPv4Address]) -> None:
-    index, there = if_nametoindex(IKEV2_DEVICE), set()
-    for found in route.get_routes(family=AF_INET, oif=index):
-        attributes = dict(found["attrs"])
-        if found["dst_len"] == 32 and "RTA_DST" in attributes:
-            there.add(IPv4Address(attributes["RTA_DST"]))
+def _renumbered(event: Mapping[str, Any]) -> Iterator[tuple[bytes, bytes]]:
+    """A session with new keys has a new number."""
+    for said in event.values():
+        if isinstance(said, Mapping) and "old" in said and "new" in said:
+            yield said["old"]["uniqueid"], said["new"]["uniqueid"]
+
+
+def _make_equal(route: IPRoute, wanted: Iterable[Address]) -> None:
+    index, there = if_nametoindex(IKEV2_DEVICE), set[Address]()
+    for family in FAMILIES.values():
+        for found in route.get_routes(family=family, oif=index):
+            attributes = dict(found["attrs"])
+            if found["table"] == TABLE_MAIN and "RTA_DST" in attributes:
+                address = ip_address(attributes["RTA_DST"])
+                there |= {address} if found["dst_len"] == address.max_prefixlen else set()
     wanted = set(wanted)
     for address in there - wanted:
         _change(route, "del", address)
@@ -91,11 +130,15 @@ def _make_equal(route: IPRoute, wanted: Iterable[IPv4Address]) -> None:
         _change(route, "replace", address)
 
 
-def _change(route: IPRoute, verb: str, address: IPv4Address) -> None:
+def _change(route: IPRoute, verb: str, address: Address) -> None:
     with suppress(OSError):  # the device is gone, and its routes with it
         index = if_nametoindex(IKEV2_DEVICE)
+        named = {"dst": f"{address}/{address.max_prefixlen}", "oif": index, "proto": PROTOCOL}
+        scope = SCOPE_LINK if address.version == 4 else SCOPE_UNIVERSE  # IPv6 knows no other
         try:
-            route.route(verb, dst=f"{address}/32", oif=index, scope=SCOPE_LINK, proto=PROTOCOL)
-        except NetlinkError:
-            if verb != "del":
+            route.route(verb, family=FAMILIES[address.version], scope=scope, **named)
+        except NetlinkError as error:
+            if verb == "replace" and address.version == 4:
                 raise
+            if verb == "replace":  # the other family goes on
+                log.warning("no route of IPv6 to a client of IKEv2 address=%s: %s", address, error)

@@ -16,7 +16,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,16 +28,18 @@ from agent.objects import LoginRow
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS logins (
     id INTEGER PRIMARY KEY, username TEXT NOT NULL UNIQUE, password TEXT NOT NULL, nt_hash TEXT NOT NULL,
-    address TEXT NOT NULL, dns_1 TEXT NOT NULL, dns_2 TEXT NOT NULL, enabled INTEGER NOT NULL
+    address TEXT NOT NULL, dns_1 TEXT NOT NULL, dns_2 TEXT NOT NULL,
+    address_ipv6 TEXT NOT NULL, dns_1_ipv6 TEXT NOT NULL, dns_2_ipv6 TEXT NOT NULL, enabled INTEGER NOT NULL
 )
 """
-PUT = """
-INSERT INTO logins (username, password, nt_hash, address, dns_1, dns_2, enabled) VALUES (?, ?, ?, ?, ?, ?, 1)
-ON CONFLICT (username) DO UPDATE SET password = excluded.password, nt_hash = excluded.nt_hash,
-    address = excluded.address, dns_1 = excluded.dns_1, dns_2 = excluded.dns_2, enabled = 1
+GIVEN = ("address", "dns_1", "dns_2", "address_ipv6", "dns_1_ipv6", "dns_2_ipv6")  # to the client; "" = none
+SAID = ("password", "nt_hash", *GIVEN)
+PUT = f"""
+INSERT INTO logins (username, {", ".join(SAID)}, enabled) VALUES (?, {", ".join("?" * len(SAID))}, 1)
+ON CONFLICT (username) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in SAID)}, enabled = 1
 """
-# Of the table and of the query that FreeRADIUS was started with; 1: with passwords in the place of hashes.
-VERSION = 2
+# Of the table and of the query that FreeRADIUS was started with. 1: passwords in the place of hashes, 2: IPv4 only.
+VERSION = 3
 LOCK_SECONDS = 5.0
 
 
@@ -58,7 +60,7 @@ class Users:
         try:
             with self._transaction() as db:
                 (version,) = db.execute("PRAGMA user_version").fetchone()
-                db.execute("SELECT nt_hash, dns_1, dns_2 FROM logins LIMIT 1")
+                db.execute(f"SELECT {', '.join(SAID)} FROM logins LIMIT 1")
         except KernelError:
             return False
         return bool(version == VERSION)
@@ -68,7 +70,7 @@ class Users:
         if not self._path.exists():
             return {}
         with self._transaction() as db:
-            rows = db.execute("SELECT username, password, address, dns_1, dns_2, enabled FROM logins").fetchall()
+            rows = db.execute(f"SELECT username, password, enabled, {', '.join(GIVEN)} FROM logins").fetchall()
         return {row[0]: _row(*row) for row in rows}
 
     def switch_off(self, usernames: Iterable[str]) -> None:
@@ -98,12 +100,14 @@ class Users:
             raise KernelError(f"the list of IKEv2 logins ({self._path}): {error}") from error
 
 
-def _row(username: str, password: str, address: str, dns_1: str, dns_2: str, enabled: int) -> LoginRow:
-    dns = tuple(IPv4Address(text) for text in (dns_1, dns_2) if text)
-    return LoginRow(username, Secret(password) if enabled else NO_SECRET, IPv4Address(address), dns)
+def _row(username: str, password: str, enabled: int, address: str, *others: str) -> LoginRow:
+    dns_1, dns_2, ipv6, dns_1_ipv6, dns_2_ipv6 = others
+    dns = tuple(ip_address(text) for text in (dns_1, dns_2, dns_1_ipv6, dns_2_ipv6) if text)
+    secret = Secret(password) if enabled else NO_SECRET
+    return LoginRow(username, secret, IPv4Address(address), dns, address_ipv6=IPv6Address(ipv6) if ipv6 else None)
 
 
 def _values(row: LoginRow) -> tuple[str, ...]:
-    first, second = (*map(str, row.dns), "", "")[:2]
+    ipv4, ipv6 = ((*(str(one) for one in row.dns if one.version == version), "", "")[:2] for version in (4, 6))
     password = row.password.reveal()
-    return row.username, password, nt_hash(password), str(row.address), first, second
+    return row.username, password, nt_hash(password), str(row.address), *ipv4, str(row.address_ipv6 or ""), *ipv6

@@ -6,7 +6,7 @@ Wraps the part that lets IPv4 through, for an interface's two families come and 
 The chains and their order are those of `forwarding`. Other than there:
     postrouting   nothing where the network is routed to this box (`nat` is off)
     forward       from the link, with a source that is not of its network: drop, before all else. WireGuard has seen to
-                  the account's own address already
+                  the account's own address already, and so has IPsec for `ipsec0`, where each rule names a network
                   to the uplink: only the internet (INTERNET_IPV6 without CLOSED_IPV6), where the reach has it
                   at the end everything else: drop where the switch of forwarding is ours, return where it is not
                   What is about a connection (a router's "packet too big") comes in with it, so that the MTU of a path
@@ -45,11 +45,13 @@ from agent.kernel.nftables.pieces import (
     CLAMP,
     DROP,
     ESTABLISHED,
+    FROM_IKEV2,
     REPLY,
     RETURN,
     STRAY,
     SYN,
     TCP_OR_UDP,
+    TO_IKEV2,
     on_interface,
     on_network,
     to_port,
@@ -83,26 +85,38 @@ THE_INTERNET = (on_network("daddr", INTERNET_IPV6), *(on_network("daddr", one, "
 ECHO = _echo()
 
 
+# Of the device by which the accounts of several servers come in: what belongs to none of them.
+BY_IKEV2: Rules = {
+    NAT: (),
+    MSS: ((FROM_IKEV2, SYN, CLAMP), (TO_IKEV2, SYN, CLAMP)),
+    FORWARD: ((FROM_IKEV2, DROP), (TO_IKEV2, DROP)),
+    INPUT: ((FROM_IKEV2, DROP),),
+}
+
+
 def wanted_rules(one: Forwarding, ipv6: ForwardingIPv6, opened: tuple[Opening, ...]) -> Rules:
     """The rules of one interface."""
     network, own = ipv6.address.network, on_network("daddr", IPv6Network(ipv6.address.ip))
     from_link, to_link = on_interface("iifname", one.interface), on_interface("oifname", one.interface)
-    from_uplink, to_uplink = on_interface("iifname", one.uplink), on_interface("oifname", one.uplink)
-    leaving = (on_network("saddr", network), to_uplink)
+    source = on_network("saddr", network)
+    leaving = (source, on_interface("oifname", one.uplink))
     nat: tuple[Rule, ...] = (
         (*leaving, TCP_OR_UDP, translation(None, one.nat_ports)),
         (*leaving, translation(None, None)),
     )
-    has_internet = one.reach.internet or EVERYWHERE in one.reach.networks
-    out: tuple[Rule, ...] = ((from_link, to_uplink, *THE_INTERNET, ACCEPT),) if has_internet else ()
     doors = (ECHO, *(to_port(door.port, door.protocol) for door in opened))
+    in_by_ikev2: tuple[Rule, ...] = (
+        (FROM_IKEV2, source, ANSWER, REPLY, ACCEPT),
+        *((FROM_IKEV2, source, own, door, ACCEPT) for door in doors),
+    )
     return {
         NAT: nat if ipv6.nat and one.uplink else (),
         MSS: ((from_link, SYN, CLAMP), (to_link, SYN, CLAMP)),
         FORWARD: (
             (from_link, on_network("saddr", network, "!="), DROP),
             (from_link, STRAY, DROP),
-            *((*out, (from_uplink, to_link, on_network("daddr", network), ESTABLISHED, ACCEPT)) if one.uplink else ()),
+            *(_by_ikev2(one, network) if one.ikev2 else ()),
+            *_outside(one, network, (from_link,), to_link),
             (from_link, to_link, ACCEPT if one.internal_traffic else DROP),
             (from_link, DROP),
             (to_link, DROP),
@@ -111,14 +125,41 @@ def wanted_rules(one: Forwarding, ipv6: ForwardingIPv6, opened: tuple[Opening, .
             (from_link, ANSWER, REPLY, ACCEPT),
             *((from_link, own, door, ACCEPT) for door in doors),
             (from_link, DROP),
+            *(in_by_ikev2 if one.ikev2 else ()),
         ),
     }
+
+
+def _outside(one: Forwarding, network: IPv6Network, came_in: Rule, goes_out: Piece) -> tuple[Rule, ...]:
+    """Between the uplink and the device by which its accounts come in. `came_in`: by it, as one of them."""
+    if not one.uplink:
+        return ()
+    from_uplink, to_uplink = on_interface("iifname", one.uplink), on_interface("oifname", one.uplink)
+    has_internet = one.reach.internet or EVERYWHERE in one.reach.networks
+    out: tuple[Rule, ...] = ((*came_in, to_uplink, *THE_INTERNET, ACCEPT),) if has_internet else ()
+    return *out, (from_uplink, goes_out, on_network("daddr", network), ESTABLISHED, ACCEPT)
+
+
+def _by_ikev2(one: Forwarding, network: IPv6Network) -> tuple[Rule, ...]:
+    """Of its own accounts alone, for others come in there too."""
+    source, destination = on_network("saddr", network), on_network("daddr", network)
+    from_link, to_link = on_interface("iifname", one.interface), on_interface("oifname", one.interface)
+    inside = ((FROM_IKEV2, TO_IKEV2), (FROM_IKEV2, to_link), (from_link, TO_IKEV2)) if one.internal_traffic else ()
+    return (
+        (FROM_IKEV2, source, STRAY, DROP),
+        *_outside(one, network, (FROM_IKEV2, source), TO_IKEV2),
+        *((came_in, goes_out, source, destination, ACCEPT) for came_in, goes_out in inside),
+        (FROM_IKEV2, source, DROP),
+        (TO_IKEV2, destination, DROP),
+    )
 
 
 def all_rules(forwardings: Iterable[Forwarding], opened: tuple[Opening, ...], passes_others: bool) -> Rules:
     """The chains whole, interfaces in order of their names."""
     ordered = sorted(forwardings, key=lambda one: one.interface)
     each = [wanted_rules(one, one.ipv6, opened) for one in ordered if one.ipv6]
+    if any(one.ipv6 and one.ikev2 for one in ordered):
+        each.append(BY_IKEV2)
     joined = {chain: tuple(rule for rules in each for rule in rules[chain]) for chain in CHAINS}
     return {**joined, FORWARD: (*joined[FORWARD], (RETURN if passes_others else DROP,))}
 

@@ -253,6 +253,7 @@ class Ikev2(_message.Message):
     AUTHORITY_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
     DNS_FIELD_NUMBER: _builtins.int
+    DNS_IPV6_FIELD_NUMBER: _builtins.int
     certificate: _builtins.str
     """PEM, of RSA"""
     private_key: _builtins.str
@@ -265,6 +266,10 @@ class Ikev2(_message.Message):
     def dns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """IPv4 addresses, of this server's accounts; two at most"""
 
+    @_builtins.property
+    def dns_ipv6(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """the same of IPv6, where the server has it"""
+
     def __init__(
         self,
         *,
@@ -273,10 +278,11 @@ class Ikev2(_message.Message):
         authority: _builtins.str = ...,
         identity: _builtins.str = ...,
         dns: _abc.Iterable[_builtins.str] | None = ...,
+        dns_ipv6: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "certificate", b"certificate", "dns", b"dns", "identity", b"identity", "private_key", b"private_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "certificate", b"certificate", "dns", b"dns", "dns_ipv6", b"dns_ipv6", "identity", b"identity", "private_key", b"private_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface
 
 from agent.desired import Desired, Snapshot
 from agent.model import IKEV2_DEVICE
-from agent.objects import Responder
-from agent.parts import PARTS
+from agent.objects import LoginRow, Responder
+from agent.parts import GATE, LOGINS, PARTS, RESPONDER
 from agent.usage import Usage
 from agent.wanted import wanted
 from agent.writer import Writer
@@ -48,6 +49,33 @@ def test_what_was_started_anew_has_all_of_its_own_after_the_same_pass() -> None:
     assert {line.split()[1] for line in kernel.writes} == {"responder", "qdiscs", "classes", "logins", "gate"}
     kernel.writes.clear()
     assert not writer.full(DESIRED).changes
+
+
+def test_settings_of_its_device_are_put_right_and_nothing_else() -> None:
+    kernel = FakeKernel()
+    writer = a_writer(kernel)
+    writer.full(DESIRED)
+    kernel.writes.clear()
+    kernel.responder_part.held[IKEV2_DEVICE] = Responder(IKEV2_DEVICE, is_set=False)  # another MTU
+    assert not writer.full(DESIRED).failures and is_right(kernel)
+    assert kernel.writes == [f"change responder {IKEV2_DEVICE}"]
+
+
+def test_ipv6_is_offered_where_a_server_has_both_and_given_to_its_accounts_alone() -> None:
+    own = IPv6Address("fd77::2")
+    secret, address, second_address = login(2).password, IPv4Address("10.0.1.2"), IPv4Address("10.0.2.3")
+    both = account(2, login=login(2), address_ipv6=own)
+    plain = account(3, server="s2", login=login(3), address=second_address)
+    first, second = server(1, ikev2=IKEV2, address_ipv6=IPv6Interface("fd77::1/64")), server(2, ikev2=IKEV2)
+    for servers in ((first, second), (second, first)):
+        want = wanted(Desired.of(EPOCH, Snapshot(1, servers, (both, plain))), "eth0")
+        assert want[GATE][IKEV2_DEVICE].ipv6 and want[RESPONDER][IKEV2_DEVICE].ipv6
+        assert want[LOGINS]["user_2"] == LoginRow("user_2", secret, address, IKEV2.dns, address_ipv6=own)
+        assert want[LOGINS]["user_3"] == LoginRow("user_3", secret, second_address, IKEV2.dns[:1])
+    want = wanted(
+        Desired.of(EPOCH, Snapshot(1, (server(1, address_ipv6=first.address_ipv6), second), (plain,))), "eth0"
+    )
+    assert not want[GATE][IKEV2_DEVICE].ipv6 and not want[RESPONDER][IKEV2_DEVICE].ipv6
 
 
 def test_where_it_cannot_be_started_its_accounts_come_in_by_wireguard() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, ip_network
 from typing import Any
 
 import pytest
@@ -52,6 +52,7 @@ LED = account(2, login=login(2), ports=(PortForward("tcp", 80, 8080),))
 NO_MAIL = FilterRule(False, ip_network("0.0.0.0/0"), ip_network("0.0.0.0/0"), "tcp", 0, 25)
 SERVERS = server(1, ikev2=IKEV2, filter=(NO_MAIL,)), server(2, filter=(NO_MAIL,))
 DESIRED = Desired.of(EPOCH, Snapshot(1, SERVERS, (LED, account(3, **TALL))))
+IPV6 = IPv6Address("fd77::2")
 LINK = Link("wg1", server().private_key, 51821, IPv4Interface("10.0.1.1/24"), 1420)
 WAY = Forwarding("wg1", IPv4Interface("10.0.1.1/24"), "eth0", 51821, False, None)
 
@@ -71,10 +72,13 @@ WAY = Forwarding("wg1", IPv4Interface("10.0.1.1/24"), "eth0", 51821, False, None
         (PEERS, Peer("wg1", key(2), IPv4Address("10.0.1.2")), "wg1 10.0.1.2"),
         (PEERS, Peer("wg1", key(2), None), "wg1 without an address of ours"),
         (LOGINS, LoginRow("user_2", NO_SECRET, IPv4Address("10.0.1.2")), "user_2 10.0.1.2"),
+        (LOGINS, LoginRow("user_2", NO_SECRET, IPv4Address("10.0.1.2"), address_ipv6=IPV6), "user_2 10.0.1.2 fd77::2"),
         (PORTS, Port("tcp", 80, IPv4Address("10.0.1.2"), 8080, None, "eth0"), "tcp/80 to 10.0.1.2:8080"),
         (PORTS, Port("", 0, IPv4Address(0), 0, None, ""), "rules that are damaged"),
         (RESPONDER, Responder("ipsec0"), "ipsec0"),
+        (RESPONDER, Responder("ipsec0", ipv6=True), "ipsec0 with IPv6"),
         (GATE, Gate("ipsec0", "0123"), "ipsec0 0123"),
+        (GATE, Gate("ipsec0", "0123", ipv6=True), "ipsec0 0123 with IPv6"),
         (FILTER, Filter((NO_MAIL,), frozenset({"wg1"})), "1 rules"),
         (FILTER, DAMAGED, "rules that are damaged"),
     ],

@@ -17,7 +17,7 @@ from agent.objects import NO_COUNTERS, Counters
 from agent.origin import Origin
 from agent.store import Store, only_agent, open_store, open_store_or_new
 from agent.usage import Baseline, Usage, Used
-from tests.fakes.state import account, key, server
+from tests.fakes.state import IKEV2, account, key, server
 
 A = IPv4Address("10.0.1.2")
 NOW = 1_700_000_000.0
@@ -266,7 +266,7 @@ def test_a_reach_is_kept(path: Path) -> None:
 
 def test_a_second_family_is_kept_with_its_baselines(path: Path) -> None:
     store = open_store(path)
-    one = server(address_ipv6=IPv6Interface("fd77::1/64"), nat_ipv6=True)
+    one = server(address_ipv6=IPv6Interface("fd77::1/64"), nat_ipv6=True, ikev2=IKEV2)
     own = IPv6Address("fd77::2")
     desired = Desired.of(store.epoch, Snapshot(1, (one,), (account(2, address_ipv6=own), account(3)), "UTC"))
     store.save_snapshot(desired)
