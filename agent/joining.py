@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
@@ -16,8 +17,8 @@ from urllib.parse import SplitResult, urlsplit
 import h11
 
 from agent.enrol import MOST_CHARACTERS, Asked, Enrolled, JoinToken, asked, enrolled
-from agent.errors import EnrolmentFailed
-from agent.identity import SERIES_FILE, new_key, public_key_of, save, write_private
+from agent.errors import EnrolmentFailed, IdentityError
+from agent.identity import SERIES_FILE, load, new_key, public_key_of, save, write_private
 from agent.model import Secret
 
 ASK_SECONDS = 30.0
@@ -35,11 +36,24 @@ def join(token_file: str, gateway: str, directory: Path, now: datetime) -> Enrol
     token = JoinToken.parse(_read_token(token_file))
     url = _checked_url(gateway or token.url)
     request = asked(token, _kept_key(directory))
-    found = enrolled(request, asyncio.run(_answer(url, request)), now)
+    answer = asyncio.run(_answer(url, request))
+    try:
+        found = enrolled(request, answer, now)
+    except EnrolmentFailed as refused:
+        raise EnrolmentFailed(f"{refused}{_already(directory, token)}") from None
     save(directory, found.identity, now)
     for passed in (KEY_FILE, SERIES_FILE):
         (directory / passed).unlink(missing_ok=True)
     return found
+
+
+def _already(directory: Path, token: JoinToken) -> str:
+    """What somebody has to know who runs a command again that was done."""
+    with suppress(IdentityError):
+        held = load(directory)
+        if held is not None and held.node == token.node:
+            return f". This host was made node {held.node} before and is it as long as gateways do not say otherwise"
+    return ""
 
 
 def _read_token(path: str) -> str:

@@ -117,6 +117,9 @@ def test_a_token_lets_in_one_key_only(gateway: Served, tmp_path: Path) -> None:
     for _ in range(2):
         words = refusal(token, tmp_path / "thief")
         assert "was used already, with another key" in words and "`wirelane-gateway node token fra1`" in words
+        assert "This host" not in words
+    with pytest.raises(EnrolmentFailed, match="This host was made node fra1 before"):
+        join(token, tmp_path / "host")
     assert tls_name(gateway) == first.identity.name
 
 

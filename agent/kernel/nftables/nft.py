@@ -157,6 +157,7 @@ def has_table(table: str, family: str = FAMILY) -> bool:
 
 def check() -> None:
     """Raises KernelError where library or kernel cannot do it."""
+    _library()
     _tables(FAMILY)
     _ask(f"list chains {FAMILY}")
 

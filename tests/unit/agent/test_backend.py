@@ -29,6 +29,7 @@ def lacking(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         if "nftables" in lacks:
             raise KernelError("nftables: not here", retry=False)
 
+    monkeypatch.setattr(offline, "describe_ikev2", lambda *_: "ikev2: not here")
     monkeypatch.setattr(tables, "info", check)
     monkeypatch.setattr(nft, "check", check_nftables)
     return lacks
