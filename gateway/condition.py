@@ -51,9 +51,9 @@ class Condition:
 
     @property
     def pending(self) -> int:
-        """Revisions that the agent does not hold yet."""
+        """Revisions that the agent does not hold yet. Where it is contested its own number counts another history."""
         held, status = self.node.acknowledged, self.report.status
-        if status is not None and status.epoch == self.node.epoch:
+        if status is not None and status.epoch == self.node.epoch and not self.report.contested:
             held = max(held, status.revision)  # its own word comes a moment before its acknowledgement is written
         return max(self.node.revision - held, 0)
 

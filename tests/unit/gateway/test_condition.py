@@ -22,6 +22,7 @@ def test_the_agents_own_word_comes_before_its_acknowledgement() -> None:
     behind = condition(replace(STATUS, revision=7, applied_revision=7))
     assert (behind.state, behind.pending, behind.problem) == ("pending", 2, "not everything is applied yet")
     assert condition(replace(STATUS, epoch="another")).pending == 4  # of another file its number says nothing
+    assert condition(contested="another history").pending == 4  # nor of another history
 
 
 def test_of_a_node_that_is_away_only_the_database_and_the_cause_are_known() -> None:
