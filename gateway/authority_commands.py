@@ -86,7 +86,7 @@ async def authority_use(store: Store, options: Options) -> None:
     await _check_nodes(store, options, lambda it: any(pin.startswith(options.pin) for pin in it.authorities))
     await store.change(lambda tx: authorities.use(tx, options.pin))
     explain(
-        "it signs from now on; nodes get certificates of it within minutes, and the other one is trusted until `drop`"
+        "it signs from now on; nodes get certificates of it within a minute, and the other one is trusted until `drop`"
     )
 
 
