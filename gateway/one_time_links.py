@@ -14,9 +14,10 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 from gateway.errors import Conflict, NotFound
 from gateway.link_page import DEFAULTS, Values
@@ -31,6 +32,7 @@ KEY_BYTES = 40  # 80 hex characters, as v1 spells it
 DAY_SECONDS = 86_400
 MOST_LINKS = 100  # of one account that were not opened; billing modules make one at each look at a page
 LEASE_SECONDS = 60
+NOTHING: Mapping[str, int | None] = MappingProxyType({})
 LEASED_TRIES, LEASED_PAUSE = 20, 0.25  # seconds, while somebody else has the lease
 
 
@@ -74,11 +76,11 @@ class OneTimeLinks:
         found = await self._store.read(settings.link_page)
         return {group: {**values, **found.get(group, {})} for group, values in DEFAULTS.items()}
 
-    async def set_page(self, group: str, values: Values, link_days: int | None = None) -> None:
-        """Only what is named changes."""
+    async def set_page(self, group: str, values: Values, tuning: Mapping[str, int | None] = NOTHING) -> None:
+        """Only what is named changes. `tuning`: of gateway/tuning.py; None = as the file says again."""
 
         async def work(tx: Transaction) -> None:
-            await settings.tune(tx, {} if link_days is None else {"link_days": link_days})
+            await settings.tune(tx, tuning)
             found = await settings.link_page(tx)
             await settings.set_link_page(tx, {**found, group: {**found.get(group, {}), **values}})
 

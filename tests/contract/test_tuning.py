@@ -31,7 +31,7 @@ async def test_what_is_set_wins_until_it_is_given_up_and_the_rest_stays_the_file
 async def test_the_page_of_links_is_the_same_for_every_gateway_and_sealed(store: Store) -> None:
     here, other = OneTimeLinks(store), OneTimeLinks(store)
     assert await other.page() == DEFAULTS
-    await here.set_page("config", {"title": "Ours", "css": "b {}"}, 3)
+    await here.set_page("config", {"title": "Ours", "css": "b {}"}, {"link_days": 3})
     await other.set_page("config", {"css": ""})
     await other.set_page("config_ikev2", {"enable": False})
     found = await here.page()

@@ -172,7 +172,9 @@ CALLS = (
     Call("GET", ACCOUNTS, "Accounts LIST", _list, listing(objects.ACCOUNT)),
     Call("POST", ACCOUNTS, "Account ADD", _add, objects.ACCOUNT, NEW_FIELDS, errors=ADD_ERRORS),
     Call("GET", ACCOUNT, "Account DETAIL", _detail, objects.ACCOUNT, errors=NONE_SUCH),
-    Call("PUT", ACCOUNT, "Account EDIT", _edit, objects.ACCOUNT, EDIT_FIELDS, errors=EDIT_ERRORS),
+    Call(
+        "PUT", ACCOUNT, "Account EDIT", _edit, objects.ACCOUNT, EDIT_FIELDS, typical=("b_download",), errors=EDIT_ERRORS
+    ),
     Call("DELETE", ACCOUNT, "Account DELETE", _delete, TEXT, errors=NONE_SUCH),
     Call("GET", ACCOUNT + "/config_text", "Account Config Text", _config_text, TEXT, errors=NONE_SUCH),
     Call("GET", ACCOUNT + "/config_qr", "Account Config QR (PNG, base64)", _config_qr, TEXT, errors=NONE_SUCH),

@@ -61,6 +61,7 @@ class Call:
     fields: tuple[Field, ...] = ()
     is_change: bool = False  # a GET that makes something
     example: str = ""  # of the path, for people, where the names in it do not tell
+    typical: tuple[str, ...] = ()  # fields that its example names besides those that are required
     is_of_all: bool = False  # about the installation, whatever it is called by
     errors: tuple[str, ...] = ()  # of v1, or of this call alone; wrong fields are named by their own
 
@@ -68,6 +69,11 @@ class Call:
     def is_about_one(self) -> bool:
         """Server or account; answers about several, or about the installation, name no node."""
         return ("{name}" in self.path or self.method == "POST") and not self.is_of_all
+
+
+def shown(schema: Schema, example: object) -> Schema:
+    """The same, with a value that people see."""
+    return {**schema, "examples": [example]}
 
 
 def record(properties: Mapping[str, Schema], sometimes: Mapping[str, Schema] = MappingProxyType({})) -> Schema:
@@ -89,5 +95,6 @@ def listing(item: Schema) -> Schema:
     return {"type": "array", "items": item}
 
 
-def by_name(item: Schema) -> Schema:
-    return {"type": "object", "additionalProperties": item}
+def by_name(item: Schema, example: str = "NAME") -> Schema:
+    """Schema of an object whose keys are names, or what is like `example`."""
+    return {"type": "object", "propertyNames": shown(TEXT, example), "additionalProperties": item}

@@ -13,7 +13,7 @@ from gateway.errors import NotFound
 from gateway.filter_rules import ACTIONS, CHAIN, FULL, HOSTS_OWN, IN_USE, NO_RULE, PROTOCOLS
 from gateway.http.envelope import Encoded
 from gateway.http.v1 import objects
-from gateway.http.v1.calls import BOOLEAN, ROOT, TEXT, Asked, Call, Field, listing, record, texts
+from gateway.http.v1.calls import BOOLEAN, ROOT, TEXT, Asked, Call, Field, listing, record, shown, texts
 from gateway.http.v1.listed import all_accounts
 from gateway.model import Account
 from gateway.store.filter_rules import FilterRule
@@ -83,7 +83,11 @@ async def _remove(asked: Asked) -> Any:
 
 PLACES = ("top", "end")
 NO_PLACE = "A rule is added at top or end"
-FILTER_RULE = texts("action", "chain", "d_ip", "d_port", "name", "protocol", "s_ip", "s_port")
+NO_MAIL = {
+    **{"action": "DROP", "chain": CHAIN, "d_ip": "0.0.0.0/0", "d_port": "25", "name": "nomail"},
+    **{"protocol": "TCP", "s_ip": "0.0.0.0/0", "s_port": ""},
+}
+FILTER_RULE = record({name: shown(TEXT, value) for name, value in NO_MAIL.items()})
 PORT = r"^[0-9]{0,5}$"
 
 
@@ -119,6 +123,7 @@ CALLS = (
         *(FILTER_RULE, FILTER_FIELDS),
         is_of_all=True,
         example=FIREWALL + "/rules/filter/end",
+        typical=("protocol", "d_port"),
         errors=(NO_PLACE, IN_USE, FULL, HOSTS_OWN),
     ),
     Call("DELETE", FIREWALL + "/rules/filter/{name}", "A rule goes", _remove, TEXT, is_of_all=True, errors=(NO_RULE,)),

@@ -100,9 +100,6 @@ CONFIG = record(
         **dict.fromkeys(("server_domain", "server_ip", "server_ipv6", "ca_cert", "server_cert"), TEXT),
     }
 )
-ONLINE = texts(
-    *("name", "username", "wg_name", "status", "allowed_IPs", "b_download", "b_upload", "endpoint", "uptime")
-)
 BROUGHT = (
     Field("ca_cert", "PEM: a root with an RSA key", required=True),
     Field("ca_key", "PEM, without a password", required=True),
@@ -169,7 +166,7 @@ CALLS = (
         CONFIG,
         errors=(NO_ROOT, NO_SERVER),
     ),
-    Call("GET", IKEV2 + "/online", "Accounts that are connected by IKEv2", _online, listing(ONLINE)),
+    Call("GET", IKEV2 + "/online", "Accounts that are connected by IKEv2", _online, listing(objects.IKEV2_ONLINE)),
     Call(
         "DELETE",
         IKEV2 + "/online/{name}",

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from gateway import fields, link_page
 from gateway.http.envelope import Encoded, encoded
-from gateway.http.v1.calls import BOOLEAN, ROOT, TEXT, Asked, Call, Field, by_name, record, texts
+from gateway.http.v1.calls import BOOLEAN, ROOT, TEXT, Asked, Call, Field, by_name, record, shown
 from gateway.link_page import DEFAULTS, RIGHT, TEXTS, Values
 from gateway.store.one_time_links import ShownLink
 
@@ -46,8 +46,9 @@ def _set(group: str) -> Callable[[Asked], Awaitable[Values]]:
     shown = _shown(group)
 
     async def answer(asked: Asked) -> Values:
-        days = fields.number(asked.form, "lifetime", 1, 3650) if group == "config" else None
-        await asked.services.one_time_links.set_page(group, link_page.checked(group, asked.form), days)
+        is_named = group == "config" and "lifetime" in asked.form
+        tuning = {"link_days": fields.number(asked.form, "lifetime", 1, 3650)} if is_named else {}
+        await asked.services.one_time_links.set_page(group, link_page.checked(group, asked.form), tuning)
         return await shown(asked)
 
     return answer
@@ -60,7 +61,7 @@ def _field(name: str, default: str | bool) -> Field:
     return Field(name, f"Only {RIGHT[kind]}" if kind else "Text; empty: our own, or none")
 
 
-LIFETIME = Field("lifetime", "Days that a new link is valid", r"^(|[1-9][0-9]{0,3})$")
+LIFETIME = Field("lifetime", "Days that a new link is valid; empty: as in gateway.toml again", r"^(|[1-9][0-9]{0,3})$")
 ABOUT = {
     "config": "around the configuration, and where a link is not relevant",
     "config_wireguard": "of WireGuard",
@@ -75,9 +76,19 @@ OBJECTS = {
     )
     for group, values in DEFAULTS.items()
 }
-LINK = texts("account", "created_data", "key", "lifetime")
+KEY = "0123456789abcdef... (of its digest: the key itself is not kept)"
+LINK = record(
+    {
+        "account": shown(TEXT, "NAME"),
+        "created_data": shown(TEXT, "2026-11-28"),
+        "key": shown(TEXT, KEY),
+        "lifetime": shown(TEXT, "2026-12-08"),
+    }
+)
 CALLS = (
-    Call("GET", f"{LINKS}/list", "One-time links that can still be opened", _list, record({"olts": by_name(LINK)})),
+    Call(
+        "GET", f"{LINKS}/list", "One-time links that can still be opened", _list, record({"olts": by_name(LINK, KEY)})
+    ),
     *(
         call
         for group, about in ABOUT.items()

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from gateway.certificates import PARTS
 from gateway.http.configuration import unreadable
-from gateway.http.v1.calls import BOOLEAN, INTEGER, TEXT, record, texts
+from gateway.http.v1.calls import BOOLEAN, INTEGER, TEXT, record, shown, texts
 from gateway.live import LiveRule, Session
 from gateway.model import Account, DayUsage, MarkCounters, PeerState, Server
 from gateway.store.ikev2 import Ikev2
@@ -35,10 +35,16 @@ SERVER = record(
 )
 DUMP = texts("allowed_ips", "endpoint", "keepalive", "latest_handshake", "transfer_rx", "transfer_tx")
 DAY = record({"account": TEXT, "date": TEXT, "traffic_download": INTEGER, "traffic_upload": INTEGER})
-ONLINE = texts(
-    *("name", "username", "wg_name", "status", "allowed_IPs", "b_download", "b_upload", "endpoint"),
-    *("latest_handshake", "transfer_rx", "transfer_tx"),
+WHO = dict.fromkeys(("name", "username", "wg_name", "status", "allowed_IPs", "b_download", "b_upload"), TEXT)
+ONLINE = record(
+    {
+        **WHO,
+        "endpoint": TEXT,
+        "latest_handshake": shown(TEXT, "2026-11-28 02:59:23"),
+        **dict.fromkeys(("transfer_rx", "transfer_tx"), TEXT),
+    }
 )
+IKEV2_ONLINE = record({**WHO, "endpoint": shown(TEXT, "198.51.100.7"), "uptime": shown(TEXT, " 11 seconds ago")})
 
 
 def account_object(account: Account) -> dict[str, str]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from gateway.accepted import Accepted, Placed
 from gateway.errors import InvalidValue, NotFound
-from gateway.http.v1.calls import INTEGER, ROOT, TEXT, Asked, Call, Field, by_name, record
+from gateway.http.v1.calls import INTEGER, ROOT, TEXT, Asked, Call, Field, by_name, record, shown
 from gateway.port_forwards import Led
 
 SERVER = ROOT + "/wireguard/{name}"
 SPELLINGS = ("port_forward", "port_forwarding")
 MISSING = "Wireguard server not found"
+NO_FORWARD = "There is no such port forwarding"
+WRONG_PROTOCOL = "Protocol must be tcp or udp"
+WRONG_PORT = "DST port must be within 1-65535"
+WRONG_TO_PORT = "To port must be within 1-65535"
 PROTOCOLS = ("tcp", "udp")
 
 PortObject = dict[str, str | int]
@@ -37,11 +41,11 @@ async def _add(asked: Asked) -> Accepted[PortObject]:
     protocol = protocol.strip().lower()
     if protocol not in PROTOCOLS:
         await _check_server(asked)
-        raise InvalidValue("Protocol must be tcp or udp", "protocol")
-    for text, field, said in ((port, "dst_port", "DST"), (to_port, "to_port", "To")):
+        raise InvalidValue(WRONG_PROTOCOL, "protocol")
+    for text, field, wrong in ((port, "dst_port", WRONG_PORT), (to_port, "to_port", WRONG_TO_PORT)):
         if not _port(text):
             await _check_server(asked)
-            raise InvalidValue(f"{said} port must be within 1-65535", field)
+            raise InvalidValue(wrong, field)
     peer = form.get("to_peer", "").strip()
     return (await asked.services.port_forwards.add(name, protocol, _port(port), peer, _port(to_port))).told(_object)
 
@@ -55,11 +59,23 @@ async def _delete(asked: Asked) -> Accepted[str]:
     name, port, protocol = asked.name(MISSING), _port(asked.path["port"]), asked.path["protocol"].lower()
     if not port or protocol not in PROTOCOLS:
         await _check_server(asked)
-        raise NotFound("There is no such port forwarding")
+        raise NotFound(NO_FORWARD)
     return (await asked.services.port_forwards.remove(name, protocol, port)).told(lambda _: "success")
 
 
-OBJECT = record({"dst_port": INTEGER, "protocol": TEXT, "to_peer": TEXT, "to_port": INTEGER})
+OBJECT = record(
+    {
+        "dst_port": shown(INTEGER, 25565),
+        "protocol": shown(TEXT, "udp"),
+        "to_peer": shown(TEXT, "NAME"),
+        "to_port": shown(INTEGER, 7777),
+    }
+)
+ADD_ERRORS = (
+    *(MISSING, WRONG_PROTOCOL, WRONG_PORT, WRONG_TO_PORT, "Entered incorrect peer", "DstPort cannot be ListenPort"),
+    *("DST port .../... is of node ... itself", "DST port and protocol are already enabled"),
+    "1000 ports lead to ... already",
+)
 PORT = r"^[0-9]{1,5}$"
 FIELDS = (
     Field("dst_port", "Port of the node, 1-65535", PORT, required=True),
@@ -71,8 +87,12 @@ CALLS = tuple(
     call
     for path in (f"{SERVER}/{spelling}" for spelling in SPELLINGS)
     for call in (
-        Call("GET", path, "Ports that lead to its accounts", _list, by_name(OBJECT)),
-        Call("POST", path, "A port leads to an account", _add, OBJECT, FIELDS),
-        Call("DELETE", path + "/{port}/{protocol}", "It leads there no more", _delete, TEXT),
+        Call("GET", path, "Ports that lead to its accounts", _list, by_name(OBJECT, "25565_udp"), errors=(MISSING,)),
+        Call("POST", path, "A port leads to an account", _add, OBJECT, FIELDS, errors=ADD_ERRORS),
+        Call(
+            *("DELETE", path + "/{port}/{protocol}", "It leads there no more", _delete, TEXT),
+            example=path.replace("{name}", "NAME") + "/25565/udp",
+            errors=(MISSING, NO_FORWARD),
+        ),
     )
 )

@@ -12,7 +12,7 @@ from gateway.accepted import Accepted, Placed
 from gateway.errors import InvalidValue
 from gateway.http.configuration import refuse_unreadable
 from gateway.http.v1 import objects
-from gateway.http.v1.calls import ROOT, TEXT, Asked, Call, Field, by_name, listing, texts
+from gateway.http.v1.calls import ROOT, TEXT, Asked, Call, Field, by_name, listing, shown, texts
 from gateway.keypair import WRONG_KEYS
 from gateway.live import LiveServer
 from gateway.model import Server
@@ -144,15 +144,26 @@ ADD_ERRORS = (
 )
 CALLS = (
     Call("GET", SERVERS, "Servers LIST", _list, by_name(objects.SERVER)),
-    Call("POST", SERVERS, "Server ADD", _add, objects.SERVER, NEW_FIELDS, errors=ADD_ERRORS),
+    Call("POST", SERVERS, "Server ADD", _add, objects.SERVER, NEW_FIELDS, typical=("name",), errors=ADD_ERRORS),
     Call("GET", SERVERS + "/online", "Accounts that are connected now", _online, listing(objects.ONLINE)),
     Call("GET", SERVER, "Server DETAIL", _detail, objects.SERVER, errors=NONE_SUCH),
-    Call("PUT", SERVER, "Server EDIT", _edit, objects.SERVER, (STAYS, *EDIT_FIELDS), errors=(MISSING, *VALUE_ERRORS)),
+    Call(
+        *("PUT", SERVER, "Server EDIT", _edit, objects.SERVER, (STAYS, *EDIT_FIELDS)),
+        typical=("b_download",),
+        errors=(MISSING, *VALUE_ERRORS),
+    ),
     Call(
         "DELETE", SERVER, "Server DELETE", _delete, TEXT, errors=(MISSING, "Cannot be deleted. There are active peers.")
     ),
     Call("GET", SERVER + "/peers", "Accounts of the server", _peers, by_name(objects.ACCOUNT), errors=NONE_SUCH),
-    Call("GET", SERVER + "/available_ips", "Free addresses", _available_ips, listing(TEXT), errors=NONE_SUCH),
+    Call(
+        "GET",
+        SERVER + "/available_ips",
+        "Free addresses, also those that rest yet: one that is asked for is given at once",
+        _available_ips,
+        listing(shown(TEXT, "10.0.0.2")),
+        errors=NONE_SUCH,
+    ),
     Call(
         "PUT", SERVER + "/set_bandwidth", "Give its limits to all its accounts", _set_bandwidth, TEXT, errors=NONE_SUCH
     ),

@@ -10,7 +10,20 @@ from typing import Any, NoReturn
 
 from gateway import fields, host
 from gateway.errors import NotFound
-from gateway.http.v1.calls import BOOLEAN, INTEGER, ROOT, TEXT, Asked, Call, Field, Schema, listing, record, texts
+from gateway.http.v1.calls import (
+    BOOLEAN,
+    INTEGER,
+    ROOT,
+    TEXT,
+    Asked,
+    Call,
+    Field,
+    Schema,
+    listing,
+    record,
+    shown,
+    texts,
+)
 from gateway.tuning import Tuning
 
 
@@ -69,9 +82,13 @@ def _maybe(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
+TIME = shown({"type": "string", "format": "date-time"}, "2027-02-26T02:59:23Z")
+STATE = shown(TEXT, "OK")
 NODE = record(
     {
-        **dict.fromkeys(("name", "status", "problem", "unreachable_cause"), TEXT),
+        "name": TEXT,
+        "status": STATE,
+        **dict.fromkeys(("problem", "unreachable_cause"), shown(TEXT, "")),
         "warnings": listing(TEXT),
         **dict.fromkeys(("drained", "reachable"), BOOLEAN),
         **dict.fromkeys(("revision", "acknowledged_revision", "pending_changes", "failed_accounts"), INTEGER),
@@ -79,16 +96,16 @@ NODE = record(
         **dict.fromkeys(("applied_revision", "drift", "accounts", "servers"), _maybe(INTEGER)),
         **dict.fromkeys(("clock_offset", "sample_age", "resync_age", "collection_age"), _maybe({"type": "number"})),
         **dict.fromkeys(("version", "wireguard", "marks"), _maybe(TEXT)),
-        "certificate_expires": _maybe({"type": "string", "format": "date-time"}),
+        "certificate_expires": _maybe(TIME),
     }
 )
 STATUS = {
     "type": "object",
     "properties": {
         **dict.fromkeys(("count_accounts", "count_accounts_available", "count_wireguard"), INTEGER),
-        "license": {"type": "string", "format": "date-time"},
+        "license": TIME,
         "license_valid": BOOLEAN,
-        "status": TEXT,
+        "status": STATE,
         "version": TEXT,
         "nodes": listing(NODE),
         "set_by_api": listing(TEXT),
@@ -112,13 +129,13 @@ CONFIG = {  # the least, the most, what it is
     "wireguard_handshake_uptime": (1, 300, "Seconds since the last handshake within which an account counts as online"),
 }
 CONFIG_FIELDS = tuple(Field(name, about, r"^(|0|[1-9][0-9]{0,3})$") for name, (_, _, about) in CONFIG.items())
-CONFIG_OBJECT = record(dict.fromkeys(CONFIG, INTEGER))
+CONFIG_OBJECT = record({name: shown(INTEGER, own) for name, own in zip(CONFIG, (5, 2, 180), strict=True)})
 LICENSE = record(
     {
         "accounts": INTEGER,
-        "expiration_date": {"type": "string", "format": "date-time"},
+        "expiration_date": TIME,
         "key": TEXT,
-        "last_check": {"type": "string", "format": "date-time"},
+        "last_check": TIME,
         "valid": BOOLEAN,
     }
 )

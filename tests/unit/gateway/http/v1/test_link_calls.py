@@ -71,6 +71,14 @@ async def test_lifetime_is_that_of_new_links(api: Api, link: str) -> None:
     assert (await api.msg("GET", "/otl/config"))["title"] == "Ours"
 
 
+async def test_an_empty_lifetime_is_the_files_again(api: Api) -> None:
+    await api.msg("PUT", "/otl/config", lifetime="3")
+    assert (await api.msg("PUT", "/otl/config", title="Ours"))["lifetime"] == "3"
+    assert (await api.msg("GET", "/system/status"))["set_by_api"] == ["link_days"]
+    assert (await api.msg("PUT", "/otl/config", lifetime=""))["lifetime"] == "10"
+    assert (await api.msg("GET", "/system/status"))["set_by_api"] == []
+
+
 async def test_texts_and_style_stand_on_the_pages_within_their_policy(api: Api, link: str) -> None:
     told = {
         "title": "VPN <of> Example",
