@@ -50,3 +50,11 @@ def test_declared_errors_are_texts_of_the_gateway() -> None:
     assert len(declared) > 30
     strange = [text for text in declared if not any(pattern.fullmatch(text) for pattern in patterns)]
     assert strange == ["Node ... is not available"], "two parts that meet when it is raised"
+
+
+def test_an_example_of_an_edit_replaces_no_key() -> None:
+    for call in CALLS:
+        assert set(call.typical) <= {field.name for field in call.fields}
+    examples = re.findall(r"^curl .*-X PUT.*", paper(), re.M)
+    assert len(examples) > 10
+    assert [line for line in examples if re.search(r"-d (private|public|preshared)_key=", line)] == []
