@@ -9,6 +9,9 @@ failed() { echo "box: $*" >&2; exit 1; }
 
 scripts/setup --uninstall > /dev/null # of a run that was cut off
 rm -rf /etc/wirelane /var/lib/wirelane-agent /var/lib/wirelane-gateway
+scripts/setup --install --gateway-only > /dev/null
+[ ! -e /etc/systemd/system/wirelane-agent.service ] && [ ! -e /etc/wirelane/agent.toml ] || failed "--gateway-only brought an agent"
+wirelane-gateway node list | grep -q local && failed "--gateway-only registered a node"
 scripts/setup --install
 for program in wirelane-agent wirelane-gateway; do
   [ "$(command -v $program)" = "/usr/local/bin/$program" ] || failed "$program is not in PATH"
