@@ -28,7 +28,7 @@ from agent.model import (
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A WireGuard interface, up and addressed. Key: interface."""
+    """A WireGuard interface, up and addressed. Key: interface. `is_read`: False = it is there, and does not answer."""
 
     interface: str
     private_key: Secret
@@ -36,6 +36,7 @@ class Link:
     address: IPv4Interface
     mtu: int
     address_ipv6: IPv6Interface | None = None
+    is_read: bool = True
 
 
 @dataclass(frozen=True, slots=True)

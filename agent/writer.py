@@ -9,7 +9,8 @@ The order of a pass is steps.py's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from typing import Any
 
 from agent.desired import Desired
@@ -68,16 +69,24 @@ class Writer:
             uplink = self._kernel.uplink()
         except KernelError:
             self._cut_off(desired)
+            self._close_ways(desired)
             raise
         mtu = self._kernel.tunnel_mtu(uplink)
         want = wanted(desired, uplink, self._usage.recent() if self._applied is None else (), mtu)
-        found = self.read(want, uplink)
+        try:
+            found = self.read(want, uplink)
+        except KernelError:
+            self._cut_off(desired)
+            raise
+        is_whole = all(one.is_read for one in found[LINKS].values())
         self._usage.begin(desired.revision, found[MARKS])
         self._endpoints.read(found[PEERS], self._applied, desired)
         disk_trouble = self._observed(desired, found)
         addresses = self._usage.addresses().union(desired.by_address)
         differ = diffs(want, found)
         report = self._finish(desired, self._pass(desired, uplink, found, differ, addresses), desired.accounts)
+        if not is_whole:
+            self._found = None  # a link whose peers nobody knows: each change begins with another look
         report.refuse((0, name, reason) for name, reason in of_servers(desired).items())
         report.fail(0, "", lost)
         scope = Scope(frozenset(want[LINKS]), uplink)
@@ -91,17 +100,27 @@ class Writer:
         return report
 
     def _cut_off(self, desired: Desired) -> None:
-        """Without a way to the internet nothing can be built, but who must not be let in any more goes all the same."""
+        """Where something cannot be read nothing can be built, but who must not be let in any more goes all the same,
+        wherever that can be seen."""
         want = wanted(desired, "")
-        links = self._kernel.door(LINKS).read(scope_of(want, ""))
-        scope = Scope(frozenset({*want[LINKS], *links}), "")
+        scope = self._seen(want)
         for part in WAYS_IN:
-            unwanted = diff(want[part], self._kernel.door(part).read(scope)).remove
-            if unwanted:
-                self._kernel.door(part).apply(Diff(remove=unwanted))
-        ways = self._kernel.door(FORWARDING)
-        # An uplink that comes back under its name must not find the way open before its classes are there.
-        ways.apply(closed(want[FORWARDING], ways.read(scope)))
+            with suppress(KernelError):
+                unwanted = diff(want[part], self._kernel.door(part).read(scope)).remove
+                if unwanted:
+                    self._kernel.door(part).apply(Diff(remove=unwanted))
+
+    def _close_ways(self, desired: Desired) -> None:
+        """An uplink that comes back under its name must not find the way open before its classes are there."""
+        want, ways = wanted(desired, ""), self._kernel.door(FORWARDING)
+        ways.apply(closed(want[FORWARDING], ways.read(self._seen(want))))
+
+    def _seen(self, want: Wanted) -> Scope:
+        """All links, those that nobody wants among them, as far as that can be told."""
+        links: Collection[str] = ()
+        with suppress(KernelError):
+            links = self._kernel.door(LINKS).read(scope_of(want, ""))
+        return Scope(frozenset({*want[LINKS], *links}), "")
 
     def _observed(self, desired: Desired, found: Wanted) -> StoreError | None:
         """Counts what was read. A full disk must not keep customers of a rebooted node out: it is told afterwards."""

@@ -44,7 +44,7 @@ from agent.kernel.wireguard.door import Absent, Device, Mode, PortBusy, WireGuar
 from agent.kernel.wireguard.genetlink import KernelWireGuard
 from agent.kernel.wireguard.ownership import Ownership
 from agent.kernel.wireguard.uapi import UserspaceWireGuard
-from agent.model import IKEV2_DEVICE, Secret
+from agent.model import IKEV2_DEVICE, NO_SECRET, Secret
 from agent.objects import Diff, HostNetwork, Link, Scope
 
 NO_ADDRESS = IPv4Interface("0.0.0.0/0")  # found: none, or others than one
@@ -80,7 +80,8 @@ class Links:
         self._doors: dict[str, WireGuard] = {"wireguard": KernelWireGuard(), "tun": UserspaceWireGuard()}
 
     def read(self, scope: Scope) -> dict[str, Link]:
-        """All links of ours, wanted or not, in whatever state: what is wrong reads as something nobody wants."""
+        """All links of ours, wanted or not, in whatever state: what is wrong, or does not answer, reads as something
+        nobody wants."""
         ports, routes = udp_ports(), read_device_routes()
         ours = (link for link in read_interfaces().values() if self._is_ours(link, scope))
         found = {link: self._found(link, ports, routes) for link in ours}
@@ -122,6 +123,8 @@ class Links:
             device = self._doors[interface.kind].read_device(interface.name)
         except Absent:
             device = NO_DEVICE
+        except KernelError:  # one whose process hangs spoils no other; to put it right will tell why
+            return Link(interface.name, NO_SECRET, 0, NO_ADDRESS, interface.mtu, is_read=False)
         listens = interface.up and device.listen_port in ports
         address = _address(interface)
         # An address without the route to its network is worth nothing: everything for its customers goes elsewhere.

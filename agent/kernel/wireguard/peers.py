@@ -48,6 +48,8 @@ class Peers:
                 held = self._doors[links[name].kind].read_peers(name)
             except Absent:
                 continue  # its process is gone, and with it the peers; the link itself is next
+            except KernelError:
+                continue  # it does not answer: `links` tells, and nobody takes what is not here for gone
             for peer in held:
                 found[name, peer.state.public_key] = _peer(name, peer)
         return found

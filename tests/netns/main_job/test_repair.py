@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.kernel.wireguard.uapi import ANSWER_SECONDS, REST_SECONDS
+from tests.lab.errors import NoHandshake
 from tests.lab.hosts import NAMESPACES
 from tests.lab.lab import Lab
 from tests.lab.processes import inside, wait_until
@@ -20,6 +22,7 @@ from tests.netns.main_job.conftest import RESYNC_SECONDS, MakeAccount
 from tests.netns.main_job.picture import NODE, found, links, wanted
 
 REPAIR_SECONDS = RESYNC_SECONDS + 3.0
+HUNG_SECONDS = 3 * ANSWER_SECONDS
 
 
 def objects(lab: Lab) -> str:
@@ -163,22 +166,54 @@ def _foreign(lab: Lab) -> str:
     )
 
 
+def tunnels(lab: Lab) -> dict[str, int]:
+    """Processes of userspace WireGuard, by interface."""
+    there = (running.pid for running in inside([NAMESPACES / lab.host(NODE).namespace]))
+    words = {pid: Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in there}
+    found = {said[1]: pid for pid, said in words.items() if Path(said[0]).name == "wireguard-go"}
+    if not found:
+        pytest.skip("the kernel has WireGuard of its own here: no process to kill")
+    return found
+
+
 def test_a_killed_userspace_wireguard_comes_back(lab: Lab, make_account: MakeAccount) -> None:
-    """The whole tunnel is gone with it: link, address, peers, classes."""
     account = make_account(b_download=20, b_upload=20)
     lab.connect("c1", account["name"])
-    assert fetch(lab, "c1", "/ip") is not None
-    victims = [
-        running.pid
-        for running in inside([NAMESPACES / lab.host(NODE).namespace])
-        if Path(f"/proc/{running.pid}/comm").read_text().strip() == "wireguard-go"
-    ]
-    if not victims:
-        pytest.skip("the kernel has WireGuard of its own here: no process to kill")
-    for pid in victims:
+    for pid in tunnels(lab).values():
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: fetch(lab, "c1", "/ip", seconds=2.0) is not None, "the client is back", REPAIR_SECONDS + 40.0)
     assert found(lab) == wanted(lab)
+
+
+def handshakes(lab: Lab, client: str, account: str) -> bool:
+    try:
+        lab.connect(client, account)
+    except NoHandshake:
+        return False
+    return True
+
+
+def test_a_wireguard_that_hangs_spoils_its_own_server_alone(lab: Lab, make_account: MakeAccount) -> None:
+    one, two = make_account(), make_account()
+    lab.connect("c1", one["name"])
+    lab.connect("c2", two["name"])
+    second = lab.rest.post("wireguard")
+    pid = tunnels(lab)[second["interface_name"]]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(RESYNC_SECONDS + 1.0)  # the pass that finds it
+        began = time.monotonic()
+        lab.rest.put(f"account/{one['name']}", status="disable")
+        wait_until(lambda: fetch(lab, "c1", "/ip", seconds=1.0) is None, "cut off", HUNG_SECONDS)
+        three = make_account()
+        wait_until(lambda: handshakes(lab, "c1", three["name"]), "let in", HUNG_SECONDS)
+        assert fetch(lab, "c2", "/ip") is not None
+        (node,) = lab.rest.get("system/status")["nodes"]
+        assert second["name"] in node["problem"] and time.monotonic() - began < 2 * HUNG_SECONDS
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        lab.rest.delete(f"wireguard/{second['name']}")
+    wait_until(lambda: found(lab) == wanted(lab), "right again", REST_SECONDS + REPAIR_SECONDS)
 
 
 def test_plan_tells_what_a_resync_would_change_and_clear_takes_all_of_it_away(

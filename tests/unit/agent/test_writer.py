@@ -14,7 +14,7 @@ import pytest
 
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import KernelError, StoreError
-from agent.model import EVERYWHERE, Address, FilterRule, minor
+from agent.model import EVERYWHERE, NO_SECRET, Address, FilterRule, minor
 from agent.objects import FILTER_KEY, Diff, Scope
 from agent.parts import LINKS, PARTS
 from agent.report import Report
@@ -445,6 +445,50 @@ def test_without_a_way_out_who_is_disabled_is_cut_off_all_the_same(box: Box) -> 
     assert {peer.address for peer in box.kernel.peers.held.values()} == {IPv4Address("10.0.1.3")}
     box.full()
     assert box.is_right()
+
+
+@pytest.mark.parametrize("part", [part.name for part in PARTS])
+def test_where_something_cannot_be_read_who_is_disabled_is_cut_off_all_the_same(
+    box: Box, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(scope: Scope) -> dict[str, object]:
+        raise KernelError(f"{part}: no answer")
+
+    box.change(account(2), account(3))
+    box.desired = box.desired.patched(Patch(EPOCH, 2, 3, put_accounts=(account(2, enabled=False),)))
+    with monkeypatch.context() as broken:
+        broken.setattr(box.kernel.parts[part], "read", fail)
+        with pytest.raises(KernelError, match="no answer"):
+            box.full()
+        left = {peer.address for peer in box.kernel.peers.held.values()}
+        assert left == {IPv4Address(f"10.0.1.{number}") for number in ((2, 3) if part == "peers" else (3,))}
+    box.full()
+    assert box.is_right()
+
+
+def test_a_link_that_does_not_answer_spoils_its_own_server_alone(box: Box) -> None:
+    """What it holds is not known: nobody's marks go there, and each change begins with another look."""
+    there = account(9, address=IPv4Address("10.0.2.9"), server="s2")
+    box.desired = box.desired.patched(Patch(EPOCH, box.desired.revision, 2, put_servers=(server(2),)))
+    box.full()
+    box.change(account(2), account(3), there)
+    silent, peers = box.kernel.links.held["wg2"], dict(box.kernel.peers.held)
+    box.kernel.links.held["wg2"] = replace(silent, private_key=NO_SECRET, listen_port=0, is_read=False)
+    del box.kernel.peers.held["wg2", key(9)]  # not seen
+    box.kernel.refuses["links", "change", "wg2"] = "it does not answer"
+    off = (account(2, enabled=False), replace(there, enabled=False))
+    box.desired = box.desired.patched(Patch(EPOCH, box.desired.revision, 99, put_accounts=off))
+    box.full()
+    assert [(f.account_id, f.subject, f.reason) for f in box.report.failures.values()] == [
+        (0, "s2", "it does not answer")
+    ]
+    assert ("wg1", key(2)) not in box.kernel.peers.held and ("wg1", key(3)) in box.kernel.peers.held
+    assert set(box.kernel.marks.held) == {IPv4Address("10.0.1.3"), IPv4Address("10.0.2.9")}
+    assert not box.writer.knows_kernel(box.desired)
+    del box.kernel.refuses["links", "change", "wg2"]
+    box.kernel.links.held["wg2"], box.kernel.peers.held["wg2", key(9)] = silent, peers["wg2", key(9)]
+    box.full()
+    assert box.is_right() and box.writer.knows_kernel(box.desired)
 
 
 def test_an_uplink_that_moves_is_opened_when_its_classes_are_there_and_the_former_one_is_cleaned(box: Box) -> None:
