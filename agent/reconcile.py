@@ -48,7 +48,7 @@ log = logging.getLogger("agent.reconcile")
 FIRST_RETRY_SECONDS = 1.0
 CUT_OFF = "cut off from all gateways for too long (cut_off in agent.toml): nobody is served until one calls"
 LATE_SECONDS = 1.0  # a disk that takes longer is not waited for with those who are switched off
-LOGGED_OBJECTS = 20  # more changes than this in one pass are only counted
+LOGGED_OBJECTS = 20  # more changes or refusals than this in one pass are only counted
 
 
 class DesiredKeeper(Protocol):
@@ -344,14 +344,11 @@ class Reconciler:
             )
 
     def _log(self, report: Report) -> None:
-        for failure in report.failures.values():
-            if failure not in self._said:
-                log.error(
-                    "refused account=%d subject=%s reason=%r",
-                    failure.account_id,
-                    failure.subject or "node",
-                    failure.reason,
-                )
+        new = [failure for failure in report.failures.values() if failure not in self._said]
+        for one in new[:LOGGED_OBJECTS]:
+            log.error("refused account=%d subject=%s reason=%r", one.account_id, one.subject or "node", one.reason)
+        if len(new) > LOGGED_OBJECTS:
+            log.error("refused more=%d", len(new) - LOGGED_OBJECTS)
         self._said = self._said & set(self._failures.values()) | set(report.failures.values())
         if len(report.changes) <= LOGGED_OBJECTS:
             for change in report.changes:

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -63,6 +64,8 @@ VERSION = version("wirelane")
 FIRST_PASS_SECONDS = 60.0  # READY waits for the first pass at most so long; customers of a big box come back meanwhile
 STOP_SECONDS = 5.0
 GATHER_SECONDS = 0.2  # events come in bursts
+FREE_RESYNCS, BUSY_SECONDS = 10, 30.0  # so many within this time are made at once; further ones
+REST_SECONDS = 3.0  # so long after one another
 RESPONDER_LOOK_SECONDS = 0.5
 CLOCK_LOOK_SECONDS = 1.0
 CLOCK_STEP_SECONDS = 2.0  # a wall clock that moves by more than this against the monotonic one was set
@@ -263,10 +266,14 @@ async def _watch_kernel(reconciler: Reconciler) -> None:
             changed.set()
 
     async def resync() -> None:
+        """Whoever goes on changing things must not keep us busy with nothing else."""
+        passes = deque[float](maxlen=FREE_RESYNCS)
         while True:
             await changed.wait()
-            await asyncio.sleep(GATHER_SECONDS)
+            is_busy = len(passes) == FREE_RESYNCS and time.monotonic() - passes[0] < BUSY_SECONDS
+            await asyncio.sleep(REST_SECONDS if is_busy else GATHER_SECONDS)
             changed.clear()
+            passes.append(time.monotonic())
             reconciler.request_resync()
 
     async with asyncio.TaskGroup() as tasks:

@@ -466,18 +466,20 @@ def test_watch_tells_what_changes_and_is_silent_otherwise(routed: str) -> None:
                     "tc qdisc add dev near parent 9:1 handle 99: pfifo",
                     "tc qdisc del dev near root",
                     "ip link set near down",
-                    "ip link del far",
+                    "ip link set far name away",
+                    "ip link del away",
                 )
             )
         )
-    mtu, nothing, route, default, address, better, replaced, class_, leaf, deleted, down, gone = heard
+    mtu, nothing, route, default, address, better, replaced, class_, leaf, deleted, down, renamed, gone = heard
     assert class_ == leaf == []
     assert mtu == ["far"]
     assert nothing == route == []
     assert default == better == [ANY]
     assert address == replaced == deleted == ["near"]
     assert "near" in down
-    assert "far" in gone
+    assert {"far", "away"} <= set(renamed)
+    assert "away" in gone
 
 
 def test_watch_does_not_hear_that_somebody_reads_a_root_qdisc(routed: str) -> None:

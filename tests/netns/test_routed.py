@@ -90,6 +90,13 @@ def test_a_rule_that_takes_our_packets_is_named(node: Node, rule: tuple[str, ...
     assert node.warnings() == ()
 
 
+@pytest.mark.parametrize("route", [("default", "dev", "lo"), ("local", "default", "dev", "lo")])
+def test_a_rule_that_leads_our_packets_into_this_box_is_named(node: Node, route: tuple[str, ...]) -> None:
+    node.ip("route", "add", *route, "table", "77")
+    node.ip("rule", "add", "iif", "wg1", "table", "77")
+    assert any("what comes in by wg1 for the internet is led to" in warning for warning in node.warnings())
+
+
 def test_a_rule_that_forbids_is_named(node: Node) -> None:
     node.ip("rule", "add", "from", "10.0.0.0/24", "prohibit")
     assert any("for the internet is led to nowhere" in warning for warning in node.warnings())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from importlib import import_module
 from ipaddress import IPv4Interface
 from typing import Any
 
@@ -79,7 +80,14 @@ def test_what_we_change_and_what_is_not_ours_is_not_told(namespace: str) -> None
             for change in (Diff(add={"wl0": SERVER}), Diff(remove={"wl0": SERVER}), Diff(add={"wl0": SERVER})):
                 assert await asyncio.to_thread(door.apply, change) == {}
                 counts.append(await heard())
-            for line in ("add table ip wirelane_trial", "add table ip theirs", "add chain ip theirs forward"):
+            for family in ("bridge", "inet", "arp", "netdev"):
+                await asyncio.to_thread(stranger, namespace, f"add table {family} wirelane")
+            for line in (
+                "add table ip6 wirelane_ports",
+                "add table ip wirelane_trial",
+                "add table ip theirs",
+                "add chain ip theirs forward",
+            ):
                 await asyncio.to_thread(stranger, namespace, line)
             counts.append(await heard())
             await asyncio.to_thread(nft.apply, ["add map ip wirelane_forwarding m { type ipv4_addr : mark; }"])
@@ -92,8 +100,9 @@ def test_what_we_change_and_what_is_not_ours_is_not_told(namespace: str) -> None
         assert run(lambda: asyncio.run(walk())) == [0, 0, 0, 0, 0]
 
 
-def test_it_hears_on_after_more_than_it_could_take_in(namespace: str) -> None:
+def test_it_hears_on_after_more_than_it_could_take_in(namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux drops what does not fit: then it tells that something may have been."""
+    monkeypatch.setattr(import_module("agent.kernel.nftables.watch"), "_BUFFER_BYTES", 1 << 16)
 
     async def walk() -> tuple[int, int]:
         lines = "\n".join(f"add chain ip theirs c{number}" for number in range(20_000))
@@ -131,6 +140,19 @@ def test_a_legacy_table_that_others_change_is_told_once(namespace: str, quick: N
 
     with enter(namespace) as run:
         assert run(lambda: asyncio.run(heard())) == (1, 0)
+
+
+def test_who_goes_on_changing_a_table_does_not_hide_it(namespace: str, quick: None) -> None:
+    async def heard() -> int:
+        await asyncio.to_thread(iptables.Forwardings().apply, Diff(add={"wl0": SERVER}))
+        async with listening(iptables.watch, 0.3) as heard:
+            await asyncio.to_thread(legacy, namespace, "-F")
+            for number in range(12):  # another size at each look
+                await asyncio.to_thread(legacy, namespace, f"-A INPUT -s 203.0.113.{number} -j DROP")
+            return await heard()
+
+    with enter(namespace) as run:
+        assert run(lambda: asyncio.run(heard())) >= 1
 
 
 def test_our_own_changes_of_legacy_tables_are_not_told_but_what_they_met_is(namespace: str, quick: None) -> None:

@@ -24,7 +24,7 @@ RTN_LOCAL = 2
 RTF_REJECT = 0x200  # linux/route.h
 RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF = 1, 2, 3, 4
 _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg: family, lengths of destination and source, tos, table, ..., type, flags
-THIS_BOX = "lo"
+THIS_BOX = "this box"  # not by `lo`, where a route leads what shall be lost
 MOST_TOLD = 3  # of one kind; a thousand servers have the same trouble
 
 
@@ -33,7 +33,7 @@ def warnings(
 ) -> tuple[str, ...]:
     """`host`: its networks but for those of our links. `addresses`: all that this box has."""
     open_ones = [one for one in servers if one.uplink]
-    kinds = (_taken_networks(servers, host), _led_elsewhere(open_ones), _foreign_sources(servers, addresses))
+    kinds = (_taken_networks(servers, host), _led_elsewhere(open_ones, addresses), _foreign_sources(servers, addresses))
     told: list[str] = []
     for kind in kinds:
         sentences = list(dict.fromkeys(kind))
@@ -80,7 +80,7 @@ def _taken_networks(servers: Collection[Forwarding], host: Collection[HostNetwor
                 )
 
 
-def _led_elsewhere(servers: Collection[Forwarding]) -> Iterator[str]:
+def _led_elsewhere(servers: Collection[Forwarding], addresses: Collection[IPv4Address]) -> Iterator[str]:
     with Netlink() as netlink:
         for one in servers:
             client, there = one.client, one.target
@@ -89,7 +89,9 @@ def _led_elsewhere(servers: Collection[Forwarding]) -> Iterator[str]:
                 (there, client, one.uplink, one.interface),
             ):
                 way = _way(netlink, source, target, enters)
-                if way not in (leaves, THIS_BOX, IKEV2_DEVICE):  # that address is in by IKEv2 now
+                if way == THIS_BOX and target in addresses:
+                    continue
+                if way not in (leaves, IKEV2_DEVICE):  # that address is in by IKEv2 now
                     yield (
                         f"what comes in by {enters} for {'the internet' if target == there else one.network} is led "
                         f"to {way or 'nowhere'} and not to {leaves}: a rule or route of somebody else takes the "

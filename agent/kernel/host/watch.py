@@ -101,7 +101,7 @@ class News:
             body = whole[HEADER_BYTES:]
             device: str | None = None
             if kind in (RTM_NEWLINK, RTM_DELLINK):
-                device = self._link(body, gone=kind == RTM_DELLINK)
+                yield from self._link(body, gone=kind == RTM_DELLINK)
             elif kind in (RTM_NEWADDR, RTM_DELADDR):
                 device = self._name(_ADDRESS.unpack_from(body)[4])
             elif kind in (RTM_NEWROUTE, RTM_DELROUTE):
@@ -112,20 +112,23 @@ class News:
             if device is not None:
                 yield device
 
-    def _link(self, body: bytes, *, gone: bool) -> str | None:
+    def _link(self, body: bytes, *, gone: bool) -> Iterator[str]:
+        """Of one that was renamed both names: the former one is missing somewhere."""
         _, _, _, index, flags, _ = _LINK.unpack_from(body)
         values = attributes(body, _LINK.size)
         name = values.get(IFLA_IFNAME, b"").rstrip(b"\0").decode()
         if gone:
             self._seen.pop(index, None)
             self._names.pop(index, None)
-            return name
+            yield name
+            return
         state = (name, flags & IFF_UP, values.get(IFLA_MTU), values.get(IFLA_IFALIAS))
         if self._seen.get(index) == state:
-            return None
+            return
+        former = self._names.get(index, name)
         self._seen[index] = state
         self._names[index] = name
-        return name
+        yield from dict.fromkeys((name, former))
 
     def _route(self, body: bytes) -> str | None:
         """A default route makes the uplink, and a link of ours needs the one to its network. A router's table may

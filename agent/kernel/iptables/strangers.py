@@ -40,8 +40,9 @@ async def watch(told: Callable[[], None]) -> None:
     while True:
         now = {table: info for table in TABLES if (info := _info(table)) is not None}
         other = {table: info for table, info in now.items() if _left.setdefault(table, info) != info}
-        # What we are replacing at this moment is not written down as ours yet; half a second later it is.
-        sure = {table: info for table, info in other.items() if doubted.get(table) == info}
+        # What we are replacing at this moment is not written down as ours yet; half a second later it is. Whoever goes
+        # on changing a table shows another size at each look.
+        sure = {table: info for table, info in other.items() if table in doubted}
         _left.update(sure)
         doubted = other
         if sure or _met:

@@ -16,8 +16,10 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from agent.kernel.netlink import HEADER_BYTES, NETLINK_NETFILTER, attributes, split
+from agent.kernel.nftables import bounded, forwarding, marks
 from agent.kernel.nftables.foreign import OURS
 
 # linux/netfilter/nfnetlink.h, nf_tables.h
@@ -28,7 +30,13 @@ _ELEMENTS = (12, 14)  # NEWSETELEM, DELSETELEM
 _TABLE = 1  # NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, ...: the same in all of them
 _WHO = 2  # NFTA_GEN_PROC_PID
 _ATTRIBUTES_AT = HEADER_BYTES + 4  # nfgenmsg
-_NAMES = {name.encode() + b"\0" for _, name in OURS}
+_FAMILIES = {"inet": 1, "ip": 2, "ip6": 10}  # linux/netfilter.h; the first byte of nfgenmsg
+_OURS = {
+    (_FAMILIES[family], name.encode() + b"\0")
+    for family, name in OURS | {("ip6", one.TABLE) for one in (marks, forwarding, bounded)}
+}
+# A blocklist of others that is loaded at once tells more than the usual buffer takes; what is dropped costs a pass.
+_BUFFER_BYTES, _SO_RCVBUFFORCE = 8 << 20, 33  # asm-generic/socket.h
 
 
 async def watch(told: Callable[[], None]) -> None:
@@ -41,6 +49,8 @@ async def watch(told: Callable[[], None]) -> None:
         return  # there is no table either
     with netlink:
         netlink.setblocking(False)
+        with suppress(PermissionError):
+            netlink.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
         netlink.bind((0, _GROUP))
         while True:
             try:
@@ -67,7 +77,7 @@ class News:
                 found |= self._is_ours and not _is_thread_of_ours(attributes(whole, _ATTRIBUTES_AT).get(_WHO, b""))
                 self._is_ours = False
             elif what not in _ELEMENTS and not self._is_ours:
-                self._is_ours = attributes(whole, _ATTRIBUTES_AT).get(_TABLE) in _NAMES
+                self._is_ours = (whole[HEADER_BYTES], attributes(whole, _ATTRIBUTES_AT).get(_TABLE)) in _OURS
         return found
 
 

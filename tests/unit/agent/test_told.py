@@ -14,6 +14,7 @@ import pytest
 from agent import reconcile
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import KernelError, StaleRevision, StoreError
+from agent.model import minor
 from agent.objects import HostNetwork
 from agent.origin import NOBODY, Origin
 from agent.status import Failure, Outcome
@@ -182,6 +183,20 @@ def test_refusals_are_told_once_with_their_names(path: Path, caplog: pytest.LogC
     assert told.count("refused account=2 subject=a2 reason='no room'") == 1
     assert told.count('refused account=0 subject=node reason="somebody\'s root"') == 1
     assert "add part=classes key=eth0:256 account=2" in told
+
+
+def test_many_refusals_are_a_few_lines_and_a_count(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "agent")
+
+    async def story() -> None:
+        async with node(path) as one:
+            for number in range(2, 52):
+                one.kernel.refuses["classes", "add", ("wg1", minor(98 + number))] = "no room"
+            await one.snapshot(*(account(number) for number in range(2, 52)))
+
+    asyncio.run(story())
+    refused = [line for line in lines(caplog) if line.startswith("refused")]
+    assert len(refused) == 21 and refused[-1] == "refused more=30"
 
 
 def test_a_pass_over_many_objects_is_only_counted(path: Path, caplog: pytest.LogCaptureFixture) -> None:
