@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import KernelError
-from agent.kernel.ikev2 import missing, programs
+from agent.kernel.ikev2 import describe, missing, programs
 from agent.kernel.ikev2.files import Paths
 from agent.model import IKEV2_DEVICE
 from agent.objects import Diff, LoginRow, Responder
@@ -173,6 +173,34 @@ def test_a_program_that_hangs_is_started_anew_and_holds_up_no_pass(
     connect(0, 2)
     eventually(lambda: len(opened.who()) == 1, LOGIN_SECONDS)
     assert opened.run(opened.responders.read, SCOPE) == SOUND and opened.pid("charon") == anew
+
+
+def test_logins_that_wait_for_one_that_hangs_hold_up_no_pass(opened: Box, connect: Callable[..., Path]) -> None:
+    """charon asks for them again and again meanwhile, and lists no session before it has an answer."""
+    connect(1, 3)
+    eventually(lambda: len(opened.who()) == 1, LOGIN_SECONDS)
+    os.kill(opened.pid("freeradius"), signal.SIGSTOP)
+    connect(0, 2, "wrong")
+    time.sleep(2)
+    begun = time.monotonic()
+    assert opened.run(opened.responders.read, SCOPE) == UNSOUND
+    assert reads(opened).keys() == {"user_2", "user_3"}
+    assert time.monotonic() - begun < 8
+    heals(opened, connect)
+
+
+def test_who_goes_is_out_also_when_nobody_has_written_down_which_charon_is_ours(
+    opened: Box, connect: Callable[..., Path]
+) -> None:
+    connect(0, 2)
+    eventually(lambda: len(opened.who()) == 1, LOGIN_SECONDS)
+    running = opened.folder / "running.json"
+    kept = running.read_text()
+    running.unlink()
+    assert "no server can have it here" not in opened.run(describe, "auto", opened.folder)
+    opened.write(remove=[row(2)])
+    running.write_text(kept)
+    assert opened.who() == []
 
 
 def _half(folder: Path) -> None:

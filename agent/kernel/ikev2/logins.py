@@ -58,4 +58,6 @@ class Logins:
 
     def _is_running(self) -> bool:
         charon = programs.remembered(self._paths.running).get("charon")
-        return charon is not None and charon.is_alive()
+        if charon is None:  # somebody took that file away: it is asked where there is something to ask
+            return self._paths.control.exists()
+        return charon.is_alive()
