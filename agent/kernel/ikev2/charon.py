@@ -22,6 +22,7 @@ from agent.errors import KernelError
 from agent.model import Address
 
 ANSWER_SECONDS = 5.0
+READ_SECONDS = 2.0  # of what a pass reads: one who hangs must not hold up the others
 END_MILLISECONDS = "1000"  # for the other side to hear that it is over
 
 
@@ -40,15 +41,16 @@ class Sa:
 
 
 class Charon:
-    def __init__(self, control: Path) -> None:
-        self._control = control
+    def __init__(self, control: Path, seconds: float = ANSWER_SECONDS) -> None:
+        """`seconds`: for an answer."""
+        self._control, self._seconds = control, seconds
 
     @contextmanager
     def session(self) -> Iterator[Any]:
         """Raises KernelError, also for what is asked inside."""
         try:
             with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(ANSWER_SECONDS)
+                connection.settimeout(self._seconds)
                 connection.connect(str(self._control))
                 yield vici.Session(connection)
         except (OSError, SessionException, CommandException, EventUnknownException, DeserializationException) as error:

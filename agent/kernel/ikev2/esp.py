@@ -13,6 +13,8 @@ import struct
 from pathlib import Path
 
 from agent.errors import KernelError
+from agent.kernel.ikev2 import programs
+from agent.kernel.ikev2.files import Paths
 from agent.kernel.ikev2.leftovers import NETLINK_XFRM, XFRM_ID, XFRM_MSG_DELSA
 from agent.kernel.ikev2.responder import Esp, missing, occupied, version
 from agent.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, Refusal, attribute, message
@@ -55,7 +57,7 @@ def choose(configured: str) -> Esp:
 def describe(configured: str, folder: Path) -> str:
     """For the doctor: could a server have IKEv2 here, and who would encrypt."""
     running, _ = version(folder)
-    if reason := missing() or ("" if running else occupied()):
+    if reason := missing() or ("" if running or programs.running(Paths(folder)) else occupied()):
         return f"IKEv2: no server can have it here: {reason}"
     try:
         chosen = choose(configured)

@@ -44,6 +44,11 @@ class Paths:
     def running(self) -> Path:
         return self.folder / "running.json"
 
+    @property
+    def asked(self) -> Path:
+        """What radius.py has to know of the FreeRADIUS that runs."""
+        return self.folder / "radius.json"
+
 
 def write(path: Path, text: str) -> None:
     """Readable by nobody else at any moment."""
@@ -148,7 +153,7 @@ security {
   allow_core_dumps = no
   max_attributes = 200
   reject_delay = 0
-  status_server = no
+  status_server = yes
 }
 thread pool {
   start_servers = 2

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import KernelError
-from agent.kernel.ikev2.charon import Charon
+from agent.kernel.ikev2.charon import READ_SECONDS, Charon
 from agent.kernel.ikev2.files import Paths
 from agent.kernel.ikev2.leftovers import XFRM_ID
 from agent.kernel.ikev2.responder import Esp
@@ -32,13 +32,14 @@ class Gates:
     """`Part[str, Gate]`."""
 
     def __init__(self, folder: Path, esp: Esp) -> None:
-        self._charon = Charon(Paths(folder).control)
+        control = Paths(folder).control
+        self._charon, self._reading = Charon(control), Charon(control, READ_SECONDS)
         self._esp = esp
 
     def read(self, scope: Scope) -> dict[str, Gate]:
         """{} also where no charon answers: then there is no way in either."""
         try:
-            names = [name for name in self._charon.connections() if name.startswith(PREFIX)]
+            names = [name for name in self._reading.connections() if name.startswith(PREFIX)]
         except KernelError:
             return {}
         said = ",".join(names).removeprefix(PREFIX)

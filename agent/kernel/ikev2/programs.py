@@ -1,7 +1,8 @@
 """The two programs as processes: started, found again by the next agent, ended.
 
 `running.json` says which they are: number and time of start, for numbers are given again. They are nobody's children
-after a restart of the agent, so they are asked about in /proc.
+after a restart of the agent, so they are asked about in /proc. Where that file is lost they are still ours, and are
+found by the files of ours that they run with.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import KernelError
-from agent.kernel.ikev2.files import write
+from agent.kernel.ikev2.files import Paths, write
 
+CHARON, RADIUS = "/usr/sbin/charon-systemd", "/usr/sbin/freeradius"
 END_SECONDS = 5.0
 POLL_SECONDS = 0.02
 STARTED = 19  # field of /proc/PID/stat behind the name: ticks since boot
@@ -39,10 +41,10 @@ class Process:
         except ChildProcessError:
             return state not in "ZX"
 
-    def end(self) -> None:
-        """Raises KernelError."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            give_up = time.monotonic() + END_SECONDS
+    def end(self, patience: float = END_SECONDS) -> None:
+        """`patience`: for who may end by himself; one who hangs will not. Raises KernelError."""
+        for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, END_SECONDS)):
+            give_up = time.monotonic() + seconds
             if not self.is_alive():
                 return
             with suppress(ProcessLookupError):
@@ -97,6 +99,42 @@ def remember(path: Path, processes: Mapping[str, Process]) -> None:
 def remembered(path: Path) -> dict[str, Process]:
     """{} = none were started here, or nobody knows."""
     try:
-        return {name: Process(*numbers) for name, numbers in json.loads(path.read_text()).items()}
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {name: Process(*map(int, numbers)) for name, numbers in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
+
+
+def running(paths: Paths) -> list[Process]:
+    """Whatever runs with our files in this network namespace, remembered or not: by what `start` gave it. Another's
+    has other files; and an agent in a container, whose folder may have the same name, another namespace."""
+    here = _file("/proc/thread-self/ns/net")
+    found = []
+    for number in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        process = Process(number, _read(number)[1])
+        with suppress(OSError):
+            if _is_of(number, paths) and _file(f"/proc/{number}/ns/net") == here:
+                found.append(process)
+    return found
+
+
+def _is_of(number: int, paths: Paths) -> bool:
+    words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
+    if words[:3] == [os.fsencode(word) for word in radius_words(paths)[:3]]:
+        return True
+    if words[0] != os.fsencode(CHARON):
+        return False
+    environment = Path(f"/proc/{number}/environ").read_bytes().split(b"\0")
+    return all(os.fsencode(f"{name}={value}") in environment for name, value in charon_environment(paths).items())
+
+
+def radius_words(paths: Paths) -> list[str]:
+    return [RADIUS, "-d", str(paths.folder), "-n", "radiusd", "-f"]
+
+
+def charon_environment(paths: Paths) -> dict[str, str]:
+    return {"STRONGSWAN_CONF": str(paths.charon)}
+
+
+def _file(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino

@@ -1,9 +1,9 @@
 """The responder of a node: charon, FreeRADIUS, and the one device by which all sessions of IKEv2 come in.
 
-A part that a server asks for; there is one for all of them. `read` names it where both programs live, charon answers
-and the device is there; anything less is started anew, whole, for charon does not find a lost FreeRADIUS by itself and
-its device goes with it. Settings of the device are put right where it stands, and sessions go on. Nobody can get in
-before `gate` has opened: until then charon has no connection.
+A part that a server asks for; there is one for all of them. `read` names it where both programs live and answer,
+FreeRADIUS reads the list of logins that is there, and so is the device; anything less is started anew, whole, for
+charon does not find a lost FreeRADIUS by itself and its device goes with it. Settings of the device are put right where
+it stands, and sessions go on. Nobody can get in before `gate` has opened: until then charon has no connection.
 
 The device: with ESP in userspace the TUN that charon makes and routes to; with the kernel's, an XFRM interface of the
 same name, and `routes` is what charon does not do there. Either is treated as a WireGuard link is: a root, classes.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import shutil
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -30,12 +29,13 @@ from agent.kernel.host.interfaces import (
     set_interface,
 )
 from agent.kernel.host.ports import udp_ports
-from agent.kernel.ikev2 import files, programs
+from agent.kernel.ikev2 import files, programs, radius
 from agent.kernel.ikev2.charon import Charon
 from agent.kernel.ikev2.files import Paths
 from agent.kernel.ikev2.leftovers import XFRM_ID, forget
-from agent.kernel.ikev2.programs import Process
-from agent.kernel.ikev2.users import Users
+from agent.kernel.ikev2.programs import CHARON, END_SECONDS, RADIUS, Process
+from agent.kernel.ikev2.radius import Radius
+from agent.kernel.ikev2.users import Users, remove
 from agent.model import IKEV2_DEVICE
 from agent.objects import IKEV2_PORTS, Diff, Responder, Scope
 
@@ -43,7 +43,6 @@ log = logging.getLogger("agent.ikev2")
 
 Esp = Literal["kernel", "userspace"]
 KINDS: dict[Esp, str] = {"kernel": "xfrm", "userspace": "tun"}
-CHARON, RADIUS = "/usr/sbin/charon-systemd", "/usr/sbin/freeradius"
 PLUGINS = Path("/usr/lib/ipsec/plugins")
 NEEDED = {  # by package
     "charon-systemd": (Path(CHARON),),
@@ -52,6 +51,7 @@ NEEDED = {  # by package
     "freeradius": (Path(RADIUS), Path("/usr/lib/freeradius/rlm_eap_mschapv2.so")),
 }
 READY_SECONDS = 15.0
+CHARON_SECONDS = 3.0  # for an answer; one that has nothing but logins to do takes milliseconds
 # Bytes. Of the XFRM interface: with what ESP of any cipher and UDP add, a packet fits into the 1450 of some networks.
 # Segments are clamped to it: who hears no ICMP would send 1500, which never arrive. charon gives its TUN 1400.
 MTUS: dict[Esp, int] = {"kernel": 1360, "userspace": 1400}
@@ -83,26 +83,51 @@ class Responders:
     def __init__(self, folder: Path, esp: Esp) -> None:
         self._paths = Paths(folder)
         self._esp = esp
-        self._charon = Charon(self._paths.control)
+        self._charon = Charon(self._paths.control, CHARON_SECONDS)
+        self._hung: frozenset[Process] = frozenset()  # as the last reading found: nobody waits for those a second time
 
     def read(self, scope: Scope) -> dict[str, Responder]:
         """Also one that is ours and not as it should be: then it is named as one that nobody wants."""
         held = programs.remembered(self._paths.running)
         device = read_link(IKEV2_DEVICE)
-        if not held and (device is None or not self._is_ours(device)):
+        if not held and (device is None or not self._is_ours(device)) and not self._is_forgotten():
             return {}
-        if device is None or not self._is_sound(held, device):
+        self._hung = frozenset()
+        if device is None or self._fault(held, device):
             return {IKEV2_DEVICE: Responder(IKEV2_DEVICE, is_sound=False)}
         is_set = device.mtu == MTUS[self._esp] and not ip_forward.is_off(device.name)
         return {IKEV2_DEVICE: Responder(IKEV2_DEVICE, is_set=is_set, ipv6=ipv6_forward.is_enabled(device.name))}
 
-    def _is_sound(self, held: Mapping[str, Process], device: Interface | None) -> bool:
+    def _is_forgotten(self) -> bool:
+        """Do ours run and nobody has written down which? Only who has the ports is looked for."""
+        return bool(IKEV2_PORTS & udp_ports() and programs.running(self._paths))
+
+    def _fault(self, held: Mapping[str, Process], device: Interface | None) -> str:
+        """ "" = it is sound."""
         if device is None or device.kind != KINDS[self._esp] or not device.up:
-            return False
-        if len(held) != 2 or not all(process.is_alive() for process in held.values()):
-            return False
-        if not Users(self._paths.users).is_right():
-            return False
+            return f"{IKEV2_DEVICE} is not as it should be"
+        if held.keys() != {"freeradius", "charon"}:
+            return "nobody knows which processes are ours"
+        for name, process in held.items():
+            if not process.is_alive():
+                return f"{name} has ended"
+        users, asked = self._paths.users, radius.started(self._paths.asked)
+        if not Users(users).is_right():
+            return "the list of logins is damaged"
+        if asked is None or not asked.reads(users):
+            return "the list of logins is not the one that FreeRADIUS reads"
+        return self._silent(held, asked)
+
+    def _silent(self, held: Mapping[str, Process], asked: Radius) -> str:
+        """Is one of them there and does nothing?"""
+        silent = [name for name, process in held.items() if process in self._hung]
+        if not silent:
+            silent += [] if asked.answers() else ["freeradius"]
+            silent += [] if self._has_version() else ["charon"]
+            self._hung = frozenset(held[name] for name in silent)
+        return f"no answer from {' and '.join(silent)}" if silent else ""
+
+    def _has_version(self) -> bool:
         with suppress(KernelError):
             return bool(self._charon.version())
         return False
@@ -115,25 +140,28 @@ class Responders:
         try:
             held = programs.remembered(self._paths.running)
             wanted = diff.add.get(IKEV2_DEVICE) or diff.change.get(IKEV2_DEVICE)
-            if wanted is None or not self._is_sound(held, read_link(IKEV2_DEVICE)):
+            fault = "" if wanted is None else self._fault(held, read_link(IKEV2_DEVICE))
+            if wanted is None or fault:
+                if held and wanted:
+                    log.warning("IKEv2 is started anew: %s", fault)
                 self._end(held)
                 if wanted is not None:
                     self._start()
             if wanted is not None:
                 self._set_device(wanted.ipv6)
-        except KernelError as error:
-            return dict.fromkeys((*diff.remove, *diff.change, *diff.add), error)
+        except (KernelError, OSError) as error:  # of files: the folder's disk is full
+            said = error if isinstance(error, KernelError) else KernelError(f"IKEv2: {error}")
+            return dict.fromkeys((*diff.remove, *diff.change, *diff.add), said)
         return {}
 
     def _end(self, held: Mapping[str, Process]) -> None:
-        for process in held.values():
-            process.end()
+        for process in {*held.values(), *programs.running(self._paths)}:
+            process.end(0 if process in self._hung else END_SECONDS)
         forget()
         device = read_link(IKEV2_DEVICE)
         if device is not None and self._is_ours(device):
             remove_interface(IKEV2_DEVICE)
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self._paths.folder)
+        remove(self._paths.folder)
 
     def _start(self) -> None:
         if reason := missing():
@@ -143,21 +171,20 @@ class Responders:
         paths, secret, port = self._paths, secrets.token_hex(24), _free_port()
         paths.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         Users(paths.users).make()
+        Radius(port, secret, radius.identity(paths.users)).save(paths.asked)
         files.write(paths.charon, files.charon(paths, port, secret, userspace=self._esp == "userspace"))
         files.write(paths.radius, files.radius(paths, port, secret))
-        radius = programs.start([RADIUS, "-d", str(paths.folder), "-n", "radiusd", "-f"], {})
-        programs.remember(paths.running, {"freeradius": radius})
-        programs.wait("FreeRADIUS", radius, READY_SECONDS, lambda: port in udp_ports())
-        charon = programs.start([CHARON], {"STRONGSWAN_CONF": str(paths.charon)})
-        programs.remember(paths.running, {"freeradius": radius, "charon": charon})
+        freeradius = programs.start(programs.radius_words(paths), {})
+        programs.remember(paths.running, {"freeradius": freeradius})
+        programs.wait("FreeRADIUS", freeradius, READY_SECONDS, lambda: port in udp_ports())
+        charon = programs.start([CHARON], programs.charon_environment(paths))
+        programs.remember(paths.running, {"freeradius": freeradius, "charon": charon})
         programs.wait("charon (strongSwan)", charon, READY_SECONDS, self._answers)
         self._make_device(charon)
         log.info("IKEv2 started strongswan=%s esp=%s", self._charon.version(), self._esp)
 
     def _answers(self) -> bool:
-        with suppress(KernelError):
-            return bool(self._charon.version()) and udp_ports() >= IKEV2_PORTS
-        return False
+        return self._has_version() and udp_ports() >= IKEV2_PORTS
 
     def _make_device(self, charon: Process) -> None:
         if self._esp == "kernel":

@@ -13,6 +13,7 @@ not be ended is found again: nobody wants it as it is.
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -38,9 +39,11 @@ PUT = f"""
 INSERT INTO logins (username, {", ".join(SAID)}, enabled) VALUES (?, {", ".join("?" * len(SAID))}, 1)
 ON CONFLICT (username) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in SAID)}, enabled = 1
 """
+ROWS = f"SELECT username, password, enabled, nt_hash, {', '.join(GIVEN)} FROM logins"
 # Of the table and of the query that FreeRADIUS was started with. 1: passwords in the place of hashes, 2: IPv4 only.
 VERSION = 3
 LOCK_SECONDS = 5.0
+NOWHERE = IPv4Address("0.0.0.0")
 
 
 class Users:
@@ -49,29 +52,30 @@ class Users:
 
     def make(self) -> None:
         """Empty: who may log in is told anew."""
-        self._path.unlink(missing_ok=True)
+        remove(self._path)
         os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         with self._transaction() as db:
             db.execute(SCHEMA)
             db.execute(f"PRAGMA user_version = {VERSION}")
 
     def is_right(self) -> bool:
-        """Is it as this version made it? Else what runs has to be started anew."""
+        """Is it as this version made it, and readable to its end? Else what runs has to be started anew."""
         try:
             with self._transaction() as db:
                 (version,) = db.execute("PRAGMA user_version").fetchone()
-                db.execute(f"SELECT {', '.join(SAID)} FROM logins LIMIT 1")
+                named = all(isinstance(row[0], str) for row in db.execute(ROWS))
+                (sound,) = db.execute("PRAGMA integrity_check(1)").fetchone()
         except KernelError:
             return False
-        return bool(version == VERSION)
+        return bool(version == VERSION and named and sound == "ok")
 
     def read(self) -> dict[str, LoginRow]:
-        """{} = there is no file. One that is switched off has no password."""
+        """{} = there is no file. One that is switched off has no password, and one that makes no sense nothing."""
         if not self._path.exists():
             return {}
         with self._transaction() as db:
-            rows = db.execute(f"SELECT username, password, enabled, {', '.join(GIVEN)} FROM logins").fetchall()
-        return {row[0]: _row(*row) for row in rows}
+            rows = db.execute(ROWS).fetchall()
+        return {row[0]: _row(*row) for row in rows if isinstance(row[0], str)}
 
     def switch_off(self, usernames: Iterable[str]) -> None:
         self._each("UPDATE logins SET enabled = 0 WHERE username = ?", usernames)
@@ -96,15 +100,29 @@ class Users:
             there = f"file:{quote(str(self._path))}?mode=rw"
             with closing(sqlite3.connect(there, uri=True, timeout=LOCK_SECONDS)) as db, db:
                 yield db
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError, OverflowError) as error:
             raise KernelError(f"the list of IKEv2 logins ({self._path}): {error}") from error
 
 
-def _row(username: str, password: str, enabled: int, address: str, *others: str) -> LoginRow:
-    dns_1, dns_2, ipv6, dns_1_ipv6, dns_2_ipv6 = others
-    dns = tuple(ip_address(text) for text in (dns_1, dns_2, dns_1_ipv6, dns_2_ipv6) if text)
+def remove(path: Path) -> None:
+    """Whatever it is. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _row(username: str, password: str, enabled: int, said: str, *given: str) -> LoginRow:
+    """What is none of ours, or damaged, is a row that nobody wants: so it is rewritten, or goes."""
+    if not all(isinstance(text, str) for text in (password, said, *given)) or enabled not in (0, 1):
+        return LoginRow(username, NO_SECRET, NOWHERE)
+    address, dns_1, dns_2, ipv6, dns_1_ipv6, dns_2_ipv6 = given
     secret = Secret(password) if enabled else NO_SECRET
-    return LoginRow(username, secret, IPv4Address(address), dns, address_ipv6=IPv6Address(ipv6) if ipv6 else None)
+    try:
+        dns = tuple(ip_address(text) for text in (dns_1, dns_2, dns_1_ipv6, dns_2_ipv6) if text)
+        return LoginRow(username, secret, IPv4Address(address), dns, address_ipv6=IPv6Address(ipv6) if ipv6 else None)
+    except ValueError:
+        return LoginRow(username, NO_SECRET, NOWHERE)
 
 
 def _values(row: LoginRow) -> tuple[str, ...]:

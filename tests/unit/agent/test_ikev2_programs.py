@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from agent.kernel.ikev2 import programs
+from agent.kernel.ikev2.files import Paths
 
 LEADER_GOES_FIRST = """
 import ctypes, platform, threading, time
@@ -41,3 +47,40 @@ def test_a_number_that_was_given_again_is_another_process() -> None:
         assert process.is_alive()
     finally:
         process.end()
+
+
+@pytest.mark.parametrize("patience", [0, 0.2])
+def test_one_that_is_stopped_ends_all_the_same(patience: float) -> None:
+    process = programs.start([sys.executable, "-c", "import time; time.sleep(30)"], {})
+    os.kill(process.number, signal.SIGSTOP)
+    begun = time.monotonic()
+    process.end(patience)
+    assert not process.is_alive() and time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", '{"charon": 7}', '{"charon": ["x", 1]}', '{"charon": [1]}', "\0"])
+def test_what_was_not_written_by_us_remembers_nobody(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "running.json"
+    path.write_text(text)
+    assert programs.remembered(path) == programs.remembered(tmp_path) == programs.remembered(path / "x") == {}
+
+
+def test_only_what_runs_with_our_files_is_ours(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    ours = {"STRONGSWAN_CONF": str(paths.charon)}
+    hosts = {"STRONGSWAN_CONF": "/etc/strongswan.conf"}
+    with fake(programs.CHARON, hosts), fake("/bin/sleep", ours), fake(programs.CHARON, ours) as own:
+        assert programs.running(paths) == [own]
+
+
+@contextmanager
+def fake(name: str, environment: dict[str, str]) -> Iterator[programs.Process]:
+    """One that sleeps and calls itself so."""
+    process = subprocess.Popen([name, "30"], executable="/bin/sleep", env=environment)
+    try:
+        while Path(f"/proc/{process.pid}/cmdline").read_bytes() != f"{name}\0{30}\0".encode():
+            time.sleep(0.01)
+        yield programs.Process(process.pid, programs._read(process.pid)[1])
+    finally:
+        process.kill()
+        process.wait()
