@@ -19,6 +19,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -72,7 +73,8 @@ def open_for_reading(path: str) -> BinaryIO:
 def open_private(path: str, *, overwrite: bool) -> BinaryIO:
     """For writing: a new file, ours and readable for nobody else, whatever had that name before.
 
-    A link is replaced and never followed, and so is a file of somebody else's. Pipes and terminals are written to.
+    A link is replaced and never followed, and so is a file of somebody else's. Standard output and terminals are
+    written to. A pipe with a name is refused: nobody may ever read it, and to open it is to wait for who does.
     """
     try:
         return open(_open_private(path, overwrite), "wb")
@@ -83,13 +85,12 @@ def open_private(path: str, *, overwrite: bool) -> BinaryIO:
 
 
 def _open_private(path: str, overwrite: bool) -> int:
+    _check_kind(path)
     if _is_stream(path):
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     if not overwrite or not os.path.lexists(path):
         return os.open(path, flags, 0o600)
-    if stat.S_ISDIR(os.lstat(path).st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     # Renamed at once and filled then: by the end the command line is another user, who may not rename here.
     fresh = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{secrets.token_hex(8)}")
     descriptor = os.open(fresh, flags, 0o600)
@@ -102,15 +103,35 @@ def _open_private(path: str, overwrite: bool) -> int:
     return descriptor
 
 
-def _is_stream(path: str) -> bool:
-    """A pipe, a terminal, or a name for one such as /dev/stdout, wherever that leads."""
-    if os.path.dirname(os.path.abspath(path)) in ("/dev", "/dev/fd", f"/proc/{os.getpid()}/fd", "/proc/self/fd"):
-        return True
+def _check_kind(path: str) -> None:
     try:
         found = os.lstat(path).st_mode
     except OSError:
+        return
+    if stat.S_ISDIR(found):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not (stat.S_ISREG(found) or stat.S_ISLNK(found) or stat.S_ISCHR(found)):
+        raise OSError(errno.EINVAL, "it is no file; what is written to standard output can be led anywhere")
+
+
+def _is_stream(path: str) -> bool:
+    """A terminal or another character device, or a name for a stream such as /dev/stdout, wherever that leads."""
+    if os.path.dirname(os.path.abspath(path)) in ("/dev", "/dev/fd", f"/proc/{os.getpid()}/fd", "/proc/self/fd"):
+        return True
+    try:
+        return stat.S_ISCHR(os.lstat(path).st_mode)
+    except OSError:
         return False
-    return stat.S_ISFIFO(found) or stat.S_ISCHR(found)
+
+
+def take_back(file: BinaryIO, path: str) -> None:
+    """What is half written, and holds secrets. Emptied at least, where this user may not remove it."""
+    with suppress(OSError):  # that it could not be written is told already
+        kept = os.fstat(file.fileno())
+        if stat.S_ISREG(kept.st_mode):
+            os.ftruncate(file.fileno(), 0)
+            if os.path.samestat(kept, os.lstat(path)):
+                os.unlink(path)
 
 
 # -- cells that a spreadsheet would run -----------------------------------------------------------------------------

@@ -14,10 +14,10 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
-from gateway.account_file import COLUMNS, Lines, format_of, open_for_reading, open_private
+from gateway.account_file import COLUMNS, Lines, format_of, open_for_reading, open_private, take_back
 from gateway.bulk import Counts, Refusal, export_accounts, import_accounts
 from gateway.config import Config
 from gateway.errors import ConfigError, OutputLost
@@ -45,7 +45,7 @@ def prepare_import(options: Options) -> None:
 
 
 def account_import(config: Config, options: Options) -> int:
-    with options.source as source, options.refusals or nullcontext() as refusals:
+    with options.source as source, _closing(options.refusals) as refusals:
         return asyncio.run(_import(config, options, source, refusals))
 
 
@@ -90,7 +90,7 @@ class _Refusals:
     """The lines that were not done: all of them in the file, if there is one, else the first on standard error."""
 
     def __init__(self, file: BinaryIO | None, path: str) -> None:
-        self._file = file
+        self._output = _Output(file, path) if file is not None else None
         self._path = path
         self._count = 0
         self._write("line", "field", "error")
@@ -98,21 +98,23 @@ class _Refusals:
     def add(self, refusal: Refusal) -> None:
         self._count += 1
         self._write(str(refusal.line), refusal.field, refusal.text)
-        if self._file is None and self._count <= TOLD_REFUSALS:
+        if self._output is None and self._count <= TOLD_REFUSALS:
             about = f"{refusal.field}: " if refusal.field else ""
             explain(f"line {refusal.line}: {about}{refusal.text}")
 
     def end(self) -> None:
-        if self._file is not None and self._count:
+        if self._output is not None:
+            self._output.end()
+        if self._output is not None and self._count:
             explain(f"{self._count} lines were refused: see {self._path}")
         elif self._count > TOLD_REFUSALS:
             explain(f"and {self._count - TOLD_REFUSALS} more lines: --errors FILE lists all of them")
 
     def _write(self, *cells: str) -> None:
-        if self._file is not None:
+        if self._output is not None:
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerow(cells)
-            self._file.write(text.getvalue().encode())
+            self._output.write(text.getvalue().encode())
 
 
 # -- export -----------------------------------------------------------------------------------------------------------
@@ -138,12 +140,13 @@ def account_export(config: Config, options: Options) -> int:
         output.end()
     else:
         output = _Output(options.target, options.file)
-        try:
-            count = asyncio.run(_export(config, options.format, output, left_out))
-            output.end()
-        finally:
-            with suppress(OSError):  # of what could not be written, and was told
-                options.target.close()
+        with _closing(options.target):
+            try:
+                count = asyncio.run(_export(config, options.format, output, left_out))
+                output.end()
+            except BaseException:
+                take_back(options.target, options.file)
+                raise
     where = options.file or "standard output"
     explain(f"{count} accounts are in {where}, with their passwords, private and preshared keys: keep it safe")
     if left_out:
@@ -151,6 +154,16 @@ def account_export(config: Config, options: Options) -> int:
         more = f" and {len(left_out) - TOLD_REFUSALS} more" if len(left_out) > TOLD_REFUSALS else ""
         explain(f"left out, because their secrets cannot be decrypted: {names}{more}")
     return 1 if left_out else 0
+
+
+@contextmanager
+def _closing(file: BinaryIO | None) -> Iterator[BinaryIO | None]:
+    try:
+        yield file
+    finally:
+        if file is not None:
+            with suppress(OSError):  # of what could not be written, and was told
+                file.close()
 
 
 class _Output:

@@ -70,25 +70,35 @@ def network(text: str) -> IPv4Network | IPv6Network:
 
 def json_form(text: str) -> dict[str, str]:
     """A form spelled as a JSON object of texts, numbers and booleans; null is an absent field. Numbers keep their
-    spelling. Raises ValueError or RecursionError at anything else."""
-    return {key: _json_text(value) for key, value in _json_object(text).items() if value is not None}
+    spelling. Raises ValueError or RecursionError at anything else, also at a key that has two values."""
+    found: dict[str, str] = {}
+    for key, value in _json_object(text):
+        if value is not None and found.setdefault(key, told := _json_text(value)) != told:
+            raise ValueError("two values of one key")
+    return found
 
 
 def json_fields(text: str) -> Iterator[tuple[str, str]]:
-    """The same, with lists and objects as PHP spells them in a form: `name[]`, `name[key]`. What they hold is dropped:
-    such names are never right, see `understood`."""
-    for key, value in _json_object(text).items():
-        if isinstance(value, dict):
-            yield from ((f"{key}[{inner}]", "") for inner in value or ("",))
+    """The same, as often as they are there, with lists and objects as PHP spells them in a form: `name[]`,
+    `name[key]`. What they hold is dropped: such names are never right, see `understood`."""
+    for key, value in _json_object(text):
+        if isinstance(value, _Object):
+            yield from ((f"{key}[{inner}]", "") for inner, _ in value or (("", ""),))
         elif isinstance(value, list):
             yield f"{key}[]", ""
         elif value is not None:
             yield key, _json_text(value)
 
 
-def _json_object(text: str) -> dict[str, object]:
-    found = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
-    if not isinstance(found, dict):
+class _Object(tuple[tuple[str, object], ...]):
+    """What a JSON object holds: a key may be there twice."""
+
+    __slots__ = ()
+
+
+def _json_object(text: str) -> _Object:
+    found = json.loads(text, parse_int=str, parse_float=str, parse_constant=str, object_pairs_hook=_Object)
+    if not isinstance(found, _Object):
         raise ValueError("not an object")
     return found
 
@@ -102,7 +112,7 @@ def _json_text(value: object) -> str:
 
 
 def understood(pairs: Iterable[tuple[str, str]], known: Collection[str]) -> tuple[dict[str, str], list[str]]:
-    """The fields that a call knows, and the names that it does not. A field given twice: the last one wins.
+    """The fields that a call knows, and the names that it does not. A field given twice has one value, see forms.py.
 
     Raises InvalidValue at a known field in another spelling (`status[0]`, `Status`, `b-download`): whoever wrote it
     meant something.

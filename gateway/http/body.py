@@ -35,3 +35,16 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     if size > max_bytes:
         raise too_large
     return bytes(body)
+
+
+async def skip_body(request: Request) -> None:
+    """To its end, of a call for which it means nothing: half a request changes nothing. Raises HttpError: 413, 408."""
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > DISCARDED_BYTES:
+                    raise HttpError(413, f"Body too large (only {DISCARDED_BYTES} bytes)", {"Connection": "close"})
+    except TimeoutError:
+        raise HttpError(408, "Body too slow", {"Connection": "close"}) from None

@@ -4,8 +4,10 @@ h11 reads the protocol, and nothing here does: an offer to speak something else 
 request is served as it is, trailers are read and forgotten, whatever does not belong to a request ends the connection.
 Why this server: docs/decisions/0013-the-http-server.md. uvicorn bounds an idle connection only. Here a request's head
 has 10 seconds, 32 kB and 128 lines, its body 30 seconds, and a client that reads nothing of its answer 30 seconds; one
-that reads slowly has all the time it needs. What is refused before the application sees it is answered in the envelope
-too. Never looks at what is asked; made by gateway/wiring.
+that reads slowly has all the time it needs. What is refused before the application sees all of it is answered in the
+envelope too, unless its own answer has begun. Who has nothing more to say (a FIN) still gets the answers to what he
+asked; asyncio's TLS cannot: there the end of one direction (close_notify) is the end of both. Never looks at what is
+asked; made by gateway/wiring.
 """
 
 from __future__ import annotations
@@ -31,17 +33,18 @@ from gateway.http.admission import PLACE, Admission, Network, Place
 from gateway.http.certificate import Certificate
 from gateway.http.door import Door
 from gateway.http.envelope import refusal
+from gateway.http.reader import HEAD_LINES, TOO_MANY_LINES, Reader, Refused
 
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 32_768  # also of trailers, and of a chunk's own head
-HEAD_LINES = 128  # likewise
-PATH_BYTES = 2_048  # uvicorn unquotes it before anybody has looked at it: 30 ms for 30 kB of "%"
 SIP_BYTES = 2_048  # taken from a connection at a time; 300 chunks of one byte, which are 10 ms of work
 DROPPED_BYTES = 1 << 18  # of what a client sends that is not read any more
 CRUMB_BYTES = 8  # a chunked body is refused that has a line end more often than each so many bytes
 BODY_SECONDS = 30.0
 WRITE_SECONDS = 30.0
 BYTES_ACKED = slice(120, 128)  # of struct tcp_info, linux/tcp.h
+TCP_CLOSE = 7  # its first byte, where the client's machine has answered RST; net/tcp_states.h
+LOOK_SECONDS = 0.01, 0.32  # how soon it is seen that who ended his side has hung up: the first time, and ever
 CLOSE_SECONDS = 2.0  # for the other side of TLS to close its own, when it has all that we sent
 IDLE_SECONDS = 30  # between two requests of a connection
 STOP_SECONDS = 8  # for requests that are under way when we are told to stop
@@ -69,16 +72,6 @@ class Sips(asyncio.BufferedProtocol):
         self._inner.data_received(bytes(self._buffer[:nbytes]))
 
 
-class Reader(h11.Connection):
-    """Refuses a path that is too long before uvicorn has it."""
-
-    def next_event(self) -> Any:
-        event = super().next_event()
-        if isinstance(event, h11.Request) and len(event.target.partition(b"?")[0]) > PATH_BYTES:
-            raise h11.RemoteProtocolError("the path is too long", error_status_hint=HTTPStatus.REQUEST_URI_TOO_LONG)
-        return event
-
-
 class BoundedProtocol(H11Protocol):
     """One connection. Two timers: for what the client sends, and for what it does not read."""
 
@@ -87,16 +80,18 @@ class BoundedProtocol(H11Protocol):
     _sending: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
     _closing: asyncio.TimerHandle | None = None
+    _looking: asyncio.TimerHandle | None = None
+    _has_ended = False  # the client: it sends nothing any more
     _owed: tuple[str, object] = (NOTHING, None)  # and in which request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self.conn = Reader(h11.SERVER, HEAD_BYTES)
+        self.conn = Reader(HEAD_BYTES)
         super().connection_made(transport)
         self.place.end = transport.abort
         self._time_sending()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._sending, self._reading, self._closing, self.timeout_keep_alive_task):
+        for timer in (self._sending, self._reading, self._closing, self._looking, self.timeout_keep_alive_task):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
@@ -112,7 +107,7 @@ class BoundedProtocol(H11Protocol):
         if owes == BODY and self.cycle is not None and self.cycle.message_event.is_set():
             self.flow.pause_reading()  # until the application has asked for what has come
         if owes and self.conn.trailing_data[0].count(b"\n") > HEAD_LINES:
-            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's head has too many lines")
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_MANY_LINES)
         elif owes == BODY and self._is_chunked() and data.count(b"\r\n") * CRUMB_BYTES > len(data) > CRUMB_BYTES**2:
             self._refuse(HTTPStatus.BAD_REQUEST, "The request's body comes in crumbs")
         self._time_sending()
@@ -125,6 +120,8 @@ class BoundedProtocol(H11Protocol):
         if self.transport.is_closing():
             self._drop_unread()
             self._await_close()
+        elif self._has_ended:
+            self._end()
         self._time_sending()
 
     def _drop_unread(self) -> None:
@@ -134,6 +131,47 @@ class BoundedProtocol(H11Protocol):
             for _ in range(DROPPED_BYTES >> 16):
                 if not os.read(number, 1 << 16):
                     return
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    # -- the end of what it sends --
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether the connection stays, for the answers to what came before. Whose body ends early hears so."""
+        if self.scheme == "https" or not self._is_answering() or self.transport.is_closing():
+            return False
+        if not self._has_ended:
+            if self.conn.their_state is not h11.SEND_BODY and not self._ask_for_life():
+                return False
+            self._has_ended = True
+            self._look_for_reset()
+        self._end()
+        return True
+
+    def _end(self) -> None:
+        """It has sent all that it ever will."""
+        if not self._is_answering():
+            self._close()
+        elif self.conn.their_state is h11.SEND_BODY:
+            self._refuse(HTTPStatus.BAD_REQUEST, "The request's body ended early")
+
+    def _ask_for_life(self) -> bool:
+        """Who hung up and who waits for his answer have sent the same. What is written tells them apart: whoever is
+        gone has a machine that answers RST. False: a create of HTTP/1.0, which knows no answer before the answer;
+        nothing is created for who may be gone."""
+        if self.conn.our_state is h11.SEND_RESPONSE:
+            if self.scope["http_version"] != "1.1":
+                return bool(self.scope["method"] != "POST")
+            interim = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+            self.transport.write(self.conn.send(interim))
+        return True
+
+    def _look_for_reset(self, seconds: float = LOOK_SECONDS[0]) -> None:
+        if self._tcp_info()[:1] == bytes([TCP_CLOSE]):
+            self.transport.abort()
+        else:
+            self._looking = self.loop.call_later(seconds, self._look_for_reset, min(2 * seconds, LOOK_SECONDS[1]))
 
     def _time_sending(self) -> None:
         """The time begins anew with each part of each request, and not with each packet."""
@@ -183,12 +221,14 @@ class BoundedProtocol(H11Protocol):
 
     def _taken(self) -> int:
         """Bytes that the client's machine has taken, ever."""
+        return int.from_bytes(self._tcp_info()[BYTES_ACKED], sys.byteorder)
+
+    def _tcp_info(self) -> bytes:
         try:
             connection = self.transport.get_extra_info("socket")
-            told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_ACKED.stop)
-            return int.from_bytes(told[BYTES_ACKED], sys.byteorder)
+            return bytes(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_ACKED.stop))
         except (OSError, AttributeError):
-            return 0
+            return b""
 
     def _unread(self) -> int:
         """Bytes of answers that the client's machine has not taken yet: in our buffers and in the kernel's."""
@@ -233,13 +273,14 @@ class BoundedProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         error = sys.exc_info()[1]
         hint = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
-        text = {414: "The request's path is too long", 431: "The request's head is too large"}.get(hint)
+        text = str(error) if isinstance(error, Refused) else {431: "The request's head is too large"}.get(hint)
         self._refuse(HTTPStatus(hint if text else 400), text or "Not an HTTP request")
 
     def _refuse(self, status: HTTPStatus, text: str) -> None:
+        """Whatever the application has heard of it, it hears of no more: not half a body, and no end of one."""
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:  # else an answer is under way: nothing may be mixed in
+        if not self._is_answering() or not self.cycle.response_started:  # nothing may be mixed into an answer
             self.transport.write(refusal(status, text))
         self._close()
 

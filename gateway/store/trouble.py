@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import asyncpg  # type: ignore[import-untyped]
 import sqlalchemy.exc
 
-from gateway.errors import ConfigError, DatabaseUnavailable
+from gateway.errors import ConfigError, DatabaseUnavailable, GatewayError
 
 _UNAVAILABLE = (
     sqlalchemy.exc.OperationalError,
@@ -51,7 +51,9 @@ def is_read_only(error: Exception) -> bool:
 
 
 def translated(error: Exception) -> ConfigError | DatabaseUnavailable | None:
-    """None = it is a bug of ours."""
+    """None = it is a bug of ours, or an error that is explained already: of what is done with the rows meanwhile."""
+    if isinstance(error, GatewayError):
+        return None
     original = getattr(error, "orig", None) or error
     reason = str(original.__cause__ or original) or type(error).__name__  # the cause: the driver's own words
     if type(error) is sqlalchemy.exc.DatabaseError:  # SQLite: "file is not a database", "... is malformed"

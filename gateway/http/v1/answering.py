@@ -18,6 +18,7 @@ from gateway.accepted import Accepted, Placed
 from gateway.errors import ApiError
 from gateway.fields import is_name, understood
 from gateway.http import envelope
+from gateway.http.body import skip_body
 from gateway.http.note import SUCCESS, Note, escaped
 from gateway.http.path import Answer
 from gateway.http.services import HttpSettings, Services
@@ -36,6 +37,8 @@ def answer_of(call: Call, services: Services, settings: HttpSettings) -> Answer:
         pairs: tuple[Pairs, Pairs] = ([], [])
         if call.method in WITH_FIELDS:
             pairs = await read_form(request, settings.max_body_bytes)
+        elif call.method != "GET" or call.is_change:
+            await skip_body(request)
         is_head = request.method == "HEAD"
         note.is_change = (call.method != "GET" or call.is_change) and not is_head
         note.subject = _subject(call, request.path_params.get("name", ""))

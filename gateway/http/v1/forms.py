@@ -2,7 +2,8 @@
 
 urlencoded, multipart and JSON objects, whatever PHP or curl says they are: `curl -d` labels its bodies urlencoded, some
 clients label nothing, and a PHP client may label its multipart urlencoded. Fields of the query count like those of the
-body. A field given twice in one of them: the last one wins. What the fields mean is gateway/fields.py's.
+body. A field given twice, wherever, has one value: which of two was meant nobody can say. What the fields mean is
+gateway/fields.py's.
 """
 
 from __future__ import annotations
@@ -46,9 +47,12 @@ async def read_form(request: Request, max_bytes: int) -> tuple[Pairs, Pairs]:
 
 def merged(body: Pairs, query: Pairs, known: Collection[str]) -> Pairs:
     """Raises InvalidValue at a known field that has two values: nobody can say which of them was meant."""
-    in_body, in_query = dict(body), dict(query)
     for name in known:
-        if name in in_body and name in in_query and in_body[name] != in_query[name]:
+        in_body, in_query = ({value for key, value in pairs if key == name} for pairs in (body, query))
+        for where, values in (("the body", in_body), ("the query", in_query)):
+            if len(values) > 1:
+                raise InvalidValue(f"Wrong {name} (it is twice in {where}, with different values)", name)
+        if len(in_body | in_query) > 1:
             raise InvalidValue(f"Wrong {name} (it is in the query and in the body, with different values)", name)
     return [*query, *body]
 

@@ -205,3 +205,19 @@ def test_a_file_of_secrets_is_nobody_elses(tmp_path: Path) -> None:
     assert path.read_text() == "new" and os.stat(path).st_mode & 0o777 == 0o600
     with pytest.raises(ConfigError, match="No such file or directory"):
         open_private(str(tmp_path / "nowhere" / "out"), overwrite=True)
+
+
+def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="it is no file"):
+            open_private(str(pipe), overwrite=overwrite)
+        with pytest.raises(ConfigError, match="Is a directory"):
+            open_private(str(tmp_path), overwrite=overwrite)
+    assert pipe.is_fifo()
+
+
+def test_a_key_with_two_values_is_no_line() -> None:
+    (line,) = read(b'{"name":"a","wg_name":"s","b_download":"7","b_download":"9"}\n', "jsonl")
+    assert line.problem is not None

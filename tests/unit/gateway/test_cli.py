@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from agent.enrol import JoinToken
+from gateway import account_file
 from gateway.__main__ import main
 from gateway.config import load_config
 from gateway.model import ServerValues
@@ -199,6 +201,35 @@ def test_an_export_is_private_and_never_overwrites_unasked(ready: str, capfd: Ca
     status, out, err = outcome(capfd, ready, "account", "export")
     assert status == 0 and out.splitlines()[0].startswith("name,username,wg_name,") and "secret" in out
     assert outcome(capfd, ready, "account", "import", str(target))[0] == 0
+
+
+def test_an_output_that_is_full_is_named_and_nothing_of_it_stays(
+    ready: str, capfd: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_a_server(ready, tmp_path)
+    file, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    file.write_text("name,wg_name\n" + "".join(f"a{number},s\n" for number in range(200)) + "?,s\n")
+    full = "/dev/full: No space left on device\n"
+    status, _, err = outcome(capfd, ready, "account", "import", str(file), "--errors", "/dev/full")
+    assert (status, err.count("\n")) == (1, 1) and err.endswith(full)
+    assert outcome(capfd, ready, "account", "export", "/dev/full", "--format", "csv")[::2] == (
+        1,
+        f"wirelane-gateway: {full}",
+    )
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    written = account_file.written
+    monkeypatch.setattr(
+        account_file, "written", lambda *page: written(*page) * 100
+    )  # the limit holds for the database, too
+    for force in ((), ("--force",)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, limits[1]))
+        try:
+            status, _, err = outcome(capfd, ready, "account", "export", str(target), *force)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (status, err) == (1, f"wirelane-gateway: {target}: File too large\n")
+        assert not list(tmp_path.glob("*out.csv*"))
+        target.write_text("old")
 
 
 def test_files_that_cannot_be_are_one_clear_line(ready: str, capfd: Captured, tmp_path: Path) -> None:

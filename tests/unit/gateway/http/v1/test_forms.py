@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.types import Message
 
+from gateway.errors import InvalidValue
 from gateway.http import body as bodies
 from gateway.http.envelope import HttpError
 from gateway.http.v1 import forms
@@ -97,8 +98,27 @@ def test_file_of_a_multipart_form_is_a_field() -> None:
     assert read(body, MULTIPART) == {"private_key": "KEY"}
 
 
-def test_last_of_two_fields_wins() -> None:
-    assert read(b"name=a&name=b") == read(b'{"name": "a", "name": "b"}') == {"name": "b"}
+TWICE = {
+    "urlencoded": (b"b_download=7&x=1&b_download=9&x=2", URLENCODED),
+    "json": (b'{"b_download": 7, "x": 1, "b_download": "9", "x": 2}', "application/json"),
+    "multipart": (multipart(("b_download", b"7"), ("x", b"1"), ("b_download", b"9"), ("x", b"2")), MULTIPART),
+}
+
+
+@pytest.mark.parametrize("kind", TWICE)
+def test_a_known_field_with_two_values_is_refused_by_name(kind: str) -> None:
+    pairs, _ = asyncio.run(forms.read_form(request([TWICE[kind][0]], TWICE[kind][1]), LIMIT))
+    for body, query, where in ((pairs, [], "the body"), ([], pairs, "the query")):
+        with pytest.raises(InvalidValue) as caught:
+            forms.merged(body, query, ["b_upload", "b_download"])
+        assert str(caught.value) == f"Wrong b_download (it is twice in {where}, with different values)"
+    assert dict(forms.merged(pairs, [], ["b_upload"])) == {"b_download": "9", "x": "2"}, "what no call knows"
+
+
+def test_a_field_that_is_there_twice_with_one_value_has_it() -> None:
+    body = [("status", "enable")] * 2
+    assert dict(forms.merged(body, body, ["status"])) == {"status": "enable"}
+    assert read(b'{"a": null, "a": 1, "b": 2, "b": null}') == {"a": "1", "b": "2"}, "null is an absent field"
 
 
 @pytest.mark.parametrize(

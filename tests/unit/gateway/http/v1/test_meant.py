@@ -36,6 +36,9 @@ async def test_query_counts_like_the_body(api: Api) -> None:
     assert (found["status"], found["b_download"], found["b_upload"]) == ("enable", "7", "8")
     refused = (await put(api, "?status=enable", json={"status": "disable"})).json()["error"]
     assert refused == "Wrong status (it is in the query and in the body, with different values)"
+    for twice in (b"status=disable&status=enable", b'{"status": "disable", "status": 1}'):
+        refused = (await put(api, content=twice)).json()["error"]
+        assert refused == "Wrong status (it is twice in the body, with different values)"
     assert await status(api) == "enable"
     assert (await put(api, "?status=%ff")).status_code == 400
     made = await api.http.post("/api/v1/account?wg_name=Default_1&name=two&b_download=3")
