@@ -66,6 +66,23 @@ def test_giving_back_what_is_free_changes_nothing(used: set[int], number: int) -
         assert give(ranges, number) == ranges
 
 
+@given_any(st.sets(NUMBERS), st.lists(NUMBERS))
+def test_numbers_that_have_rested_melt_with_the_ranges_beside_them(used: set[int], rested: list[int]) -> None:
+    ranges = allocate.without([Range(0, 20), Range(30, 40)], used)
+    joined = allocate.together(ranges, rested)
+    assert as_set(joined) == as_set(ranges) | set(rested) and is_tidy(joined)
+
+
+def test_what_rests_is_taken_only_where_nothing_else_is_left_and_the_longest_rested_first() -> None:
+    free, taken = allocate.Free([Range(5, 5)], resting=[9, 7, 8]), []
+    free.take(7)  # somebody asked for it
+    while (number := free.lowest()) is not None:
+        taken.append(number)
+        free.take(number)
+    assert taken == [5, 9, 8]
+    assert (free.changes(), free.others) == (([Range(5, 5)], []), {7, 8, 9})
+
+
 @given_any(st.sets(NUMBERS), st.lists(st.one_of(st.none(), NUMBERS), max_size=60))
 def test_whoever_takes_gets_the_lowest_or_the_named_number_and_the_changes_say_what_is_left(
     used: set[int], wishes: list[int | None]
