@@ -217,11 +217,8 @@ def ticked(state: State, at: float) -> Step:
 
 
 def _begun(state: State, at: float) -> State:
-    return _looked(replace(state, woken=False, stale=0, breath=0.0), at)
-
-
-def _looked(state: State, at: float) -> State:
     """It knows nothing of the agent while it asks: if that fails, it is away."""
+    state = replace(state, woken=False, stale=0, breath=0.0)
     if state.held is None or at >= state.status_due:
         return replace(state, held=None, call=Ask())
     return replace(state, call=Compare(state.held, state.shown))
@@ -383,7 +380,7 @@ def _was_stale(state: State, at: float, reason: str) -> Step:
     line = Say(INFO, f"event=stale reason={reason!r}")
     state = replace(state, held=None, stale=state.stale + 1)
     if state.stale < STALE_TRIES:
-        return _looked(state, at), (line,)
+        return replace(state, call=Ask()), (line,)
     said = (Say(INFO, "event=back"),) if state.trouble.away else ()
     return _resting(replace(state, trouble=FINE), at, WAITED_PAUSE), (line, *said)
 

@@ -10,6 +10,7 @@ import pytest
 
 from gateway import decision
 from gateway.decision import Acknowledge, Ask, Command, Compare, Release, Remind, Say, Send, State, Step, Waiter
+from gateway.errors import AgentUnreachable
 from gateway.model import AgentStatus, Applied, Compared, Failure, Held, Node, Origin, Patch, Snapshot
 from gateway.origin import Row
 
@@ -381,6 +382,14 @@ def test_who_goes_away_and_comes_back_is_said_once_each() -> None:
     state, commands = saw(state, Compared(node(5), patch(5, 0)))
     assert said(commands) == [(INFO, "event=back")]
     assert said(saw(state, Compared(node(5), patch(5, 0)))[1]) == []
+
+
+def test_why_it_is_away_is_known_until_it_speaks() -> None:
+    error = AgentUnreachable("why", "refused")
+    state, _ = decision.failed(resting(held=None), 10.0, error, "unreachable", 1.0)
+    assert state.away == ("why", "refused")
+    assert decision.told(state, 11.0, STATUS, 1.0)[0].away == ("", "")
+    assert failed(resting(held=None), "stale")[0].away == ("why", "")
 
 
 def test_an_agent_that_answers_but_takes_nothing_is_a_problem_and_not_away() -> None:
