@@ -12,7 +12,8 @@ from dataclasses import replace
 import pytest
 
 from gateway.agents import StaleAgent
-from gateway.errors import NotFound
+from gateway.condition import Report
+from gateway.errors import AgentUnreachable, DatabaseUnavailable, NotFound
 from gateway.model import AccountEdit, Applied, Failure, Held, NewAccount, Origin, Patch, ServerValues
 from gateway.store import Store, Transaction, changes, claims, open_store
 from gateway.sync import Sync
@@ -331,6 +332,35 @@ async def test_two_gateways_that_start_together_do_not_both_send_everything(
     assert [len(product.agents[name].snapshots) for name in names] == [1] * len(names)
 
 
+async def test_a_gateway_whose_snapshot_does_not_get_through_lets_another_send_it(
+    product: Product, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent, claimed = await with_server(product), list[tuple[object, ...]]()
+
+    async def take(tx: Transaction, *claim: object) -> bool:
+        claimed.append(claim[:3])
+        return True
+
+    async def give_back(tx: Transaction, *claim: object) -> None:
+        claimed.append(claim)
+        raise DatabaseUnavailable("away")  # then it runs out by itself
+
+    async def lost(*_: object) -> Applied:
+        raise AgentUnreachable("the answer was lost")
+
+    monkeypatch.setattr(claims, "take", take)
+    monkeypatch.setattr(claims, "give_back", give_back)
+    with monkeypatch.context() as path:
+        path.setattr(product.agents, "snapshot", lost)
+        agent.lose_state()
+        await until(lambda: len(claimed) > 2)
+    await until(lambda: not agent.needs_snapshot)
+    work, node_id, holder = claimed[0]
+    assert (work, node_id) == ("snapshot", (await direct.node(product.store, NODE)).id) and holder
+    assert set(claimed) == {claimed[0]}
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_a_waiter_that_comes_while_the_kernel_is_slow_is_released_in_time(product: Product) -> None:
     agent = await with_server(product)
     real = agent.patch
@@ -475,6 +505,56 @@ async def test_waiters_that_give_up_leave_nothing_behind(database: str) -> None:
             await task
         await direct.remove_node(product.store, NODE)
         await until(lambda: product.sync.statuses() == {})
+
+
+async def test_of_several_nodes_those_are_named_that_are_behind(database: str) -> None:
+    async with running_product(database, settle_seconds=0.4) as product:
+        agent = await with_server(product)
+        revision = (await direct.node(product.store, NODE)).revision
+        for name in ("second", "third"):
+            await direct.add_node(product.store, name, f"unix:/run/{name}.sock")
+        await until(lambda: product.sync.pending() == [])
+        product.agents["second"].away = True
+        servers = {1: "s1", 2: "s2"}
+        touched = {"third": (0, servers), "second": (1, servers), NODE: (revision, servers)}
+        started = time.monotonic()
+        assert await product.sync.all_settled(touched) == ["second"]
+        assert time.monotonic() - started < 0.7, "they are waited for together"
+        real = agent.patch
+
+        async def refused(patch: Patch, settle_ms: int) -> Applied:
+            applied = await real(patch, settle_ms)
+            return replace(applied, outcome="failed", failures=(Failure(0, "s2", "no link"),))
+
+        agent.patch = refused  # type: ignore[method-assign]
+        await create(product)
+        assert await product.sync.all_settled({NODE: (revision + 1, servers)}) == [NODE]
+        assert await product.sync.all_settled({NODE: (revision + 1, {1: "s1"})}) == []
+
+
+async def test_what_nobody_waits_for_is_sent_at_once_too(database: str) -> None:
+    async with running_product(database, poll_seconds=60) as product:
+        agent = await with_server(product)
+        await create(product)
+        await direct.set_time_zone(product.store, "Europe/Warsaw")
+        product.sync.wake(NODE)
+        product.sync.wake("nowhere")
+        await until(lambda: agent.time_zone == "Europe/Warsaw")
+
+
+async def test_what_is_known_of_each_agent_is_told(product: Product) -> None:
+    agent = await with_server(product)
+    await create(product)
+    product.agents["gone"].away = True
+    for name in ("gone", "good"):
+        await direct.add_node(product.store, name, f"unix:/run/{name}.sock")
+    agent.origin, agent.revision, agent.epoch = Origin("theirs", 5, NODE), 90, "theirs"
+    reports = product.sync.reports
+    await until(lambda: {"gone", "good"} <= reports().keys() and bool(reports()[NODE].contested))
+    await until(lambda: bool(reports()["gone"].away) and reports()["good"].status is not None)
+    assert reports()["gone"] == Report(None, "away", "no-answer")
+    assert reports()["good"] == Report(product.sync.statuses()["good"])
+    assert "of another database" in reports()[NODE].contested and not reports()[NODE].away
 
 
 async def test_a_quiet_node_is_only_asked_for_its_status(product: Product) -> None:
