@@ -244,7 +244,7 @@ def saw(state: State, at: float, call: Compare, compared: Compared) -> Step:
         patch = None
     if patch is None and not call.is_fresh:  # perhaps another gateway has sent what is missing, and let go of it here
         return replace(state, held=None, call=Ask()), ()
-    wanted = max(node.revision, *(who.revision for who in state.waiters), 0)
+    wanted = max([node.revision, *(who.revision for who in state.waiters)])
     state = replace(state, wanted=wanted, contested=compared.contested)
     if not is_ours:
         state, freed = _released(state)  # whom an answer of before is due
@@ -331,10 +331,10 @@ def _passed(state: State, at: float, seconds: float) -> Step:
 
 
 def _resting(state: State, at: float, seconds: float) -> State:
-    least = 0.0 if state.behind else state.breath
     # Those who were just answered together ask again together: the first shall take the rest along.
+    least = 0.0 if state.behind else state.breath
     if state.trouble.said:  # a storm of changes is no reason to try much more often
-        least += min(seconds, WAITED_PAUSE)
+        least = min(seconds, WAITED_PAUSE)
     return replace(state, call=None, rests_until=(at + least, at + max(least, seconds)))
 
 
