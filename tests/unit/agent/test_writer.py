@@ -308,22 +308,6 @@ def test_the_heir_of_an_address_starts_from_zero(box: Box) -> None:
     assert (box.keeper.total(2), box.keeper.total(7)) == (Used(1000, 10), Used(5, 6))
 
 
-def test_rules_that_are_put_back_from_before_the_heir_came_start_from_where_he_stands(box: Box) -> None:
-    address = IPv4Address("10.0.1.2")
-    box.change(account(2))
-    box.kernel.pass_traffic("10.0.1.2", 5_000_000, 10)
-    saved = box.kernel.marks.held[address]
-    box.change(account(7, address=address, mark=100), remove=(2,))
-    box.kernel.pass_traffic("10.0.1.2", 300, 3)
-    box.full()
-    box.kernel.marks.held[address] = replace(saved, counters=replace(saved.counters, made=0))
-    assert box.full() == ["change marks 10.0.1.2"]
-    assert box.kernel.marks.held[address].counters.download_bytes == 300
-    box.kernel.pass_traffic("10.0.1.2", 20, 2)
-    box.writer.sample(box.desired)
-    assert (box.keeper.total(2), box.keeper.total(7)) == (Used(5_000_000, 10), Used(320, 5))
-
-
 def test_an_account_that_moves_keeps_counting(box: Box) -> None:
     box.change(account(2))
     box.kernel.pass_traffic("10.0.1.2", 100, 1)
