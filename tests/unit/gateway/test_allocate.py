@@ -218,3 +218,4 @@ def test_what_is_taken_is_found_among_thousands_in_no_time() -> None:
     for text in ("10.0.1.0/24", "10.0.3.7/32", "172.16.0.0/12", "192.167.255.0/24", "192.169.0.0/24", "9.255.255.0/24"):
         assert not in_use.overlaps(IPv4Network(text)), text
     assert not NetworkSet([]).overlaps(IPv4Network("10.0.0.0/8"))
+    assert NetworkSet([IPv4Network("10.0.0.0/30")]).overlaps(IPv4Network("10.0.0.3/32"))
