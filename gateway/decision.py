@@ -187,7 +187,7 @@ def read(state: State, row: Row) -> Step:
 def _released(state: State) -> Step:
     """Whoever waits for what the kernel shows by now."""
     due = [who for who in state.waiters if who.revision <= state.shown]
-    left = tuple(who for who in state.waiters if who.revision > state.shown) if due else state.waiters
+    left = tuple(who for who in state.waiters if who.revision > state.shown)
     failures = _failures(state)
     freed = tuple(Release(who.number, outcome(failures, who.about)) for who in due)
     return replace(state, waiters=left, holds_until=None), freed
