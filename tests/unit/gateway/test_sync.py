@@ -14,7 +14,7 @@ import pytest
 from gateway.agents import StaleAgent
 from gateway.condition import Report
 from gateway.errors import AgentUnreachable, DatabaseUnavailable, NotFound
-from gateway.model import AccountEdit, Applied, Failure, Held, NewAccount, Origin, Patch, ServerValues
+from gateway.model import AccountEdit, Applied, Failure, Held, NewAccount, Origin, Patch, ServerValues, Snapshot
 from gateway.store import Store, Transaction, changes, claims, open_store
 from gateway.sync import Sync
 from tests.fakes import direct
@@ -532,14 +532,75 @@ async def test_of_several_nodes_those_are_named_that_are_behind(database: str) -
         assert await product.sync.all_settled({NODE: (revision + 1, {1: "s1"})}) == []
 
 
-async def test_what_nobody_waits_for_is_sent_at_once_too(database: str) -> None:
+@pytest.mark.parametrize("by", ["a use case", "the agent's connection"])
+async def test_what_nobody_waits_for_is_sent_as_soon_as_the_loop_is_woken(database: str, by: str) -> None:
     async with running_product(database, poll_seconds=60) as product:
         agent = await with_server(product)
         await create(product)
         await direct.set_time_zone(product.store, "Europe/Warsaw")
-        product.sync.wake(NODE)
-        product.sync.wake("nowhere")
+        wake = product.sync.wake if by == "a use case" else product.agents.back
+        wake(NODE)
+        wake("nowhere")
         await until(lambda: agent.time_zone == "Europe/Warsaw")
+
+
+async def test_connections_are_kept_to_the_nodes_that_there_are(product: Product) -> None:
+    await until(lambda: product.agents.kept == [NODE])
+    await direct.add_node(product.store, "second", "unix:/run/second.sock")
+    await until(lambda: product.agents.kept == [NODE, "second"])
+    await direct.remove_node(product.store, "second")
+    await until(lambda: product.agents.kept == [NODE])
+
+
+async def test_nodes_that_cannot_be_listed_go_on_and_each_time_it_is_said_once(
+    product: Product, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await with_server(product)
+    real, is_broken, looks = changes.rows, False, 0
+
+    async def rows(tx: Transaction) -> object:
+        nonlocal looks
+        looks += 1
+        if is_broken:
+            raise RuntimeError("broken")
+        return await real(tx)
+
+    async def looked() -> None:
+        before = looks
+        await until(lambda: looks > before + 2)
+
+    monkeypatch.setattr(changes, "rows", rows)
+    for times in (1, 2):
+        for is_broken in (True, False):
+            await looked()
+            assert await create(product, 2 * times + is_broken) == ""
+        said = [record for record in caplog.records if "event=nodes-unreadable" in record.message]
+        assert len(said) == times and all(record.exc_info for record in said)
+    await direct.add_node(product.store, "second", "unix:/run/second.sock")
+    await until(lambda: "second" in product.sync.statuses())
+
+
+async def test_an_agent_may_take_as_long_as_callers_wait(
+    product: Product, monkeypatch: pytest.MonkeyPatch, settle_seconds: float
+) -> None:
+    agent, given = product.agents[NODE], set[tuple[str, int]]()
+    patch, snapshot = agent.patch, agent.snapshot
+
+    async def patched(sent: Patch, settle_ms: int) -> Applied:
+        given.add(("patch", settle_ms))
+        return await patch(sent, settle_ms)
+
+    async def replaced(sent: Snapshot, settle_ms: int) -> Applied:
+        given.add(("snapshot", settle_ms))
+        return await snapshot(sent, settle_ms)
+
+    monkeypatch.setattr(agent, "patch", patched)
+    monkeypatch.setattr(agent, "snapshot", replaced)
+    await with_server(product)
+    agent.lose_state()
+    await create(product)
+    await create(product, 1)
+    assert given == {(call, int(settle_seconds * 1000)) for call in ("patch", "snapshot")}
 
 
 async def test_what_is_known_of_each_agent_is_told(product: Product) -> None:
