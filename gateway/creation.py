@@ -96,10 +96,10 @@ class Creation:
 
         No node is waited for: `sync` brings the accounts there, of whichever gateway is running.
         """
-        pairs = [_pair(new) for new in batch]
-        good = [Newcomer(new, pair) for new, pair in zip(batch, pairs, strict=True) if not isinstance(pair, ApiError)]
+        pairs = [(new, _pair(new)) for new in batch]
+        good = [Newcomer(new, pair) for new, pair in pairs if not isinstance(pair, ApiError)]
         outcomes = iter(await self._commit(good))
-        found = [pair if isinstance(pair, ApiError) else next(outcomes) for pair in pairs]
+        found = [pair if isinstance(pair, ApiError) else next(outcomes) for _, pair in pairs]
         return [each if isinstance(each, ApiError) else each.account for each in found]
 
     async def _commit(self, newcomers: Sequence[Newcomer]) -> list[Outcome]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +21,7 @@ from gateway.allocate import Range
 from gateway.creation import Creation, Newcomer, Outcome
 from gateway.errors import ApiError, Conflict, DatabaseUnavailable, InvalidValue
 from gateway.keypair import WRONG_KEYS, new_pair
-from gateway.model import Account, NewAccount, Secret, ServerValues
+from gateway.model import GENERATE, Account, NewAccount, Secret, ServerValues
 from gateway.store import accounts as rows
 from gateway.store import ranges
 from gateway.store.tables import accounts as accounts_table
@@ -360,3 +361,20 @@ async def test_who_hung_up_gets_nothing_and_costs_the_others_nothing(product: Pr
     assert [isinstance(outcome, Conflict) for outcome in outcomes] == [False, True, False]
     assert next(outcome.text for outcome in outcomes if isinstance(outcome, Conflict)) == creation.GONE
     assert [account.name for account in await direct.accounts(product.accounts)] == ["peer_1", "peer_2"]
+
+
+async def test_who_hangs_up_while_he_waits_for_his_turn_gets_nothing(product: Product) -> None:
+    await with_server(product)
+    use = Creation(product.store)
+    calls = use.one(NewAccount("s", name="gone"), lambda: True), use.one(NewAccount("s", name="here"))
+    gone, here = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(gone, Conflict) and not isinstance(here, BaseException)
+    assert [account.name for account in await direct.accounts(product.accounts)] == ["here"]
+
+
+async def test_a_preshared_key_is_the_callers_or_made_for_him_or_none(product: Product) -> None:
+    await with_server(product)
+    own = Secret(base64.b64encode(bytes(range(32))).decode())
+    found = await product.creation.many([NewAccount("s", preshared_key=key) for key in (own, GENERATE, None)])
+    kept, made, none = (each.preshared_key.reveal() for each in found if isinstance(each, Account))
+    assert (kept, len(base64.b64decode(made)), none) == (own.reveal(), 32, "")
