@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gateway import creation
@@ -42,6 +43,7 @@ WISHES = st.builds(
     address_ipv6=st.sampled_from([None, None, *(IPv6Address(f"2001:db8:77::{n}") for n in (1, 2, 4))]),
 )
 NETWORK = IPv6Interface("2001:db8:77::1/64")
+ADDRESS = IPv4Address("10.5.0.2")  # the first that an account gets
 
 
 async def with_server(product: Product) -> None:
@@ -60,6 +62,10 @@ async def one_by_one(product: Product, wishes: Sequence[NewAccount]) -> list[tup
     return [shown((await product.creation.many([new]))[0]) for new in wishes]
 
 
+TAKEN: dict[str, Any] = {"name": "peer_1", "username": "user_1", "address": ADDRESS, "address_ipv6": NETWORK.ip + 1}
+
+
+@example([NewAccount("s"), *(NewAccount("s", **{field: value}) for field, value in TAKEN.items()), NewAccount("s")])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(WISHES, max_size=9))
 def test_a_batch_is_what_its_accounts_are_one_after_the_other(tmp_path: Path, wishes: list[NewAccount]) -> None:
@@ -205,6 +211,21 @@ async def test_what_is_used_up_is_said_and_nothing_else_is_taken(product: Produc
     found = await product.creation.many([NewAccount("s")])
     assert [shown(each) for each in found] == [(Conflict, *USED_UP[field])]
     assert await free(product) == before
+
+
+async def test_an_address_that_was_given_back_is_nobodys_for_an_hour(product: Product) -> None:
+    await with_server(product)
+    now = time.time()
+    use = Creation(product.store, now=lambda: now)
+
+    async def made() -> Account:
+        return (await use.one(NewAccount("s"))).account
+
+    first = await made()
+    await product.accounts.delete(first.name)
+    assert (await made()).address == first.address + 1
+    now += 3600 + 10
+    assert (await made()).address == first.address == ADDRESS
 
 
 # -- what only the database notices ---------------------------------------------------------------------------------
