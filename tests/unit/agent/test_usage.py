@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agent.model import Address
 from agent.objects import NO_COUNTERS, Counters, Diff, Mark
-from agent.usage import Baseline, Usage, Used, advance, day_of
+from agent.usage import BOTH, Baseline, Usage, Used, advance, day_of
 from tests.fakes.state import MemoryKeeper
 
 A = IPv4Address("10.0.0.2")
@@ -149,3 +149,29 @@ def test_the_sum_of_an_account_is_over_both_families() -> None:
     usage.restarted({second: 8})
     usage.observe({second: counted(1)}, {second: 8}, "UTC")
     assert sorted(used.download for used in keeper.days.values()) == [1, 1100]
+
+
+def test_the_last_reading_of_a_backend_is_counted_and_what_has_moved_goes_on_with_the_other() -> None:
+    b, c, edge = IPv4Address("10.0.0.3"), IPv4Address("10.0.0.4"), at("UTC", 2026, 3, 1)
+    keeper, times = MemoryKeeper(), iter([edge - 9, edge - 5, edge + 1])
+    usage = Usage(keeper, lambda: next(times))
+    usage.counts_by("iptables")
+    usage.observe({}, {}, "UTC")
+    usage.observe({A: counted(100)}, {A: 7}, "UTC")
+    usage.end_changeover({A: counted(150, 4), b: counted(20), c: counted(9)}, {A: 7, b: 8}, "UTC", "nftables", {b})
+    assert keeper.days == {(7, 20260228): Used(150, 4), (8, 20260228): Used(20, 0)}
+    assert usage.counted == Used(170, 4)
+    assert (usage.counted_by, usage.sampled_at) == ("nftables", edge + 1) == (keeper.counted_by, keeper.sampled_at)
+    assert usage.addresses() == {A} == keeper.baselines.keys()
+    assert keeper.baselines[A].counters == counted(150, 4) == usage.start_of(A, 7)
+    assert usage.start_of(A, 8) == usage.start_of(b, 8) == NO_COUNTERS
+
+
+def test_who_counts_is_written_down_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper, written = MemoryKeeper(), list[str]()
+    monkeypatch.setattr(keeper, "save_counted_by", written.append)
+    usage = Usage(keeper, lambda: 1_700_000_000.0)
+    for backend in ("iptables", "iptables", BOTH):
+        usage.counts_by(backend)
+        assert usage.counted_by == backend
+    assert written == ["iptables", BOTH]

@@ -15,8 +15,8 @@ import pytest
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import KernelError, StoreError
 from agent.model import EVERYWHERE, FilterRule, minor
-from agent.objects import FILTER_KEY, Diff, Scope
-from agent.parts import LINKS, PARTS
+from agent.objects import FILTER_KEY, Counters, Diff, Mark, Peer, Qdisc, Scope
+from agent.parts import FORWARDING, LINKS, LOGINS, PARTS, PEERS
 from agent.report import Report
 from agent.usage import Usage, Used
 from agent.wanted import wanted
@@ -63,6 +63,9 @@ class Box:
             added = (part, verb, written) == ("peers", "add", held)
             if added and account and account.download:
                 assert (peer.interface, minor(mark.mark)) in self.kernel.classes.held, f"peer {peer.address} unshaped"
+
+    def failed(self) -> list[tuple[int, str, str]]:
+        return [(one.account_id, one.subject, one.reason) for one in self.report.failures.values()]
 
     def is_right(self) -> bool:
         want = wanted(self.desired, "eth0")
@@ -392,6 +395,40 @@ def test_a_refused_removal_is_the_account_s_own_failure_and_leaves_it_shaped_and
     assert len(box.kernel.classes.held) == 2 and len(box.kernel.marks.held) == 1
 
 
+@pytest.mark.parametrize("known_by", ["what was desired before", "what is desired now", "what was found"])
+def test_a_refused_removal_is_told_of_whose_it_was(box: Box, known_by: str) -> None:
+    """Linux does not know it."""
+    box.change(account(2))
+    box.kernel.refuses["peers", "remove", ("wg1", key(2))] = "busy"
+    heir = account(7, public_key=key(2), enabled=False)
+    match known_by:
+        case "what was desired before":
+            box.full()
+            box.change(remove=(2,))
+            assert box.failed() == [(2, "a2", "busy")]
+        case "what is desired now":
+            box.kernel.watch = lambda *_: None  # it has no marks
+            box.kernel.peers.held["wg1", key(5)] = Peer("wg1", key(5), IPv4Address("10.0.1.5"))
+            box.kernel.refuses["peers", "remove", ("wg1", key(5))] = "busy"
+            box.desired = box.desired.patched(box.patch(account(5, enabled=False)))
+            box.full()
+            assert box.failed() == [(5, "a5", "busy")]
+        case _:
+            box.change(heir, remove=(2,))
+            assert box.failed() == [(2, "a2", "busy")]
+
+
+def test_what_is_nobodys_and_cannot_be_removed_keeps_no_new_server_out(box: Box) -> None:
+    box.kernel.watch = lambda *_: None  # it has no marks
+    box.kernel.peers.held["wg1", key(99)] = Peer("wg1", key(99), None)
+    box.kernel.refuses["peers", "remove", ("wg1", key(99))] = "busy"
+    second = account(3, server="s2", address=IPv4Address("10.0.2.3"))
+    box.desired = box.desired.patched(Patch(EPOCH, 1, 2, (server(2),), put_accounts=(second,)))
+    box.full()
+    assert box.failed() == [(0, "", "busy")]
+    assert "wg2" in box.kernel.forwarding.held and ("wg2", key(3)) in box.kernel.peers.held
+
+
 def test_a_server_that_cannot_be_removed_is_not_taken_for_removed(box: Box) -> None:
     box.desired = Desired.of(EPOCH, Snapshot(2, (), ()))
     box.kernel.refuses["links", "remove", "wg1"] = "busy"
@@ -570,6 +607,60 @@ def test_whoever_looks_around_is_told_where_we_are(box: Box, monkeypatch: pytest
     monkeypatch.setattr(box.kernel, "tunnel_mtu", lambda uplink: {"eth0": 1337}[uplink])
     box.full()
     assert scopes == [Scope(frozenset({"wg1"}), "eth0")] * 2 and box.kernel.links.held["wg1"].mtu == 1337
+
+
+def test_who_is_cut_off_without_an_uplink_is_looked_for_on_all_links_and_on_no_uplink(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.kernel.links.held["wg7"] = replace(box.kernel.links.held["wg1"], interface="wg7")  # nobody's, but ours
+    scopes: list[tuple[object, Scope]] = []
+    for part in (LINKS, PEERS, LOGINS, FORWARDING):
+        real = box.kernel.door(part).read
+
+        def read(scope: Scope, real: Any = real, part: object = part) -> Any:
+            scopes.append((part, scope))
+            return real(scope)
+
+        monkeypatch.setattr(box.kernel.door(part), "read", read)
+    box.kernel.fail_at = 0
+    with pytest.raises(KernelError):
+        box.full()
+    assert {scope.uplink for _, scope in scopes} == {""}
+    assert [(part, set(scope.interfaces)) for part, scope in scopes] == [
+        (LINKS, {"wg1"}),
+        *((part, {"wg1", "wg7"}) for part in (PEERS, LOGINS, FORWARDING)),
+    ]
+
+
+def test_a_plan_is_what_a_full_pass_would_change_and_changes_nothing(box: Box) -> None:
+    box.change(account(2), account(3))
+    box.kernel.mtu = 1380
+    del box.kernel.peers.held["wg1", key(2)]
+    box.kernel.marks.held[IPv4Address("10.0.1.3")] = Mark(IPv4Address("10.0.1.3"), 4711)
+    box.kernel.qdiscs.held["eth9"] = Qdisc("eth9")
+    before = box.kernel.shown()
+    box.kernel.writes.clear()
+    planned = box.writer.plan(box.desired)
+    assert box.kernel.writes == [] and box.kernel.shown() == before
+    told = [f"{verb} {part.name} {key}" for part in PARTS for verb, of in planned[part].by_verb() for key in of]
+    assert sorted(told) == sorted(
+        [
+            "change links wg1",
+            "remove qdiscs eth9",
+            "change marks 10.0.1.3",
+            f"add peers {('wg1', key(2))}",
+        ]
+    )
+    box.full()
+    assert all(not box.writer.plan(box.desired)[part] for part in PARTS)
+
+
+def test_rules_that_are_nobodys_count_for_nobody(box: Box) -> None:
+    box.change(account(2))
+    stray = IPv4Address("10.0.1.77")
+    box.kernel.marks.held[stray] = Mark(stray, 177, counters=Counters(1, 10, 1, 10))
+    box.writer.sample(box.desired)
+    assert box.keeper.days == {} and stray not in box.keeper.baselines
 
 
 def test_a_full_disk_is_told_after_customers_are_back(box: Box) -> None:
