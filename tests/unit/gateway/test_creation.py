@@ -70,10 +70,10 @@ TAKEN: dict[str, Any] = {"name": "peer_1", "username": "user_1", "address": ADDR
 @given(st.lists(WISHES, max_size=9))
 def test_a_batch_is_what_its_accounts_are_one_after_the_other(tmp_path: Path, wishes: list[NewAccount]) -> None:
     async def story() -> None:
-        async with running_product(urls[0], account_limit=6) as product:
+        async with running_product(urls[0], account_limit=4) as product:
             await with_server(product)
             expected = await one_by_one(product, wishes)
-        async with running_product(urls[1], account_limit=6) as product:
+        async with running_product(urls[1], account_limit=4) as product:
             await with_server(product)
             outcomes = await product.creation.many(wishes)
             assert [shown(outcome) for outcome in outcomes] == expected
@@ -105,6 +105,16 @@ async def test_one_transaction_and_one_revision_for_a_batch(product: Product) ->
     assert (await direct.node(product.store, NODE)).revision == before + 1, (
         "nothing came of it, so the node need not know"
     )
+
+
+async def test_a_batch_ends_where_the_accounts_do_and_who_is_refused_takes_no_place(database: str) -> None:
+    async with running_product(database, account_limit=3) as product:
+        await with_server(product)
+        (first,) = await product.creation.many([NewAccount("s", name="bob")])
+        found = await product.creation.many([NewAccount("s", name="bob"), *[NewAccount("s")] * 4])
+    said = [each.text if isinstance(each, ApiError) else each.name for each in (first, *found)]
+    full = "VPN account limit exceeded"
+    assert said == ["bob", "The name is already in use", "peer_1", "peer_2", full, full]
 
 
 async def test_a_key_that_cannot_be_spoils_only_its_own_line(product: Product) -> None:
