@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from agent.desired import Desired, Snapshot
 from agent.diff import diff, diff_of
 from agent.model import is_mark, mark_of, minor
-from agent.objects import Class, Forwarding, Mark, Peer, Qdisc
+from agent.objects import Class, Forwarding, Mark, Peer, Qdisc, Scope
 from agent.parts import CLASSES, FORWARDING, LINKS, MARKS, PEERS, QDISCS
-from agent.wanted import wanted, wanted_accounts
-from tests.fakes.state import EPOCH, account, key, server
+from agent.wanted import scope_of, wanted, wanted_accounts
+from tests.fakes.state import EPOCH, IKEV2, account, key, server
 
 
 def desired(*accounts: object) -> Desired:
@@ -31,6 +31,12 @@ def test_one_account_is_two_classes_a_mark_and_a_peer() -> None:
 def test_a_private_key_is_wanted_as_wireguard_keeps_it() -> None:
     raw = base64.b64decode(wanted(desired(), "eth0")[LINKS]["wg1"].private_key.reveal())
     assert (raw[0] & 7, raw[31] >> 6) == (0, 1)
+
+
+def test_what_is_there_is_looked_for_on_what_is_wanted_and_links_by_their_keys_too() -> None:
+    want = wanted(Desired.of(EPOCH, Snapshot(1, (server(1, ikev2=IKEV2), server(2)))), "eth0")
+    keys = {name: want[LINKS][name].private_key for name in ("wg1", "wg2")}
+    assert scope_of(want, "eth0") == Scope(frozenset({"wg1", "wg2", "ipsec0"}), "eth0", keys)
 
 
 def test_unlimited_has_no_class_and_each_direction_counts_for_itself() -> None:

@@ -252,6 +252,21 @@ def test_restart_touches_nothing(box: Box) -> None:
     assert box.full() == []
 
 
+def test_a_pass_over_some_accounts_is_only_for_servers_that_are_as_they_were_and_after_a_pass_that_ended(
+    box: Box,
+) -> None:
+    assert box.writer.knows_kernel(box.desired)
+    box.change(account(2))
+    assert box.writer.knows_kernel(box.desired) and box.report.uplink == "eth0"
+    assert not box.writer.knows_kernel(Desired.of(EPOCH, Snapshot(9, (server(mtu=1300),), (account(2),))))
+    box.kernel.fail_at = 0
+    with pytest.raises(KernelError):
+        box.full()
+    assert not box.writer.knows_kernel(box.desired)
+    box.restart()
+    assert not box.writer.knows_kernel(box.desired)
+
+
 def test_a_rate_change_touches_one_class(box: Box) -> None:
     box.change(account(2))
     assert box.change(account(2, download=50)) == ["change classes wg1 100"]
