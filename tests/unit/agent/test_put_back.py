@@ -11,6 +11,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from agent.desired import Desired, Snapshot
+from agent.objects import NO_STAMP
 from tests.fakes.kernel import FakeMarks
 from tests.fakes.state import EPOCH, account, server
 from tests.unit.agent.test_writer import Box
@@ -137,3 +138,27 @@ def test_what_a_table_says_goes_up_only_where_somebody_may_have_come_to_an_addre
     assert box.kernel.marks.stamp == first, "who comes to a free address changes nothing of it"
     box.change(remove=(2,))
     assert box.kernel.marks.stamp == box.desired.revision > first
+
+
+def test_a_table_that_went_with_its_last_rule_begins_anew(box: Box) -> None:
+    box.change(account(2))
+    box.change(remove=(2,))
+    assert box.kernel.marks.stamp == NO_STAMP
+    box.change(account(4), account(5))
+    box.change(remove=(4,))
+    assert box.kernel.marks.stamp == box.desired.revision, "it said what it should"
+
+
+@pytest.mark.parametrize("mark", [100, 101])
+def test_rules_are_begun_anew_once(box: Box, mark: int) -> None:
+    box.change(account(2))
+    assert box.change(replace(HEIR, mark=mark), remove=(2,)).count("change marks 10.0.1.2") == 1
+
+
+def test_rules_that_were_put_back_and_go_are_not_begun_anew_before(box: Box) -> None:
+    box.change(account(2))
+    saved = Save(box.kernel.marks)
+    box.change(HEIR, remove=(2,))
+    saved.put_back()
+    written = box.change(replace(HEIR, enabled=False))
+    assert "remove marks 10.0.1.2" in written and "change marks 10.0.1.2" not in written

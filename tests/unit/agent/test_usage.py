@@ -59,6 +59,24 @@ def test_after_a_reset_only_what_passed_since_counts() -> None:
     assert used == {7: Used(900_000, 90_000)}
 
 
+@pytest.mark.parametrize(("shown", "new"), [(MB - 1, MB - 1), (MB, 0)])
+def test_a_reset_shows_less_than_a_million_bytes(shown: int, new: int) -> None:
+    _, used = advance({A: Baseline(7, counted(40 * MB, MB))}, {A: counted(shown - 9, 9)}, {A: 7})
+    assert sum(one.download + one.upload for one in used.values()) == new
+
+
+def test_what_does_not_count_hinders_no_other_address() -> None:
+    nobodys, idle, put_back, last = (IPv4Address(f"10.0.0.{n}") for n in range(3, 7))
+    baselines: dict[Address, Baseline] = {
+        idle: Baseline(7, counted(1)),
+        put_back: Baseline(7, counted(1), since=9),
+        last: Baseline(8, counted(1), since=9),
+    }
+    old, young = replace(counted(5), made=8), replace(counted(3), made=9)
+    sample: dict[Address, Counters] = {nobodys: counted(5), idle: counted(1), put_back: old, last: young}
+    assert advance(baselines, sample, {}) == ({last: Baseline(8, young, 9)}, {8: Used(2, 0)})
+
+
 def test_bytes_belong_to_whom_the_rules_counted_for() -> None:
     _, used = advance({A: Baseline(7, counted(100))}, {A: counted(130)}, {A: 8})
     assert used == {7: Used(30, 0)}

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.desired import Desired, Snapshot
-from agent.diff import diff, diff_of
+from agent.diff import diff, diff_of, diffs, sliced
 from agent.model import is_mark, mark_of, minor
 from agent.objects import Class, Forwarding, Mark, Peer, Qdisc, Scope
 from agent.parts import CLASSES, FORWARDING, LINKS, MARKS, PEERS, QDISCS
@@ -88,3 +88,13 @@ def test_a_diff_of_some_keys_is_that_part_of_the_whole(
     whole, part = diff(want, found), diff_of(keys, want, found)
     for name in ("add", "change", "remove"):
         assert getattr(part, name) == {k: v for k, v in getattr(whole, name).items() if k in keys}
+
+
+def test_changes_come_at_once_and_who_is_new_slice_by_slice() -> None:
+    before = desired(account(2), account(3))
+    after = desired(account(2, download=99), account(3), *(account(number) for number in range(4, 9)))
+    slices = list(sliced(diffs(wanted(after, "eth0"), wanted(before, "eth0")), 2))
+    assert [[one.owner for one in each[PEERS].add.values()] for each in slices] == [[4, 5], [6, 7], [8]]
+    assert [list(each[CLASSES].change) for each in slices] == [[("wg1", 0x100)], [], []]
+    nothing = diffs(wanted(after, "eth0"), wanted(after, "eth0"))
+    assert [len(list(sliced(nothing, size))) for size in (1, 2)] == [1, 1]

@@ -192,6 +192,18 @@ def test_a_standing_peer_keeps_its_old_address_where_the_new_one_gets_no_rules(
     assert box.is_right() and box.keeper.total(2) == Used(120, 3)
 
 
+def test_whose_new_rules_are_refused_keeps_the_old_ones(box: Box) -> None:
+    box.change(account(2))
+    box.kernel.refuses["marks", "add", IPv4Address("10.0.1.99")] = "no memory"
+    box.change(account(2, address=IPv4Address("10.0.1.99")))
+    assert (
+        {peer.address for peer in box.kernel.peers.held.values()} == set(box.kernel.marks.held) == {account(2).address}
+    )
+    box.kernel.refuses.clear()
+    box.full()
+    assert box.is_right()
+
+
 def test_a_rule_never_leads_to_a_class_that_is_not_there_yet(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box.change(account(2))
     real = box.kernel.classes.apply
@@ -324,6 +336,20 @@ def test_the_heir_of_an_address_starts_from_zero(box: Box) -> None:
     box.kernel.pass_traffic("10.0.1.2", 5, 6)
     box.writer.sample(box.desired)
     assert (box.keeper.total(2), box.keeper.total(7)) == (Used(1000, 10), Used(5, 6))
+
+
+def test_a_removal_right_after_midnight_leaves_what_others_used_to_the_old_day(box: Box) -> None:
+    midnight = now = 1_700_006_400.0
+    now -= 5
+    box.writer = Writer(box.kernel, Usage(box.keeper, lambda: now))
+    box.full()
+    box.change(account(2), account(3))
+    for number in (2, 3):
+        box.kernel.pass_traffic(f"10.0.1.{number}", 100, 10)
+    now = midnight + 1
+    box.change(remove=(2,))
+    box.writer.sample(box.desired)
+    assert box.keeper.days == {(2, 20231114): Used(100, 10), (3, 20231114): Used(100, 10)}
 
 
 def test_an_account_that_moves_keeps_counting(box: Box) -> None:
@@ -834,14 +860,18 @@ def test_marks_and_classes_stay_while_a_link_that_could_not_be_made_right_may_st
     """Nobody knows what it holds: its peers were not even read."""
     box = Box()
     box.full()
+    other = account(4, server="s2", address=IPv4Address("10.0.2.4"))
+    box.desired = box.desired.patched(Patch(EPOCH, 1, 2, (server(2),), put_accounts=(other,)))
+    box.full()
     box.change(account(2), account(3))
     box.kernel.refuses["links", "change", "wg1"] = "it does not answer"
-    box.desired = box.desired.patched(box.patch(account(2, enabled=False)))
+    box.desired = box.desired.patched(box.patch(account(2, enabled=False), remove=(4,)))
     box.kernel.links.held["wg1"] = replace(box.kernel.links.held["wg1"], mtu=1)  # and it differs
-    box.kernel.peers.sees = lambda key, scope: False  # type: ignore[method-assign]
+    box.kernel.peers.sees = lambda key, scope: key[0] != "wg1"  # type: ignore[method-assign]
     box.full()
     assert account(2).address in box.kernel.marks.held
     assert ("wg1", minor(account(2).mark)) in box.kernel.classes.held
+    assert other.address not in box.kernel.marks.held, "its link is as it should be"
     box.kernel.refuses.clear()
     del box.kernel.peers.sees
     box.full()
