@@ -236,7 +236,8 @@ def test_where_one_of_them_cannot_be_written_at_all_nobody_gets_in(
     with monkeypatch.context() as broken:
         broken.setattr(getattr(box.kernel, part), "apply", fail)
         box.change(account(2), account(3))
-    assert {failure.account_id for failure in box.report.failures.values()} == {0, 2, 3} and not box.kernel.peers.held
+    assert {one.account_id for one in box.report.failures.values()} == {0, 2, 3} and not box.kernel.peers.held
+    assert (0, "", f"{part}: no memory") in box.failed()
     box.full()
     assert box.is_right()
 
@@ -406,7 +407,10 @@ def test_one_bad_account_spoils_only_itself(box: Box) -> None:
     assert box.is_right()
 
 
-def test_a_server_that_fails_keeps_only_its_own_accounts_out(box: Box) -> None:
+@pytest.mark.parametrize("first", [True, False])
+def test_a_server_that_fails_keeps_only_its_own_accounts_out(box: Box, first: bool) -> None:
+    if first:  # of both servers nothing is there yet
+        box.kernel.reboot()
     box.desired = Desired.of(
         EPOCH,
         Snapshot(2, (server(1), server(2)), (account(2), account(3, server="s2", address=IPv4Address("10.0.2.3")))),
@@ -414,7 +418,8 @@ def test_a_server_that_fails_keeps_only_its_own_accounts_out(box: Box) -> None:
     box.kernel.refuses["links", "add", "wg2"] = "the name is taken"
     box.full()
     assert {f.subject for f in box.report.failures.values()} >= {"s2"}
-    assert {peer.interface for peer in box.kernel.peers.held.values()} == {"wg1"}
+    assert {peer.interface for peer in box.kernel.peers.held.values()} == {"wg1"} == box.kernel.forwarding.held.keys()
+    assert set(box.kernel.marks.held) == {IPv4Address("10.0.1.2")}, "nothing is made of whose way in is not there"
 
 
 def test_a_peer_that_cannot_be_removed_keeps_its_marks(box: Box) -> None:
