@@ -20,7 +20,7 @@ SERVER = Server(
     listen_port=51820,
     address=IPv4Interface("10.0.0.1/24"),
 )
-HELD = replace(Desired.of("e", Snapshot(5, (SERVER,))), origin=OURS)
+HELD = Desired.of("e", Snapshot(5, (SERVER,), origin=OURS))
 
 
 def snapshot(revision: int, origin: Origin, replaces: Version = NO_WORD) -> Snapshot:

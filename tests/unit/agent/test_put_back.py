@@ -136,6 +136,7 @@ def test_what_a_table_says_goes_up_only_where_somebody_may_have_come_to_an_addre
     box.change(account(4))
     box.change(account(4, download=77))
     assert box.kernel.marks.stamp == first, "who comes to a free address changes nothing of it"
+    box.full()
     box.change(remove=(2,))
     assert box.kernel.marks.stamp == box.desired.revision > first
 

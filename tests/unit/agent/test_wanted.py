@@ -1,16 +1,18 @@
 import base64
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.desired import Desired, Snapshot
 from agent.diff import diff, diff_of, diffs, sliced
-from agent.model import is_mark, mark_of, minor
-from agent.objects import Class, Forwarding, Mark, Peer, Qdisc, Scope
-from agent.parts import CLASSES, FORWARDING, LINKS, MARKS, PEERS, QDISCS
+from agent.model import PortForward, Secret, is_mark, mark_of, minor
+from agent.objects import Class, Forwarding, LoginRow, Mark, Peer, Port, Qdisc, Scope
+from agent.parts import CLASSES, FORWARDING, LINKS, LOGINS, MARKS, PEERS, PORTS, QDISCS
 from agent.wanted import scope_of, wanted, wanted_accounts
-from tests.fakes.state import EPOCH, IKEV2, account, key, server
+from tests.fakes.state import EPOCH, IKEV2, account, key, login, server
+
+OUTSIDE = IPv4Address("192.0.2.7")
 
 
 def desired(*accounts: object) -> Desired:
@@ -26,6 +28,23 @@ def test_one_account_is_two_classes_a_mark_and_a_peer() -> None:
     assert want[QDISCS] == {"wg1": Qdisc("wg1"), "eth0": Qdisc("eth0")}
     assert want[FORWARDING] == {"wg1": Forwarding("wg1", IPv4Interface("10.0.1.1/24"), "eth0", 51821, False, None)}
     assert want[LINKS]["wg1"].mtu == 1420
+
+
+def test_an_account_with_everything() -> None:
+    web, second = PortForward("tcp", 80, 8080), IPv6Address("fd00:1::2")
+    one = account(2, login=login(2), ports=(web,), address_ipv6=second)
+    network = IPv6Interface("fd00:1::1/64")
+    state = Desired.of(EPOCH, Snapshot(1, (server(ikev2=IKEV2, address_ipv6=network, external_ip=OUTSIDE),), (one,)))
+    want = wanted(state, "eth0")
+    assert want[PEERS] == {("wg1", key(2)): Peer("wg1", key(2), one.address, address_ipv6=second)}
+    assert set(want[MARKS]) == {one.address, second}
+    row = LoginRow("user_2", Secret("secret"), one.address, IKEV2.dns, 2)
+    assert want[LOGINS] == {"user_2": row}
+    assert want[LOGINS]["user_2"].owner == 2
+    assert want[PORTS] == {("tcp", 80): Port("tcp", 80, one.address, 8080, OUTSIDE, "eth0")}
+    assert want[PORTS]["tcp", 80].owner == 2
+    assert {key for key, _ in want[CLASSES]} == {"wg1", "ipsec0", "eth0"}
+    assert wanted(state, "")[PORTS] == {}, "a port leads nowhere from no uplink"
 
 
 def test_a_private_key_is_wanted_as_wireguard_keeps_it() -> None:

@@ -16,10 +16,10 @@ from agent.desired import Desired, Patch, Snapshot
 from agent.errors import KernelError, StoreError
 from agent.model import EVERYWHERE, FilterRule, minor
 from agent.objects import FILTER_KEY, Counters, Diff, Mark, Peer, Qdisc, Scope
-from agent.parts import FORWARDING, LINKS, LOGINS, PARTS, PEERS
+from agent.parts import FORWARDING, LINKS, LOGINS, PARTS, PEERS, RESPONDER, Part
 from agent.report import Report
 from agent.usage import Usage, Used
-from agent.wanted import wanted
+from agent.wanted import scope_of, wanted
 from agent.writer import Writer
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.state import EPOCH, MemoryKeeper, account, key, server
@@ -353,6 +353,14 @@ def test_a_removal_right_after_midnight_leaves_what_others_used_to_the_old_day(b
     assert box.keeper.days == {(2, 20231114): Used(100, 10), (3, 20231114): Used(100, 10)}
 
 
+def test_an_account_that_gets_another_mark_keeps_counting(box: Box) -> None:
+    box.change(account(2))
+    box.kernel.pass_traffic("10.0.1.2", 100, 1)
+    box.change(account(2, mark=164))
+    box.writer.sample(box.desired)
+    assert box.keeper.total(2) == Used(100, 1) and box.is_right()
+
+
 def test_an_account_that_moves_keeps_counting(box: Box) -> None:
     box.change(account(2))
     box.kernel.pass_traffic("10.0.1.2", 100, 1)
@@ -655,27 +663,41 @@ def test_whoever_looks_around_is_told_where_we_are(box: Box, monkeypatch: pytest
     assert scopes == [Scope(frozenset({"wg1"}), "eth0")] * 2 and box.kernel.links.held["wg1"].mtu == 1337
 
 
-def test_who_is_cut_off_without_an_uplink_is_looked_for_on_all_links_and_on_no_uplink(
-    box: Box, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    box.kernel.links.held["wg7"] = replace(box.kernel.links.held["wg1"], interface="wg7")  # nobody's, but ours
-    scopes: list[tuple[object, Scope]] = []
-    for part in (LINKS, PEERS, LOGINS, FORWARDING):
+def scopes_of(box: Box, monkeypatch: pytest.MonkeyPatch) -> dict[Part[Any, Any], Scope]:
+    """Where each part is looked for from now on. A link is there that nobody wants."""
+    box.kernel.links.held["wg7"] = replace(box.kernel.links.held["wg1"], interface="wg7")
+    scopes: dict[Part[Any, Any], Scope] = {}
+    for part in PARTS:
         real = box.kernel.door(part).read
 
-        def read(scope: Scope, real: Any = real, part: object = part) -> Any:
-            scopes.append((part, scope))
+        def read(scope: Scope, real: Any = real, part: Part[Any, Any] = part) -> Any:
+            scopes[part] = scope
             return real(scope)
 
         monkeypatch.setattr(box.kernel.door(part), "read", read)
+    return scopes
+
+
+def test_links_are_looked_for_by_what_is_wanted_and_the_rest_on_all_of_them(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scopes = scopes_of(box, monkeypatch)
+    box.full()
+    begin = scope_of(wanted(box.desired, "eth0"), "eth0")
+    rest = Scope(frozenset({"wg1", "wg7"}), "eth0")
+    assert scopes == {part: begin if part in (LINKS, RESPONDER) else rest for part in PARTS}
+
+
+def test_who_is_cut_off_without_an_uplink_is_looked_for_on_all_links_and_on_no_uplink(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scopes = scopes_of(box, monkeypatch)
     box.kernel.fail_at = 0
     with pytest.raises(KernelError):
         box.full()
-    assert {scope.uplink for _, scope in scopes} == {""}
-    assert [(part, set(scope.interfaces)) for part, scope in scopes] == [
-        (LINKS, {"wg1"}),
-        *((part, {"wg1", "wg7"}) for part in (PEERS, LOGINS, FORWARDING)),
-    ]
+    rest = Scope(frozenset({"wg1", "wg7"}), "")
+    begin = scope_of(wanted(box.desired, ""), "")
+    assert scopes == {LINKS: begin, **dict.fromkeys((PEERS, LOGINS, FORWARDING), rest)}
 
 
 def test_a_plan_is_what_a_full_pass_would_change_and_changes_nothing(box: Box) -> None:
@@ -848,11 +870,14 @@ def test_a_port_that_a_link_could_not_change_to_is_not_opened_and_the_rest_is_ch
     assert port_opened(box) == 5353 and box.is_right()
 
 
-def test_a_port_that_another_program_took_from_a_link_is_closed() -> None:
+@pytest.mark.parametrize("verb", ["change", "add"])
+def test_a_port_that_another_program_took_from_a_link_is_closed(verb: str) -> None:
     box = Box()
     box.full()
-    box.kernel.links.held["wg1"] = replace(box.kernel.links.held["wg1"], listen_port=0)
-    box.kernel.refuses["links", "change", "wg1"] = "UDP port 51821 is busy"
+    link = box.kernel.links.held.pop("wg1")
+    if verb == "change":
+        box.kernel.links.held["wg1"] = replace(link, listen_port=0)
+    box.kernel.refuses["links", verb, "wg1"] = "UDP port 51821 is busy"
     box.full()
     assert port_opened(box) == 0
     assert box.full() == []
