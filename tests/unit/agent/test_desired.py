@@ -85,6 +85,10 @@ def test_a_server_with_accounts_cannot_be_removed_alone() -> None:
         start(2).patched(Patch(EPOCH, 5, 6, remove_servers=("s1",)))
 
 
+def test_a_server_that_is_gone_may_be_removed_again() -> None:
+    assert start().patched(Patch(EPOCH, 5, 6, remove_servers=("s1", "nowhere"))).servers == {}
+
+
 def test_two_servers_cannot_share_a_port_or_an_interface() -> None:
     with pytest.raises(InvalidValue, match="listen_port"):
         Desired.of(EPOCH, Snapshot(1, (server(1), server(2, listen_port=51821)), ()))

@@ -1,14 +1,29 @@
 import base64
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.desired import Desired, Snapshot
 from agent.diff import diff, diff_of, diffs, sliced
-from agent.model import PortForward, Secret, is_mark, mark_of, minor
-from agent.objects import Class, Forwarding, LoginRow, Mark, Peer, Port, Qdisc, Scope
-from agent.parts import CLASSES, FORWARDING, LINKS, LOGINS, MARKS, PEERS, PORTS, QDISCS
+from agent.model import PortForward, Reach, Secret, clamped, is_mark, mark_of, minor
+from agent.objects import (
+    Class,
+    Forwarding,
+    ForwardingIPv6,
+    Gate,
+    Link,
+    LoginRow,
+    Mark,
+    Peer,
+    Port,
+    Qdisc,
+    Responder,
+    Scope,
+)
+from agent.parts import CLASSES, FORWARDING, GATE, LINKS, LOGINS, MARKS, PEERS, PORTS, QDISCS, RESPONDER
+from agent.parts.forwarding import free_ports
 from agent.wanted import scope_of, wanted, wanted_accounts
 from tests.fakes.state import EPOCH, IKEV2, account, key, login, server
 
@@ -45,6 +60,19 @@ def test_an_account_with_everything() -> None:
     assert want[PORTS]["tcp", 80].owner == 2
     assert {key for key, _ in want[CLASSES]} == {"wg1", "ipsec0", "eth0"}
     assert wanted(state, "")[PORTS] == {}, "a port leads nowhere from no uplink"
+
+
+def test_a_server_with_everything() -> None:
+    network, reach = IPv6Interface("fd00:1::1/64"), Reach(False, (IPv4Network("192.0.2.0/24"),))
+    values: dict[str, Any] = {"address_ipv6": network, "nat_ipv6": True, "external_ip": OUTSIDE, "reach": reach}
+    one = server(internal_traffic=True, mtu=1300, listen_port=25_000, ikev2=IKEV2, **values)
+    want = wanted(Desired.of(EPOCH, Snapshot(1, (one,))), "eth0", mtu=1380)
+    ports = free_ports((25_000,))
+    way = (one.address, "eth0", 25_000, True, OUTSIDE, reach, ports, ForwardingIPv6(network, True), True)
+    assert want[FORWARDING] == {"wg1": Forwarding("wg1", *way)}
+    assert want[LINKS] == {"wg1": Link("wg1", clamped(one.private_key), 25_000, one.address, 1300, network)}
+    assert want[RESPONDER] == {"ipsec0": Responder("ipsec0")}
+    assert want[GATE] == {"ipsec0": Gate("ipsec0", IKEV2.digest, IKEV2)} and want[GATE]["ipsec0"].credentials == IKEV2
 
 
 def test_a_private_key_is_wanted_as_wireguard_keeps_it() -> None:
