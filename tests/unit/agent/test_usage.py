@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.model import Address
-from agent.objects import NO_COUNTERS, Counters, Diff, Mark
+from agent.objects import ANY_STAMP, NO_COUNTERS, Counters, Diff, Mark
 from agent.usage import BOTH, Baseline, Usage, Used, advance, day_of
 from tests.fakes.state import MemoryKeeper
 
@@ -132,6 +132,13 @@ def test_a_sample_at_midnight_closes_the_old_day() -> None:
     assert days_of([(before, 0), (edge + 0.02, 500), (edge + after, 600)]) == {20260228: 500, 20260301: 100}
 
 
+def test_half_a_second_around_midnight_belongs_to_the_old_day_and_a_day_later_to_the_new() -> None:
+    edge = at("Europe/Warsaw", 2026, 3, 1)
+    assert days_of([(edge - 0.25, 0), (edge + 0.25, 500)]) == {20260228: 500}
+    assert days_of([(edge, 0), (edge + 86_399, 500)]) == {20260301: 500}
+    assert days_of([(edge, 0), (edge + 86_400, 500)]) == {20260302: 500}
+
+
 def test_a_clock_that_is_set_back_counts_on() -> None:
     noon = at("Europe/Warsaw", 2026, 5, 5, 12)
     assert days_of([(noon, 0), (noon - 3 * 86_400, 100), (noon - 3 * 86_400 + 10, 150)]) == {20260502: 150}
@@ -193,3 +200,21 @@ def test_who_counts_is_written_down_when_it_changes(monkeypatch: pytest.MonkeyPa
         usage.counts_by(backend)
         assert usage.counted_by == backend
     assert written == ["iptables", BOTH]
+
+
+def test_what_a_new_file_finds_is_whose_the_address_is() -> None:
+    keeper = MemoryKeeper()
+    Usage(keeper, lambda: 1_700_000_000.0).observe({A: counted(100)}, {A: 7}, "UTC")
+    assert (keeper.baselines, keeper.days) == ({A: Baseline(7, counted(100))}, {})
+
+
+@pytest.mark.parametrize("said", [0, 5])
+def test_rules_that_are_made_before_the_first_pass_are_as_old_as_the_table_ever_was(said: int) -> None:
+    """A move to another backend is."""
+    keeper = MemoryKeeper()
+    keeper.stamp, keeper.baselines = said, {A: Baseline(7, counted(100))}
+    usage = Usage(keeper, lambda: 1_700_000_000.0)
+    (mark,) = usage.start({A: Mark(A, 100, 8)}, whoever=True).values()
+    assert (mark.counters, mark.at, mark.after, mark.restart) == (counted(100), said, ANY_STAMP, False)
+    (mark,) = usage.start({A: Mark(A, 100, 8)}).values()
+    assert mark.counters == NO_COUNTERS
