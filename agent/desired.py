@@ -180,7 +180,7 @@ def _patched(held: Mapping[str, Server], remove: Iterable[str], put: tuple[Serve
     if not put:
         return servers
     rules = put[-1].filter
-    return {name: one if one.filter == rules else replace(one, filter=rules) for name, one in servers.items()}
+    return {name: replace(one, filter=rules) for name, one in servers.items()}
 
 
 def _door(account: Account | None) -> tuple[str, str, Login | None] | None:

@@ -277,8 +277,6 @@ class Pass:
         for verb, values in difference.by_verb():
             for key, value in values.items():
                 if key in errors:
-                    if verb == "add":
-                        found.pop(key, None)
                     self._note(part, key, value, errors[key])
                     continue
                 self._report.changes.append(Change(part.name, verb, key, _owner(value)))

@@ -31,9 +31,6 @@ class Wanted:
         held: dict[K, V] = self._held[part]
         return held
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Wanted) and self._held == other._held
-
 
 def wanted(desired: Desired, uplink: str, first: Iterable[int] = (), mtu: int = DEFAULT_MTU) -> Wanted:
     """Everything; the objects of the accounts `first` (ids) before the others'. `mtu`: where a server names none."""

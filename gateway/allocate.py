@@ -145,7 +145,7 @@ def assignable(address: IPv4Interface) -> list[Range]:
     """The addresses of a server's network that accounts can have: all but network, broadcast and the server's own."""
     network = address.network
     first, last = int(network.network_address) + 1, int(network.broadcast_address) - 1
-    return without([Range(first, last)], [int(address.ip)]) if first <= last else []
+    return without([Range(first, last)], [int(address.ip)])
 
 
 def is_assignable(server: IPv4Interface, address: IPv4Address) -> bool:

@@ -96,10 +96,10 @@ class Creation:
 
         No node is waited for: `sync` brings the accounts there, of whichever gateway is running.
         """
-        pairs = [_pair(new) for new in batch]
-        good = [Newcomer(new, pair) for new, pair in zip(batch, pairs, strict=True) if not isinstance(pair, ApiError)]
-        outcomes = iter(await self._commit(good)) if good else iter(())
-        found = [pair if isinstance(pair, ApiError) else next(outcomes) for pair in pairs]
+        pairs = [(new, _pair(new)) for new in batch]
+        good = [Newcomer(new, pair) for new, pair in pairs if not isinstance(pair, ApiError)]
+        outcomes = iter(await self._commit(good))
+        found = [pair if isinstance(pair, ApiError) else next(outcomes) for _, pair in pairs]
         return [each if isinstance(each, ApiError) else each.account for each in found]
 
     async def _commit(self, newcomers: Sequence[Newcomer]) -> list[Outcome]:
@@ -318,7 +318,8 @@ def _used_up(field: str, server: Server) -> ApiError:
         return Conflict("No free IP address left on the wireguard server", "allowed_IPs")
     if field == "mark":
         return Conflict(f"Node {server.node} is full: it has no free mark left")
-    return Conflict(f"No generated {field} is left, give one", field)
+    _, _, v1_field = _UNIQUE[field]
+    return Conflict(f"No generated {v1_field} is left, give one", v1_field)
 
 
 # -- writing ------------------------------------------------------------------------------------------------------
@@ -358,7 +359,7 @@ def _kept(account: Account, place: KeptServer, revisions: Mapping[int, int]) -> 
 async def _again(tx: Transaction, new: NewAccount, kept: KeptAccount, place: KeptServer) -> Outcome:
     """The account with other numbers where generated ones belong to somebody, although they were kept as free."""
     belongs = await rows.fields_in_use(tx, kept)
-    generated = {field for field in _GENERATED if getattr(new, field) is None} | {"mark", "id"}
+    generated = {field for field in _GENERATED if getattr(new, field) is None}
     for field in _UNIQUE:
         if field in belongs - generated:
             await rows.release(tx, kept, place.server, None, but=belongs)

@@ -187,7 +187,7 @@ def read(state: State, row: Row) -> Step:
 def _released(state: State) -> Step:
     """Whoever waits for what the kernel shows by now."""
     due = [who for who in state.waiters if who.revision <= state.shown]
-    left = tuple(who for who in state.waiters if who.revision > state.shown) if due else state.waiters
+    left = tuple(who for who in state.waiters if who.revision > state.shown)
     failures = _failures(state)
     freed = tuple(Release(who.number, outcome(failures, who.about)) for who in due)
     return replace(state, waiters=left, holds_until=None), freed
@@ -217,11 +217,8 @@ def ticked(state: State, at: float) -> Step:
 
 
 def _begun(state: State, at: float) -> State:
-    return _looked(replace(state, woken=False, stale=0, breath=0.0), at)
-
-
-def _looked(state: State, at: float) -> State:
     """It knows nothing of the agent while it asks: if that fails, it is away."""
+    state = replace(state, woken=False, stale=0, breath=0.0)
     if state.held is None or at >= state.status_due:
         return replace(state, held=None, call=Ask())
     return replace(state, call=Compare(state.held, state.shown))
@@ -247,7 +244,7 @@ def saw(state: State, at: float, call: Compare, compared: Compared) -> Step:
         patch = None
     if patch is None and not call.is_fresh:  # perhaps another gateway has sent what is missing, and let go of it here
         return replace(state, held=None, call=Ask()), ()
-    wanted = max(node.revision, *(who.revision for who in state.waiters), 0)
+    wanted = max([node.revision, *(who.revision for who in state.waiters)])
     state = replace(state, wanted=wanted, contested=compared.contested)
     if not is_ours:
         state, freed = _released(state)  # whom an answer of before is due
@@ -334,10 +331,10 @@ def _passed(state: State, at: float, seconds: float) -> Step:
 
 
 def _resting(state: State, at: float, seconds: float) -> State:
-    least = 0.0 if state.behind else state.breath
     # Those who were just answered together ask again together: the first shall take the rest along.
+    least = 0.0 if state.behind else state.breath
     if state.trouble.said:  # a storm of changes is no reason to try much more often
-        least += min(seconds, WAITED_PAUSE)
+        least = min(seconds, WAITED_PAUSE)
     return replace(state, call=None, rests_until=(at + least, at + max(least, seconds)))
 
 
@@ -383,7 +380,7 @@ def _was_stale(state: State, at: float, reason: str) -> Step:
     line = Say(INFO, f"event=stale reason={reason!r}")
     state = replace(state, held=None, stale=state.stale + 1)
     if state.stale < STALE_TRIES:
-        return _looked(state, at), (line,)
+        return replace(state, call=Ask()), (line,)
     said = (Say(INFO, "event=back"),) if state.trouble.away else ()
     return _resting(replace(state, trouble=FINE), at, WAITED_PAUSE), (line, *said)
 

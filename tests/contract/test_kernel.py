@@ -23,7 +23,9 @@ from agent.errors import KernelError
 from agent.kernel.trials.backend import BACKENDS, Backend
 from agent.model import EVERYWHERE, IKEV2_DEVICE, FilterRule, Ikev2, Secret, clamped
 from agent.objects import (
+    ANY_STAMP,
     FILTER_KEY,
+    NO_STAMP,
     Class,
     Counters,
     Diff,
@@ -228,6 +230,33 @@ def test_rules_start_from_their_counters_keep_them_and_start_anew_when_told(held
     held.apply(MARKS, change={address: Mark(address, 101, restart=True)})
     assert held.run(held.kernel.marks.counters) == {address: Counters()}
     assert held.read(MARKS)[address].counters == Counters()
+
+
+def test_the_table_of_marks_says_when_rules_last_went_or_were_begun_anew(held: Held) -> None:
+    first, second = (Mark(IPv4Address(f"10.99.0.{n}"), 100 + n) for n in (2, 3))
+
+    def said() -> set[int]:
+        made = {mark.counters.made for mark in held.read(MARKS).values()}
+        assert made == {one.made for one in held.run(held.kernel.marks.counters).values()}
+        return made
+
+    def at(revision: int, after: int, *marks: Mark, **values: Any) -> dict[Any, Mark]:
+        return {one.address: replace(one, at=revision, after=after, **values) for one in marks}
+
+    held.apply(MARKS, add=at(3, NO_STAMP, first))
+    assert said() == {3}
+    held.apply(MARKS, add=at(4, 3, second))
+    assert said() == {3}, "nobody had that address"
+    held.apply(MARKS, change=at(5, 3, second, restart=True))
+    assert said() == {5}
+    held.apply(MARKS, remove=at(6, 3, second))
+    assert said() == {5}, "it does not say what it should: somebody put it back"
+    held.apply(MARKS, add=at(7, 5, second))
+    held.apply(MARKS, remove=at(8, ANY_STAMP, second))
+    assert said() == {8}
+    held.apply(MARKS, remove=at(9, 8, first))
+    held.apply(MARKS, add=at(2, NO_STAMP, first))
+    assert said() == {2}, "all of it had gone"
 
 
 def test_one_bad_key_spoils_only_itself(held: Held) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import date
 from ipaddress import IPv4Network
 from typing import TypeVar
@@ -295,11 +295,16 @@ def _class_text(mark: int, rate: int) -> str | None:
 
 
 class FakeAgents(Agents):
-    """Every method of `Agents`, answered by fakes; nothing of it is used but its type."""
+    """Every method of `Agents`, answered by fakes; nothing of it is used but its type.
+
+    `kept`: names of the nodes that there are, as it was told. `back`: tells that there is a connection again.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._agents: dict[str, FakeAgent] = {}
+        self.kept: list[str] = []
+        self.back: Callable[[str], None] = lambda node: None
 
     def __getitem__(self, node: str) -> FakeAgent:
         """The agent of a node; a new one holds nothing."""
@@ -308,6 +313,12 @@ class FakeAgents(Agents):
     def also(self, node: str, name: str) -> None:
         """`node` reaches the agent of `name`: two names for one."""
         self._agents[node] = self[name]
+
+    def keep(self, nodes: Collection[Node]) -> None:
+        self.kept = sorted(node.name for node in nodes)
+
+    def when_back(self, tell: Callable[[str], None]) -> None:
+        self.back = tell
 
     async def status(self, node: Node) -> AgentStatus:
         return await self[node.name].status()

@@ -15,6 +15,7 @@ from agent.errors import KernelError
 from agent.model import DEFAULT_MTU, Address
 from agent.objects import (
     ANYWHERE,
+    NO_STAMP,
     THE_INTERNET,
     Class,
     Counters,
@@ -28,6 +29,7 @@ from agent.objects import (
     SessionState,
     ShownRule,
     ShownRules,
+    stamp_after,
 )
 from agent.parts import Part
 
@@ -82,7 +84,19 @@ class FakePart:
 
 
 class FakeMarks(FakePart):
-    """Rules with counters: an added pair starts from its counters, a changed one keeps its own."""
+    """Rules with counters: an added pair starts from its counters, a changed one keeps its own. `stamp`: what the table
+    of IPv4 says of itself."""
+
+    stamp = NO_STAMP
+
+    def read(self, scope: Scope) -> dict[Any, Any]:
+        return {key: replace(mark, counters=self._told(key, mark)) for key, mark in super().read(scope).items()}
+
+    def _applied(self, diff: Diff[Any, Any]) -> Mapping[Any, KernelError]:
+        errors = super()._applied(diff)
+        if not errors:
+            self.stamp = (stamp_after(diff, self.stamp) or self.stamp) if self.held else NO_STAMP
+        return errors
 
     def put(self, verb: str, key: IPv4Address, value: Mark) -> None:
         old = self.held.get(key)
@@ -93,7 +107,10 @@ class FakeMarks(FakePart):
     def counters(self, addresses: Collection[Address] | None = None) -> dict[Address, Counters]:
         with self.kernel.lock:
             self.kernel.called("marks", "counters")
-            return {a: mark.counters for a, mark in self.held.items() if addresses is None or a in addresses}
+            return {a: self._told(a, mark) for a, mark in self.held.items() if addresses is None or a in addresses}
+
+    def _told(self, address: Address, mark: Mark) -> Counters:
+        return replace(mark.counters, made=self.stamp if address.version == 4 else NO_STAMP)
 
 
 class FakeKernel:
@@ -236,6 +253,7 @@ class FakeKernel:
     def reboot(self) -> None:
         for part in self.parts.values():
             part.held.clear()
+        self.marks.stamp = NO_STAMP
 
     def shown(self) -> dict[str, dict[Any, Any]]:
         return {name: dict(part.held) for name, part in self.parts.items()}

@@ -63,7 +63,7 @@ class MemoryKeeper:
     def expect(self, accounts: Iterable[Account]) -> None:
         """What the store does when it saves accounts."""
         for new in accounts:
-            self.baselines.setdefault(new.address, Baseline(new.id, NO_COUNTERS))
+            self.baselines.setdefault(new.address, Baseline(new.id, NO_COUNTERS, self.stamp))
 
     def load_baselines(self) -> dict[Address, Baseline]:
         return dict(self.baselines)

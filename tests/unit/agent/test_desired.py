@@ -6,7 +6,7 @@ from immutables import Map
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import InvalidValue, StaleRevision
 from agent.model import FilterRule, PortForward
-from tests.fakes.state import EPOCH, account, key, server
+from tests.fakes.state import EPOCH, IKEV2, account, key, login, server
 
 
 def start(*accounts: int) -> Desired:
@@ -70,9 +70,23 @@ def test_what_two_accounts_cannot_share_is_refused_whole(changes: dict[str, obje
     assert set(desired.accounts) == {2}
 
 
+def test_a_username_is_its_account_s_until_that_goes() -> None:
+    first, other = account(2, login=login(2)), account(3, login=login(2, "another"))
+    desired = Desired.of(EPOCH, Snapshot(5, (server(ikev2=IKEV2),), (first, account(3))))
+    with pytest.raises(InvalidValue, match="account a3: username: account id 2 has it already"):
+        desired.patched(Patch(EPOCH, 5, 6, put_accounts=(other,)))
+    after = desired.patched(Patch(EPOCH, 5, 6, remove_accounts=(2,), put_accounts=(other,)))
+    assert dict(after.by_username) == {"user_2": 3}
+    assert after.patched(Patch(EPOCH, 6, 7, put_accounts=(account(3),))).by_username == Map()
+
+
 def test_a_server_with_accounts_cannot_be_removed_alone() -> None:
     with pytest.raises(InvalidValue, match="no server 's1'"):
         start(2).patched(Patch(EPOCH, 5, 6, remove_servers=("s1",)))
+
+
+def test_a_server_that_is_gone_may_be_removed_again() -> None:
+    assert start().patched(Patch(EPOCH, 5, 6, remove_servers=("s1", "nowhere"))).servers == {}
 
 
 def test_two_servers_cannot_share_a_port_or_an_interface() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from agent.desired import Desired, Snapshot
 from agent.live import LiveReads, Look
-from agent.usage import Usage
+from agent.objects import NO_COUNTERS, Counters
+from agent.usage import Baseline, Usage
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.state import EPOCH, MemoryKeeper, account, server
 
@@ -42,3 +43,16 @@ def test_only_what_is_looked_at_is_read(monkeypatch: pytest.MonkeyPatch, look: L
     read.clear()
     live.read_account(desired, 3, look)
     assert set(read) <= {"uplink"}, "of a disabled account nothing is there"
+
+
+def test_the_numbers_of_a_disabled_account_are_shown_as_they_stood() -> None:
+    kernel, keeper = FakeKernel(), MemoryKeeper()
+    off, heir = account(3, enabled=False), account(4, enabled=False)
+    keeper.baselines = {
+        off.address: Baseline(3, Counters(1, 100, 2, 20)),
+        heir.address: Baseline(9, Counters(5, 5, 5, 5)),
+    }
+    desired = Desired.of(EPOCH, Snapshot(1, (server(),), (off, heir)))
+    live = LiveReads(kernel, Usage(keeper, lambda: 0.0))
+    assert live.read_account(desired, 3).counters == Counters(1, 100, 2, 20)
+    assert live.read_account(desired, 4).counters == NO_COUNTERS, "those are the former owner's"

@@ -20,7 +20,7 @@ SERVER = Server(
     listen_port=51820,
     address=IPv4Interface("10.0.0.1/24"),
 )
-HELD = replace(Desired.of("e", Snapshot(5, (SERVER,))), origin=OURS)
+HELD = Desired.of("e", Snapshot(5, (SERVER,), origin=OURS))
 
 
 def snapshot(revision: int, origin: Origin, replaces: Version = NO_WORD) -> Snapshot:
@@ -84,6 +84,7 @@ def test_a_patch_brings_the_origin_of_its_revision() -> None:
     after = HELD.patched(Patch("e", 5, 6, origin=new, base_mark=7))
     assert (after.revision, after.origin) == (6, new)
     assert HELD.patched(Patch("e", 3, 4, origin=replace(OURS, mark=5), base_mark=4)) is HELD  # an old one, repeated
+    assert HELD.patched(Patch("e", 4, 5, origin=OURS, base_mark=6)) is HELD  # the last one
 
 
 def test_who_was_never_told_learns_it_from_an_empty_patch() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, ip_network
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from agent.objects import (
     Class,
     Filter,
     Forwarding,
+    ForwardingIPv6,
     Gate,
     Link,
     LoginRow,
@@ -66,6 +67,11 @@ WAY = Forwarding("wg1", IPv4Interface("10.0.1.1/24"), "eth0", 51821, False, None
         (CLASSES, Class("wg1", 0x109, 1), "wg1 1:109 1 Mbit/s"),
         (CLASSES, Class("wg1", 0x109, 0), "wg1 1:109 not as it should be"),
         (FORWARDING, WAY, "wg1 10.0.1.0/24 to eth0"),
+        (
+            FORWARDING,
+            replace(WAY, ipv6=ForwardingIPv6(IPv6Interface("fd00:1::1/64"), True)),
+            "wg1 10.0.1.0/24, fd00:1::/64 to eth0",
+        ),
         (FORWARDING, replace(WAY, interface=""), "rules that are damaged or nobody's"),
         (MARKS, Mark(IPv4Address("10.0.1.2"), 109), "10.0.1.2 0x6d"),
         (MARKS, Mark(IPv4Address("10.0.1.2"), 0), "rules that are damaged or nobody's"),
@@ -130,9 +136,12 @@ def test_an_object_is_on_the_device_that_its_key_names() -> None:
 
 def test_a_filter_is_the_node_s_and_its_ports_are_of_one_protocol_each() -> None:
     ways = IPv4Network("10.0.0.0/8"), IPv4Network("0.0.0.0/0")
-    rules = FilterRule(True, *ways), FilterRule(False, *ways, "any", 7, 25), FilterRule(False, *ways, "icmp")
+    ports = (7, 25), (7, 0), (0, 25)
+    rules = FilterRule(True, *ways), *(FilterRule(False, *ways, "any", *two) for two in ports)
+    rules = *rules, FilterRule(False, *ways, "icmp")
     servers = server(1, ikev2=IKEV2, filter=rules), server(2, filter=rules)
-    each = rules[0], *(FilterRule(False, *ways, one, 7, 25) for one in ("tcp", "udp")), rules[2]
+    both = (FilterRule(False, *ways, one, *two) for two in ports for one in ("tcp", "udp"))
+    each = rules[0], *both, rules[-1]
     held = wanted(Desired.of(EPOCH, Snapshot(1, servers)), "eth0")[FILTER]
     assert held == {FILTER_KEY: Filter(each, frozenset({"wg1", "wg2", "ipsec0"}))}
     assert wanted(Desired.of(EPOCH, Snapshot(1, (server(1),))), "eth0")[FILTER] == {}

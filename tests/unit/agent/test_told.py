@@ -252,6 +252,115 @@ def test_what_cannot_be_written_is_told_once_and_stands_in_the_status_until_it_c
     assert told.count("cut off before it is written accounts=1") == 2
 
 
+def test_who_was_cut_off_before_it_is_written_stays_out_through_a_full_pass(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with node(path) as one:
+            await one.snapshot(account(2), account(3), account(4))
+
+            def full(*_: object) -> None:
+                raise StoreError("disk is full")
+
+            monkeypatch.setattr(one.store, "save_patch", full)
+            for number in (2, 3):
+                with pytest.raises(StoreError):
+                    await one.patch(account(number, enabled=False), revision=6)
+            await cut(one, {"10.0.1.4"})
+            await one.resync()
+            await cut(one, {"10.0.1.4"})
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("by", ["an empty patch", "a patch", "a snapshot"])
+def test_a_node_that_asks_serves_nobody_until_it_hears_that_what_it_holds_stands(path: Path, by: str) -> None:
+    async def story() -> None:
+        async with node(path) as one:
+            await one.snapshot(account(2), account(3), revision=5)
+            one.reconciler.ask_first()
+            await cut(one, set())
+            status = one.reconciler.status()
+            assert (status.asks, status.problem, status.accounts) == (True, reconcile.CUT_OFF, 2)
+            assert await one.patch(revision=4) is Outcome.APPLIED
+            await one.resync()
+            assert one.reconciler.status().asks and not one.kernel.peers.held, "that is no word about what it holds"
+            if by == "a snapshot":
+                await one.snapshot(account(2), account(3), revision=6)
+            else:
+                await one.patch(revision=5 if by == "an empty patch" else 6)
+            status = one.reconciler.status()
+            assert (status.asks, status.problem) == (False, "")
+            await cut(one, {"10.0.1.2", "10.0.1.3"})
+
+    asyncio.run(story())
+
+
+def test_who_was_cut_off_is_let_in_by_a_snapshot_that_has_him(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with node(path) as one:
+            await one.snapshot(account(2), account(3))
+
+            def full(*_: object) -> None:
+                raise StoreError("disk is full")
+
+            with monkeypatch.context() as disk:
+                disk.setattr(one.store, "save_patch", full)
+                with pytest.raises(StoreError):
+                    await one.patch(account(2, enabled=False), revision=6)
+                await cut(one, {"10.0.1.3"})
+            assert await one.snapshot(account(2), account(3), revision=6) is Outcome.APPLIED
+            await cut(one, {"10.0.1.2", "10.0.1.3"})
+
+    asyncio.run(story())
+
+
+def test_a_caller_hears_of_a_server_of_his_snapshot_that_cannot_be_made(path: Path) -> None:
+    async def story() -> None:
+        async with node(path) as one:
+            one.kernel.refuses["links", "add", "wg1"] = "the name is taken"
+            settled = await one.reconciler.accept_snapshot(snapshot(), LONG)
+            assert (settled.outcome, settled.failures) == (Outcome.FAILED, (Failure(0, "s1", "the name is taken"),))
+
+    asyncio.run(story())
+
+
+def test_the_status_tells_what_was_counted_when_it_is_and_until_when_the_certificate_holds(path: Path) -> None:
+    async def story() -> None:
+        async with node(path) as one:
+            await one.snapshot(account(2))
+            one.reconciler.certified(1_800_000_000)
+            one.kernel.pass_traffic("10.0.1.2", 1000, 10)
+            await one.reconciler.sample()
+            status = one.reconciler.status()
+            assert (status.certificate_expires, status.applied_revision, status.uplink) == (1_800_000_000, 5, "eth0")
+            assert (status.counted_download, status.counted_upload) == (1000, 10)
+            assert one.reconciler.status().time > status.time > status.last_sample_time > 1_700_000_000
+
+    asyncio.run(story())
+
+
+def test_of_several_problems_the_status_tells_each_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with node(path) as one:
+            await one.snapshot(account(2))
+            one.kernel.trouble = "a flowtable"
+            await one.resync()
+
+            def full(*_: object) -> None:
+                raise StoreError("disk is full")
+
+            for name in ("save_patch", "save_sample"):
+                monkeypatch.setattr(one.store, name, full)
+            with pytest.raises(StoreError):
+                await one.patch(account(3), revision=6)
+            with pytest.raises(StoreError):
+                await one.reconciler.sample()
+            assert one.reconciler.status().problem == "a flowtable; disk is full"
+
+    asyncio.run(story())
+
+
 async def cut(one: Node, left: set[str]) -> None:
     """Waits until only these addresses have a peer."""
     async with asyncio.timeout(LONG):

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.model import Address
-from agent.objects import NO_COUNTERS, Counters, Diff, Mark
-from agent.usage import Baseline, Usage, Used, advance, day_of
+from agent.objects import ANY_STAMP, NO_COUNTERS, Counters, Diff, Mark
+from agent.usage import BOTH, Baseline, Usage, Used, advance, day_of
 from tests.fakes.state import MemoryKeeper
 
 A = IPv4Address("10.0.0.2")
@@ -57,6 +57,24 @@ def test_counters_that_are_put_back_are_not_billed_again_however_often(before: C
 def test_after_a_reset_only_what_passed_since_counts() -> None:
     _, used = advance({A: Baseline(7, counted(40 * MB, MB))}, {A: counted(900_000, 90_000)}, {A: 7})
     assert used == {7: Used(900_000, 90_000)}
+
+
+@pytest.mark.parametrize(("shown", "new"), [(MB - 1, MB - 1), (MB, 0)])
+def test_a_reset_shows_less_than_a_million_bytes(shown: int, new: int) -> None:
+    _, used = advance({A: Baseline(7, counted(40 * MB, MB))}, {A: counted(shown - 9, 9)}, {A: 7})
+    assert sum(one.download + one.upload for one in used.values()) == new
+
+
+def test_what_does_not_count_hinders_no_other_address() -> None:
+    nobodys, idle, put_back, last = (IPv4Address(f"10.0.0.{n}") for n in range(3, 7))
+    baselines: dict[Address, Baseline] = {
+        idle: Baseline(7, counted(1)),
+        put_back: Baseline(7, counted(1), since=9),
+        last: Baseline(8, counted(1), since=9),
+    }
+    old, young = replace(counted(5), made=8), replace(counted(3), made=9)
+    sample: dict[Address, Counters] = {nobodys: counted(5), idle: counted(1), put_back: old, last: young}
+    assert advance(baselines, sample, {}) == ({last: Baseline(8, young, 9)}, {8: Used(2, 0)})
 
 
 def test_bytes_belong_to_whom_the_rules_counted_for() -> None:
@@ -114,6 +132,13 @@ def test_a_sample_at_midnight_closes_the_old_day() -> None:
     assert days_of([(before, 0), (edge + 0.02, 500), (edge + after, 600)]) == {20260228: 500, 20260301: 100}
 
 
+def test_half_a_second_around_midnight_belongs_to_the_old_day_and_a_day_later_to_the_new() -> None:
+    edge = at("Europe/Warsaw", 2026, 3, 1)
+    assert days_of([(edge - 0.25, 0), (edge + 0.25, 500)]) == {20260228: 500}
+    assert days_of([(edge, 0), (edge + 86_399, 500)]) == {20260301: 500}
+    assert days_of([(edge, 0), (edge + 86_400, 500)]) == {20260302: 500}
+
+
 def test_a_clock_that_is_set_back_counts_on() -> None:
     noon = at("Europe/Warsaw", 2026, 5, 5, 12)
     assert days_of([(noon, 0), (noon - 3 * 86_400, 100), (noon - 3 * 86_400 + 10, 150)]) == {20260502: 150}
@@ -149,3 +174,47 @@ def test_the_sum_of_an_account_is_over_both_families() -> None:
     usage.restarted({second: 8})
     usage.observe({second: counted(1)}, {second: 8}, "UTC")
     assert sorted(used.download for used in keeper.days.values()) == [1, 1100]
+
+
+def test_the_last_reading_of_a_backend_is_counted_and_what_has_moved_goes_on_with_the_other() -> None:
+    b, c, edge = IPv4Address("10.0.0.3"), IPv4Address("10.0.0.4"), at("UTC", 2026, 3, 1)
+    keeper, times = MemoryKeeper(), iter([edge - 9, edge - 5, edge + 1])
+    usage = Usage(keeper, lambda: next(times))
+    usage.counts_by("iptables")
+    usage.observe({}, {}, "UTC")
+    usage.observe({A: counted(100)}, {A: 7}, "UTC")
+    usage.end_changeover({A: counted(150, 4), b: counted(20), c: counted(9)}, {A: 7, b: 8}, "UTC", "nftables", {b})
+    assert keeper.days == {(7, 20260228): Used(150, 4), (8, 20260228): Used(20, 0)}
+    assert usage.counted == Used(170, 4)
+    assert (usage.counted_by, usage.sampled_at) == ("nftables", edge + 1) == (keeper.counted_by, keeper.sampled_at)
+    assert usage.addresses() == {A} == keeper.baselines.keys()
+    assert keeper.baselines[A].counters == counted(150, 4) == usage.start_of(A, 7)
+    assert usage.start_of(A, 8) == usage.start_of(b, 8) == NO_COUNTERS
+
+
+def test_who_counts_is_written_down_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper, written = MemoryKeeper(), list[str]()
+    monkeypatch.setattr(keeper, "save_counted_by", written.append)
+    usage = Usage(keeper, lambda: 1_700_000_000.0)
+    for backend in ("iptables", "iptables", BOTH):
+        usage.counts_by(backend)
+        assert usage.counted_by == backend
+    assert written == ["iptables", BOTH]
+
+
+def test_what_a_new_file_finds_is_whose_the_address_is() -> None:
+    keeper = MemoryKeeper()
+    Usage(keeper, lambda: 1_700_000_000.0).observe({A: counted(100)}, {A: 7}, "UTC")
+    assert (keeper.baselines, keeper.days) == ({A: Baseline(7, counted(100))}, {})
+
+
+@pytest.mark.parametrize("said", [0, 5])
+def test_rules_that_are_made_before_the_first_pass_are_as_old_as_the_table_ever_was(said: int) -> None:
+    """A move to another backend is."""
+    keeper = MemoryKeeper()
+    keeper.stamp, keeper.baselines = said, {A: Baseline(7, counted(100))}
+    usage = Usage(keeper, lambda: 1_700_000_000.0)
+    (mark,) = usage.start({A: Mark(A, 100, 8)}, whoever=True).values()
+    assert (mark.counters, mark.at, mark.after, mark.restart) == (counted(100), said, ANY_STAMP, False)
+    (mark,) = usage.start({A: Mark(A, 100, 8)}).values()
+    assert mark.counters == NO_COUNTERS

@@ -15,11 +15,11 @@ import pytest
 from agent.desired import Desired, Patch, Snapshot
 from agent.errors import KernelError, StoreError
 from agent.model import EVERYWHERE, NO_SECRET, Address, FilterRule, minor
-from agent.objects import FILTER_KEY, Diff, Scope
-from agent.parts import LINKS, PARTS
+from agent.objects import FILTER_KEY, Counters, Diff, Mark, Peer, Qdisc, Scope
+from agent.parts import FORWARDING, LINKS, LOGINS, PARTS, PEERS, RESPONDER, Part
 from agent.report import Report
 from agent.usage import Usage, Used
-from agent.wanted import wanted
+from agent.wanted import scope_of, wanted
 from agent.writer import Writer
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.state import EPOCH, MemoryKeeper, account, key, server
@@ -63,6 +63,9 @@ class Box:
             added = (part, verb, written) == ("peers", "add", held)
             if added and account and account.download:
                 assert (peer.interface, minor(mark.mark)) in self.kernel.classes.held, f"peer {peer.address} unshaped"
+
+    def failed(self) -> list[tuple[int, str, str]]:
+        return [(one.account_id, one.subject, one.reason) for one in self.report.failures.values()]
 
     def is_right(self) -> bool:
         want = wanted(self.desired, "eth0")
@@ -204,6 +207,18 @@ def test_a_standing_peer_keeps_its_old_address_where_the_new_one_gets_no_rules(
     assert box.is_right() and box.keeper.total(2) == Used(120, 3)
 
 
+def test_whose_new_rules_are_refused_keeps_the_old_ones(box: Box) -> None:
+    box.change(account(2))
+    box.kernel.refuses["marks", "add", IPv4Address("10.0.1.99")] = "no memory"
+    box.change(account(2, address=IPv4Address("10.0.1.99")))
+    assert (
+        {peer.address for peer in box.kernel.peers.held.values()} == set(box.kernel.marks.held) == {account(2).address}
+    )
+    box.kernel.refuses.clear()
+    box.full()
+    assert box.is_right()
+
+
 def test_a_rule_never_leads_to_a_class_that_is_not_there_yet(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box.change(account(2))
     real = box.kernel.classes.apply
@@ -236,7 +251,8 @@ def test_where_one_of_them_cannot_be_written_at_all_nobody_gets_in(
     with monkeypatch.context() as broken:
         broken.setattr(getattr(box.kernel, part), "apply", fail)
         box.change(account(2), account(3))
-    assert {failure.account_id for failure in box.report.failures.values()} == {0, 2, 3} and not box.kernel.peers.held
+    assert {one.account_id for one in box.report.failures.values()} == {0, 2, 3} and not box.kernel.peers.held
+    assert (0, "", f"{part}: no memory") in box.failed()
     box.full()
     assert box.is_right()
 
@@ -262,6 +278,21 @@ def test_restart_touches_nothing(box: Box) -> None:
     box.change(account(2), account(3, enabled=False), account(4, download=0))
     box.restart()
     assert box.full() == []
+
+
+def test_a_pass_over_some_accounts_is_only_for_servers_that_are_as_they_were_and_after_a_pass_that_ended(
+    box: Box,
+) -> None:
+    assert box.writer.knows_kernel(box.desired)
+    box.change(account(2))
+    assert box.writer.knows_kernel(box.desired) and box.report.uplink == "eth0"
+    assert not box.writer.knows_kernel(Desired.of(EPOCH, Snapshot(9, (server(mtu=1300),), (account(2),))))
+    box.kernel.fail_at = 0
+    with pytest.raises(KernelError):
+        box.full()
+    assert not box.writer.knows_kernel(box.desired)
+    box.restart()
+    assert not box.writer.knows_kernel(box.desired)
 
 
 def test_a_rate_change_touches_one_class(box: Box) -> None:
@@ -323,20 +354,26 @@ def test_the_heir_of_an_address_starts_from_zero(box: Box) -> None:
     assert (box.keeper.total(2), box.keeper.total(7)) == (Used(1000, 10), Used(5, 6))
 
 
-def test_rules_that_are_put_back_from_before_the_heir_came_start_from_where_he_stands(box: Box) -> None:
-    address = IPv4Address("10.0.1.2")
-    box.change(account(2))
-    box.kernel.pass_traffic("10.0.1.2", 5_000_000, 10)
-    saved = box.kernel.marks.held[address]
-    box.change(account(7, address=address, mark=100), remove=(2,))
-    box.kernel.pass_traffic("10.0.1.2", 300, 3)
+def test_a_removal_right_after_midnight_leaves_what_others_used_to_the_old_day(box: Box) -> None:
+    midnight = now = 1_700_006_400.0
+    now -= 5
+    box.writer = Writer(box.kernel, Usage(box.keeper, lambda: now))
     box.full()
-    box.kernel.marks.held[address] = replace(saved, counters=replace(saved.counters, made=0))
-    assert box.full() == ["change marks 10.0.1.2"]
-    assert box.kernel.marks.held[address].counters.download_bytes == 300
-    box.kernel.pass_traffic("10.0.1.2", 20, 2)
+    box.change(account(2), account(3))
+    for number in (2, 3):
+        box.kernel.pass_traffic(f"10.0.1.{number}", 100, 10)
+    now = midnight + 1
+    box.change(remove=(2,))
     box.writer.sample(box.desired)
-    assert (box.keeper.total(2), box.keeper.total(7)) == (Used(5_000_000, 10), Used(320, 5))
+    assert box.keeper.days == {(2, 20231114): Used(100, 10), (3, 20231114): Used(100, 10)}
+
+
+def test_an_account_that_gets_another_mark_keeps_counting(box: Box) -> None:
+    box.change(account(2))
+    box.kernel.pass_traffic("10.0.1.2", 100, 1)
+    box.change(account(2, mark=164))
+    box.writer.sample(box.desired)
+    assert box.keeper.total(2) == Used(100, 1) and box.is_right()
 
 
 def test_an_account_that_moves_keeps_counting(box: Box) -> None:
@@ -393,7 +430,10 @@ def test_one_bad_account_spoils_only_itself(box: Box) -> None:
     assert box.is_right()
 
 
-def test_a_server_that_fails_keeps_only_its_own_accounts_out(box: Box) -> None:
+@pytest.mark.parametrize("first", [True, False])
+def test_a_server_that_fails_keeps_only_its_own_accounts_out(box: Box, first: bool) -> None:
+    if first:  # of both servers nothing is there yet
+        box.kernel.reboot()
     box.desired = Desired.of(
         EPOCH,
         Snapshot(2, (server(1), server(2)), (account(2), account(3, server="s2", address=IPv4Address("10.0.2.3")))),
@@ -401,7 +441,8 @@ def test_a_server_that_fails_keeps_only_its_own_accounts_out(box: Box) -> None:
     box.kernel.refuses["links", "add", "wg2"] = "the name is taken"
     box.full()
     assert {f.subject for f in box.report.failures.values()} >= {"s2"}
-    assert {peer.interface for peer in box.kernel.peers.held.values()} == {"wg1"}
+    assert {peer.interface for peer in box.kernel.peers.held.values()} == {"wg1"} == box.kernel.forwarding.held.keys()
+    assert set(box.kernel.marks.held) == {IPv4Address("10.0.1.2")}, "nothing is made of whose way in is not there"
 
 
 def test_a_peer_that_cannot_be_removed_keeps_its_marks(box: Box) -> None:
@@ -421,6 +462,40 @@ def test_a_refused_removal_is_the_account_s_own_failure_and_leaves_it_shaped_and
     box.change(account(2, enabled=False))
     assert [(f.account_id, f.subject) for f in box.report.failures.values()] == [(2, "a2")]
     assert len(box.kernel.classes.held) == 2 and len(box.kernel.marks.held) == 1
+
+
+@pytest.mark.parametrize("known_by", ["what was desired before", "what is desired now", "what was found"])
+def test_a_refused_removal_is_told_of_whose_it_was(box: Box, known_by: str) -> None:
+    """Linux does not know it."""
+    box.change(account(2))
+    box.kernel.refuses["peers", "remove", ("wg1", key(2))] = "busy"
+    heir = account(7, public_key=key(2), enabled=False)
+    match known_by:
+        case "what was desired before":
+            box.full()
+            box.change(remove=(2,))
+            assert box.failed() == [(2, "a2", "busy")]
+        case "what is desired now":
+            box.kernel.watch = lambda *_: None  # it has no marks
+            box.kernel.peers.held["wg1", key(5)] = Peer("wg1", key(5), IPv4Address("10.0.1.5"))
+            box.kernel.refuses["peers", "remove", ("wg1", key(5))] = "busy"
+            box.desired = box.desired.patched(box.patch(account(5, enabled=False)))
+            box.full()
+            assert box.failed() == [(5, "a5", "busy")]
+        case _:
+            box.change(heir, remove=(2,))
+            assert box.failed() == [(2, "a2", "busy")]
+
+
+def test_what_is_nobodys_and_cannot_be_removed_keeps_no_new_server_out(box: Box) -> None:
+    box.kernel.watch = lambda *_: None  # it has no marks
+    box.kernel.peers.held["wg1", key(99)] = Peer("wg1", key(99), None)
+    box.kernel.refuses["peers", "remove", ("wg1", key(99))] = "busy"
+    second = account(3, server="s2", address=IPv4Address("10.0.2.3"))
+    box.desired = box.desired.patched(Patch(EPOCH, 1, 2, (server(2),), put_accounts=(second,)))
+    box.full()
+    assert box.failed() == [(0, "", "busy")]
+    assert "wg2" in box.kernel.forwarding.held and ("wg2", key(3)) in box.kernel.peers.held
 
 
 def test_a_server_that_cannot_be_removed_is_not_taken_for_removed(box: Box) -> None:
@@ -648,6 +723,74 @@ def test_whoever_looks_around_is_told_where_we_are(box: Box, monkeypatch: pytest
     assert scopes == [Scope(frozenset({"wg1"}), "eth0")] * 2 and box.kernel.links.held["wg1"].mtu == 1337
 
 
+def scopes_of(box: Box, monkeypatch: pytest.MonkeyPatch) -> dict[Part[Any, Any], Scope]:
+    """Where each part is looked for from now on. A link is there that nobody wants."""
+    box.kernel.links.held["wg7"] = replace(box.kernel.links.held["wg1"], interface="wg7")
+    scopes: dict[Part[Any, Any], Scope] = {}
+    for part in PARTS:
+        real = box.kernel.door(part).read
+
+        def read(scope: Scope, real: Any = real, part: Part[Any, Any] = part) -> Any:
+            scopes[part] = scope
+            return real(scope)
+
+        monkeypatch.setattr(box.kernel.door(part), "read", read)
+    return scopes
+
+
+def test_links_are_looked_for_by_what_is_wanted_and_the_rest_on_all_of_them(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scopes = scopes_of(box, monkeypatch)
+    box.full()
+    begin = scope_of(wanted(box.desired, "eth0"), "eth0")
+    rest = Scope(frozenset({"wg1", "wg7"}), "eth0")
+    assert scopes == {part: begin if part in (LINKS, RESPONDER) else rest for part in PARTS}
+
+
+def test_who_is_cut_off_without_an_uplink_is_looked_for_on_all_links_and_on_no_uplink(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scopes = scopes_of(box, monkeypatch)
+    box.kernel.fail_at = 0
+    with pytest.raises(KernelError):
+        box.full()
+    rest = Scope(frozenset({"wg1", "wg7"}), "")
+    begin = scope_of(wanted(box.desired, ""), "")
+    assert scopes == {LINKS: begin, **dict.fromkeys((PEERS, LOGINS, FORWARDING), rest)}
+
+
+def test_a_plan_is_what_a_full_pass_would_change_and_changes_nothing(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.change(account(2), account(3))
+    monkeypatch.setattr(box.kernel, "tunnel_mtu", lambda uplink: {"eth0": 1380}[uplink])
+    del box.kernel.peers.held["wg1", key(2)]
+    box.kernel.marks.held[IPv4Address("10.0.1.3")] = Mark(IPv4Address("10.0.1.3"), 4711)
+    box.kernel.qdiscs.held["eth9"] = Qdisc("eth9")
+    before = box.kernel.shown()
+    box.kernel.writes.clear()
+    planned = box.writer.plan(box.desired)
+    assert box.kernel.writes == [] and box.kernel.shown() == before
+    told = [f"{verb} {part.name} {key}" for part in PARTS for verb, of in planned[part].by_verb() for key in of]
+    assert sorted(told) == sorted(
+        [
+            "change links wg1",
+            "remove qdiscs eth9",
+            "change marks 10.0.1.3",
+            f"add peers {('wg1', key(2))}",
+        ]
+    )
+    box.full()
+    assert all(not box.writer.plan(box.desired)[part] for part in PARTS)
+
+
+def test_rules_that_are_nobodys_count_for_nobody(box: Box) -> None:
+    box.change(account(2))
+    stray = IPv4Address("10.0.1.77")
+    box.kernel.marks.held[stray] = Mark(stray, 177, counters=Counters(1, 10, 1, 10))
+    box.writer.sample(box.desired)
+    assert box.keeper.days == {} and stray not in box.keeper.baselines
+
+
 def test_a_full_disk_is_told_after_customers_are_back(box: Box) -> None:
     box.change(account(2))
     box.kernel.reboot()
@@ -787,11 +930,14 @@ def test_a_port_that_a_link_could_not_change_to_is_not_opened_and_the_rest_is_ch
     assert port_opened(box) == 5353 and box.is_right()
 
 
-def test_a_port_that_another_program_took_from_a_link_is_closed() -> None:
+@pytest.mark.parametrize("verb", ["change", "add"])
+def test_a_port_that_another_program_took_from_a_link_is_closed(verb: str) -> None:
     box = Box()
     box.full()
-    box.kernel.links.held["wg1"] = replace(box.kernel.links.held["wg1"], listen_port=0)
-    box.kernel.refuses["links", "change", "wg1"] = "UDP port 51821 is busy"
+    link = box.kernel.links.held.pop("wg1")
+    if verb == "change":
+        box.kernel.links.held["wg1"] = replace(link, listen_port=0)
+    box.kernel.refuses["links", verb, "wg1"] = "UDP port 51821 is busy"
     box.full()
     assert port_opened(box) == 0
     assert box.full() == []
@@ -804,14 +950,18 @@ def test_marks_and_classes_stay_while_a_link_that_could_not_be_made_right_may_st
     """Nobody knows what it holds: its peers were not even read."""
     box = Box()
     box.full()
+    other = account(4, server="s2", address=IPv4Address("10.0.2.4"))
+    box.desired = box.desired.patched(Patch(EPOCH, 1, 2, (server(2),), put_accounts=(other,)))
+    box.full()
     box.change(account(2), account(3))
     box.kernel.refuses["links", "change", "wg1"] = "it does not answer"
-    box.desired = box.desired.patched(box.patch(account(2, enabled=False)))
+    box.desired = box.desired.patched(box.patch(account(2, enabled=False), remove=(4,)))
     box.kernel.links.held["wg1"] = replace(box.kernel.links.held["wg1"], mtu=1)  # and it differs
-    box.kernel.peers.sees = lambda key, scope: False  # type: ignore[method-assign]
+    box.kernel.peers.sees = lambda key, scope: key[0] != "wg1"  # type: ignore[method-assign]
     box.full()
     assert account(2).address in box.kernel.marks.held
     assert ("wg1", minor(account(2).mark)) in box.kernel.classes.held
+    assert other.address not in box.kernel.marks.held, "its link is as it should be"
     box.kernel.refuses.clear()
     del box.kernel.peers.sees
     box.full()

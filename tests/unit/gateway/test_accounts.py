@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from gateway import placement
 from gateway.allocate import Range
 from gateway.errors import ApiError, Conflict, InvalidValue, NodeUnavailable, NotFound
 from gateway.keypair import checked_pair, new_pair
@@ -337,6 +338,18 @@ async def test_a_change_stands_while_the_node_is_away_and_says_so(database: str)
         async with asyncio.timeout(5):
             while getattr(agent.accounts.get(made.value.id), "download", 0) != 3:  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.01)
+
+
+async def test_an_account_whose_server_is_on_its_way_comes_with_it_and_nobody_waits(database: str) -> None:
+    async with running_product(database, settle_seconds=60) as product:
+        server = await server_of(product)
+        await direct.add_node(product.store, "second", "unix:/run/second.sock")
+        await product.store.change(lambda tx: placement.begin(tx, server.name, "second"))
+        async with asyncio.timeout(5):
+            made = await product.accounts.create(NewAccount(server=server.name))
+            assert (made.node, made.pending) == ("second", "second")
+            assert (await product.accounts.edit(made.value.name, AccountEdit(download=3))).pending == "second"
+            assert (await product.accounts.delete(made.value.name)).pending == "second"
 
 
 async def test_an_account_that_its_node_does_not_have_yet_is_no_node_that_is_away(product: Product) -> None:

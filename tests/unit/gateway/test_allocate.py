@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from itertools import pairwise
 
@@ -64,6 +65,23 @@ def test_giving_back_what_is_free_changes_nothing(used: set[int], number: int) -
     ranges = allocate.without([Range(0, 20), Range(30, 40)], used)
     if any(number in part for part in ranges):
         assert give(ranges, number) == ranges
+
+
+@given_any(st.sets(NUMBERS), st.lists(NUMBERS))
+def test_numbers_that_have_rested_melt_with_the_ranges_beside_them(used: set[int], rested: list[int]) -> None:
+    ranges = allocate.without([Range(0, 20), Range(30, 40)], used)
+    joined = allocate.together(ranges, rested)
+    assert as_set(joined) == as_set(ranges) | set(rested) and is_tidy(joined)
+
+
+def test_what_rests_is_taken_only_where_nothing_else_is_left_and_the_longest_rested_first() -> None:
+    free, taken = allocate.Free([Range(5, 5)], resting=[9, 7, 8]), []
+    free.take(7)  # somebody asked for it
+    for _ in range(3):
+        taken.append(number := free.lowest())
+        free.take(number or 0)
+    assert (taken, free.lowest()) == ([5, 9, 8], None)
+    assert (free.changes(), free.others) == (([Range(5, 5)], []), {7, 8, 9})
 
 
 @given_any(st.sets(NUMBERS), st.lists(st.one_of(st.none(), NUMBERS), max_size=60))
@@ -160,7 +178,9 @@ def test_servers_are_numbered_as_the_specification_does(
 def test_the_lowest_server_number_that_is_wholly_free_is_taken() -> None:
     found = allocate.free_server(lambda server: server.listen_port > 51824)
     assert found is not None and found.name == "Default_5"
-    assert allocate.free_server(lambda server: False) is None
+    assert allocate.free_server(lambda server: True) == allocate.numbered_server(1)
+    assert allocate.free_server(lambda server: server.listen_port == 65535) == allocate.numbered_server(13_715)
+    assert allocate.free_server(lambda server: server.listen_port > 65535) is None
 
 
 def test_marks_never_share_a_class_minor() -> None:
@@ -175,17 +195,27 @@ def test_generated_passwords_are_those_of_the_specification_and_differ() -> None
     assert all(re.fullmatch(r"[A-Za-z0-9*#%!@$&]{10}", password) for password in made)
 
 
-def test_ids_are_positive_and_fit_63_bits() -> None:
-    made = {allocate.new_id() for _ in range(1000)}
-    assert len(made) == 1000
-    assert all(0 < each < 1 << 63 for each in made)
+def test_ids_differ_are_positive_and_fit_63_bits_however_the_dice_fall(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len({allocate.new_id() for _ in range(1000)}) == 1000
+    for dice, made in ((lambda sides: 0, 1), (lambda sides: sides - 1, (1 << 63) - 1)):
+        monkeypatch.setattr(secrets, "randbelow", dice)
+        assert allocate.new_id() == made
 
 
 def test_what_is_taken_is_found_among_thousands_in_no_time() -> None:
     many = [IPv4Network((10 << 24 | number << 9, 24)) for number in range(30_000)]  # every second one
     in_use = NetworkSet([*many, IPv4Network("10.0.0.0/30"), IPv4Network("192.168.0.0/16")])
-    for text in ("10.0.0.0/24", "10.0.0.128/25", "10.0.0.0/8", "0.0.0.0/0", "192.168.7.0/24", "10.0.2.9/32"):
+    for text in (
+        "10.0.0.0/24",
+        "10.0.0.128/25",
+        "10.0.0.0/8",
+        "0.0.0.0/0",
+        "192.168.7.0/24",
+        "10.0.2.9/32",
+        "10.0.0.3/32",
+    ):
         assert in_use.overlaps(IPv4Network(text)), text
     for text in ("10.0.1.0/24", "10.0.3.7/32", "172.16.0.0/12", "192.167.255.0/24", "192.169.0.0/24", "9.255.255.0/24"):
         assert not in_use.overlaps(IPv4Network(text)), text
     assert not NetworkSet([]).overlaps(IPv4Network("10.0.0.0/8"))
+    assert NetworkSet([IPv4Network("10.0.0.0/30")]).overlaps(IPv4Network("10.0.0.3/32"))

@@ -10,6 +10,7 @@ import pytest
 
 from gateway import decision
 from gateway.decision import Acknowledge, Ask, Command, Compare, Release, Remind, Say, Send, State, Step, Waiter
+from gateway.errors import AgentUnreachable
 from gateway.model import AgentStatus, Applied, Compared, Failure, Held, Node, Origin, Patch, Snapshot
 from gateway.origin import Row
 
@@ -80,7 +81,7 @@ def test_what_is_shown_already_is_told_at_once_and_anything_else_waits_and_wakes
 
 
 def test_once_somebody_waited_in_vain_and_the_agent_said_nothing_the_next_hear_pending_at_once() -> None:
-    state, _ = decision.left(decision.came(resting(), Waiter(1, 6))[0], 1, in_vain=True)
+    state, _ = decision.left(decision.came(resting(heard=4), Waiter(1, 6))[0], 1, in_vain=True)
     assert state.silent
     state, commands = decision.came(state, Waiter(2, 7))
     assert (told(commands), state.waiters, state.wanted, state.woken) == ([(2, "pending")], (), 7, True)
@@ -91,8 +92,10 @@ def test_once_somebody_waited_in_vain_and_the_agent_said_nothing_the_next_hear_p
 def test_who_leaves_early_or_heard_the_agent_meanwhile_makes_nobody_silent() -> None:
     came, _ = decision.came(resting(), Waiter(1, 6))
     assert not decision.left(came, 1)[0].silent
+    told, _ = decision.told(came, 11.0, STATUS, 1.0)
     heard, _ = answered(came, patch(5), outcome="pending")
-    assert not decision.left(heard, 1, in_vain=True)[0].silent
+    both, _ = answered(told, patch(5), outcome="pending")
+    assert not any(decision.left(state, 1, in_vain=True)[0].silent for state in (told, heard, both))
     assert not decision.left(resting(), 1, in_vain=True)[0].silent  # it was released just then
 
 
@@ -160,6 +163,12 @@ def test_what_an_agent_shows_that_is_not_ours_is_nothing_of_ours() -> None:
     assert state.call is not None and state.wanted == 7
 
 
+def test_it_is_behind_as_long_as_somebody_waits_for_more_than_the_database_shows() -> None:
+    assert saw(waiting(6, 9), Compared(node(7), patch(7)))[0].wanted == 9
+    restored, _ = saw(resting(wanted=9, shown=0, held=Held("e", 0, OURS, 1)), Compared(node(0, 0), patch(0, 0)))
+    assert (restored.wanted, restored.behind) == (0, False)
+
+
 def test_what_another_gateway_sent_is_told_and_nothing_is_sent() -> None:
     held = Held("e", 6, OURS, 1)
     state, commands = decision.saw(waiting(6), 10.0, Compare(held, 6), Compared(node(6, 6), patch(6)))
@@ -202,9 +211,9 @@ def asked(**changes: object) -> Step:
 
 
 def test_an_agent_that_holds_just_what_its_row_says_costs_the_database_nothing() -> None:
-    state, commands = asked(trouble=decision.Trouble("away", True, 0.4))
+    state, commands = asked(trouble=decision.Trouble("away", True, 0.4), wanted=9, shown=3, contested="theirs")
     assert (state.call, state.held, state.next_pass, said(commands)) == (None, HOLDS, 12.8, [(INFO, "event=back")])
-    assert (state.wanted, state.shown, state.behind) == (5, 5, False)
+    assert (state.wanted, state.shown, state.contested) == (5, 5, "")
 
 
 @pytest.mark.parametrize(
@@ -227,6 +236,8 @@ def test_what_another_process_commits_shows_in_the_row_and_wakes() -> None:
     assert decision.read(resting(), Row(node(6), OURS))[0].woken
     assert not decision.read(resting(), Row(node(5), OURS))[0].woken
     assert not decision.read(resting(held=None), Row(node(6), OURS))[0].woken  # in trouble it has its own pace
+    state, _ = decision.read(resting(held=None, call=Ask()), Row(node(), OURS))
+    assert decision.told(state, 11.0, STATUS, 0.9)[0].call is None  # it holds just that
 
 
 def test_a_task_that_begins_anew_waits_for_no_answer_of_before() -> None:
@@ -293,6 +304,16 @@ def test_an_answer_is_what_the_agent_holds() -> None:
     state, commands = answered(resting(status=None), Snapshot(6))
     assert (state.status, state.shown) == (None, 6)
     assert (INFO, "sent=snapshot revision=6 servers=0 accounts=0") in said(commands)
+    state, _ = answered(resting(status=AgentStatus("", 0, 0, True)), Snapshot(6))
+    assert state.status == AgentStatus("e", 6, 6, False)
+
+
+def test_what_stood_refused_stands_after_a_patch_about_others() -> None:
+    failure = Failure(9, "a9", "no room")
+    state = resting(status=replace(STATUS, failures=(failure,)))
+    for sent, failures in ((patch(6), (failure,)), (replace(patch(6), remove_accounts=(9,)), ()), (Snapshot(6), ())):
+        after, _ = answered(state, sent)
+        assert after.status is not None and after.status.failures == failures
 
 
 def test_an_agent_that_is_not_done_is_asked_again_soon_while_somebody_waits() -> None:
@@ -308,10 +329,10 @@ def test_an_agent_that_is_not_done_is_asked_again_soon_while_somebody_waits() ->
 
 def test_the_agents_word_is_written_down_when_no_call_comes_for_a_while() -> None:
     """Written at once it would stand in the next change's way."""
-    state, _ = answered(waiting(6), patch(6), at=10.0)
-    assert (state.call, state.next_pass) == (None, 10.2)
-    assert saw(state, Compared(node(6), patch(6, 0)), 10.19)[0].call is None
-    state, commands = saw(state, Compared(node(6), patch(6, 0)), 10.25)
+    state, _ = answered(waiting(6), patch(6), at=0.0, began=0.0)
+    assert (state.call, state.next_pass) == (None, 0.2)
+    assert saw(state, Compared(node(6), patch(6, 0)), 0.19)[0].call is None
+    state, commands = saw(state, Compared(node(6), patch(6, 0)), 0.2)
     assert (state.call, commands) == (Acknowledge("e", 6), ())
     state, _ = decision.noted(state, 10.26)
     assert (state.call, state.next_pass) == (None, 11.0)
@@ -381,6 +402,14 @@ def test_who_goes_away_and_comes_back_is_said_once_each() -> None:
     state, commands = saw(state, Compared(node(5), patch(5, 0)))
     assert said(commands) == [(INFO, "event=back")]
     assert said(saw(state, Compared(node(5), patch(5, 0)))[1]) == []
+
+
+def test_why_it_is_away_is_known_until_it_speaks() -> None:
+    error = AgentUnreachable("why", "refused")
+    state, _ = decision.failed(resting(held=None), 10.0, error, "unreachable", 1.0)
+    assert state.away == ("why", "refused")
+    assert decision.told(state, 11.0, STATUS, 1.0)[0].away == ("", "")
+    assert failed(resting(held=None), "stale")[0].away == ("why", "")
 
 
 def test_an_agent_that_answers_but_takes_nothing_is_a_problem_and_not_away() -> None:

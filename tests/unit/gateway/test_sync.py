@@ -12,8 +12,9 @@ from dataclasses import replace
 import pytest
 
 from gateway.agents import StaleAgent
-from gateway.errors import NotFound
-from gateway.model import AccountEdit, Applied, Failure, Held, NewAccount, Origin, Patch, ServerValues
+from gateway.condition import Report
+from gateway.errors import AgentUnreachable, DatabaseUnavailable, NotFound
+from gateway.model import AccountEdit, Applied, Failure, Held, NewAccount, Origin, Patch, ServerValues, Snapshot
 from gateway.store import Store, Transaction, changes, claims, open_store
 from gateway.sync import Sync
 from tests.fakes import direct
@@ -162,6 +163,30 @@ async def test_a_node_that_is_known_to_be_away_takes_the_time_of_its_first_calle
     agent.away = False
     await until(lambda: len(agent.accounts) == 12 and not product.sync.absent())
     assert await create(product, 12) == ""
+
+
+@pytest.mark.parametrize("settle_seconds", [0.4])
+async def test_an_agent_that_says_nothing_takes_the_time_of_its_first_caller_only(
+    product: Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await with_server(product)
+    await create(product)
+
+    async def hangs(*_: object) -> Applied:
+        await asyncio.sleep(60)
+        raise AssertionError("nobody waits so long")
+
+    monkeypatch.setattr(agent, "patch", hangs)
+    early = asyncio.create_task(create(product, 1))
+    await asyncio.sleep(0.2)
+    early.cancel()
+    await asyncio.gather(early, return_exceptions=True)
+    assert product.sync.absent() == set(), "who hangs up early knows nothing of the agent"
+    assert await create(product, 2) == NODE
+    assert product.sync.absent() == {NODE}
+    started = time.monotonic()
+    assert [await create(product, number) for number in (3, 4, 5)] == [NODE] * 3
+    assert time.monotonic() - started < 0.4
 
 
 async def test_a_lost_answer_is_no_lost_change(product: Product) -> None:
@@ -331,6 +356,36 @@ async def test_two_gateways_that_start_together_do_not_both_send_everything(
     assert [len(product.agents[name].snapshots) for name in names] == [1] * len(names)
 
 
+async def test_a_gateway_whose_snapshot_does_not_get_through_lets_another_send_it(
+    product: Product, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent, claimed, real = await with_server(product), list[tuple[object, ...]](), claims.give_back
+
+    async def take(tx: Transaction, *claim: object) -> bool:
+        claimed.append(claim[:3])
+        return True
+
+    async def give_back(tx: Transaction, *claim: object) -> None:
+        await real(tx, *claim)  # type: ignore[arg-type]
+        claimed.append(claim)
+        raise DatabaseUnavailable("away")  # then it runs out by itself
+
+    async def lost(*_: object) -> Applied:
+        raise AgentUnreachable("the answer was lost")
+
+    monkeypatch.setattr(claims, "take", take)
+    monkeypatch.setattr(claims, "give_back", give_back)
+    with monkeypatch.context() as path:
+        path.setattr(product.agents, "snapshot", lost)
+        agent.lose_state()
+        await until(lambda: len(claimed) > 2)
+    await until(lambda: not agent.needs_snapshot)
+    work, node_id, holder = claimed[0]
+    assert (work, node_id) == ("snapshot", (await direct.node(product.store, NODE)).id) and holder
+    assert set(claimed) == {claimed[0]}
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_a_waiter_that_comes_while_the_kernel_is_slow_is_released_in_time(product: Product) -> None:
     agent = await with_server(product)
     real = agent.patch
@@ -475,6 +530,119 @@ async def test_waiters_that_give_up_leave_nothing_behind(database: str) -> None:
             await task
         await direct.remove_node(product.store, NODE)
         await until(lambda: product.sync.statuses() == {})
+
+
+async def test_of_several_nodes_those_are_named_that_are_behind(database: str) -> None:
+    async with running_product(database, settle_seconds=0.4) as product:
+        agent = await with_server(product)
+        revision = (await direct.node(product.store, NODE)).revision
+        for name in ("second", "third"):
+            await direct.add_node(product.store, name, f"unix:/run/{name}.sock")
+        await until(lambda: product.sync.pending() == [])
+        product.agents["second"].away = True
+        servers = {1: "s1", 2: "s2"}
+        touched = {"third": (0, servers), "second": (1, servers), NODE: (revision, servers)}
+        started = time.monotonic()
+        assert await product.sync.all_settled(touched) == ["second"]
+        assert time.monotonic() - started < 0.7, "they are waited for together"
+        real = agent.patch
+
+        async def refused(patch: Patch, settle_ms: int) -> Applied:
+            applied = await real(patch, settle_ms)
+            return replace(applied, outcome="failed", failures=(Failure(0, "s2", "no link"),))
+
+        agent.patch = refused  # type: ignore[method-assign]
+        await create(product)
+        assert await product.sync.all_settled({NODE: (revision + 1, servers)}) == [NODE]
+        assert await product.sync.all_settled({NODE: (revision + 1, {1: "s1"})}) == []
+
+
+@pytest.mark.parametrize("by", ["a use case", "the agent's connection"])
+async def test_what_nobody_waits_for_is_sent_as_soon_as_the_loop_is_woken(database: str, by: str) -> None:
+    async with running_product(database, poll_seconds=60) as product:
+        agent = await with_server(product)
+        await create(product)
+        await until_acknowledged(product.store, agent)  # from now on it rests
+        await direct.set_time_zone(product.store, "Europe/Warsaw")
+        wake = product.sync.wake if by == "a use case" else product.agents.back
+        wake(NODE)
+        wake("nowhere")
+        await until(lambda: agent.time_zone == "Europe/Warsaw")
+
+
+async def test_connections_are_kept_to_the_nodes_that_there_are(product: Product) -> None:
+    await until(lambda: product.agents.kept == [NODE])
+    await direct.add_node(product.store, "second", "unix:/run/second.sock")
+    await until(lambda: product.agents.kept == [NODE, "second"])
+    await direct.remove_node(product.store, "second")
+    await until(lambda: product.agents.kept == [NODE])
+
+
+async def test_nodes_that_cannot_be_listed_go_on_and_each_time_it_is_said_once(
+    product: Product, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await with_server(product)
+    real, is_broken, looks = changes.rows, False, 0
+
+    async def rows(tx: Transaction) -> object:
+        nonlocal looks
+        looks += 1
+        if is_broken:
+            raise RuntimeError("broken")
+        return await real(tx)
+
+    async def looked() -> None:
+        before = looks
+        await until(lambda: looks > before + 2)
+
+    monkeypatch.setattr(changes, "rows", rows)
+    for times in (1, 2):
+        for is_broken in (True, False):
+            await looked()
+            assert await create(product, 2 * times + is_broken) == ""
+        said = [record for record in caplog.records if "event=nodes-unreadable" in record.message]
+        assert len(said) == times and all(record.exc_info for record in said)
+    await direct.add_node(product.store, "second", "unix:/run/second.sock")
+    await until(lambda: "second" in product.sync.statuses())
+
+
+async def test_an_agent_may_take_as_long_as_callers_wait(
+    product: Product, monkeypatch: pytest.MonkeyPatch, settle_seconds: float
+) -> None:
+    agent, given = product.agents[NODE], set[tuple[str, int]]()
+    patch, snapshot = agent.patch, agent.snapshot
+
+    async def patched(sent: Patch, settle_ms: int) -> Applied:
+        given.add(("patch", settle_ms))
+        return await patch(sent, settle_ms)
+
+    async def replaced(sent: Snapshot, settle_ms: int) -> Applied:
+        given.add(("snapshot", settle_ms))
+        return await snapshot(sent, settle_ms)
+
+    monkeypatch.setattr(agent, "patch", patched)
+    monkeypatch.setattr(agent, "snapshot", replaced)
+    await with_server(product)
+    agent.lose_state()
+    await create(product)
+    await create(product, 1)
+    assert given == {(call, int(settle_seconds * 1000)) for call in ("patch", "snapshot")}
+
+
+async def test_what_is_known_of_each_agent_is_told(product: Product) -> None:
+    agent = await with_server(product)
+    await create(product)
+    product.agents["gone"].away = True
+    for name in ("gone", "good"):
+        await direct.add_node(product.store, name, f"unix:/run/{name}.sock")
+    agent.origin, agent.revision, agent.epoch = Origin("theirs", 5, NODE), 90, "theirs"
+    reports = product.sync.reports
+    await until(lambda: {"gone", "good"} <= reports().keys() and bool(reports()[NODE].contested))
+    await until(lambda: bool(reports()["gone"].away) and reports()["good"].status is not None)
+    assert reports()["gone"] == Report(None, "away", "no-answer")
+    assert product.sync.absent() == {"gone"}
+    assert reports()["good"] == Report(product.sync.statuses()["good"])
+    assert "of another database" in reports()[NODE].contested and not reports()[NODE].away
 
 
 async def test_a_quiet_node_is_only_asked_for_its_status(product: Product) -> None:
