@@ -59,7 +59,8 @@ class Process:
 def _read(number: int) -> tuple[str, int]:
     """State and start; ("X", 0) = there is none."""
     try:
-        words = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+        # A process may call itself anything, in no alphabet too.
+        words = Path(f"/proc/{number}/stat").read_bytes().rpartition(b")")[2].decode().split()
     except (FileNotFoundError, ProcessLookupError):
         return "X", 0
     return words[0], int(words[STARTED])

@@ -73,6 +73,16 @@ def test_only_what_runs_with_our_files_is_ours(tmp_path: Path) -> None:
         assert programs.running(paths) == [own]
 
 
+def test_who_calls_himself_in_no_alphabet_disturbs_nobody(tmp_path: Path) -> None:
+    """Any user of the host may."""
+    naming = "import ctypes, time; ctypes.CDLL(None).prctl(15, b'\\xff) \\xfe'); print(flush=True); time.sleep(30)"
+    with subprocess.Popen([sys.executable, "-c", naming], stdout=subprocess.PIPE) as odd:
+        assert odd.stdout is not None
+        odd.stdout.readline()
+        assert programs.running(Paths(tmp_path)) == []
+        odd.kill()
+
+
 @contextmanager
 def fake(name: str, environment: dict[str, str]) -> Iterator[programs.Process]:
     """One that sleeps and calls itself so."""
