@@ -335,13 +335,14 @@ async def test_two_gateways_that_start_together_do_not_both_send_everything(
 async def test_a_gateway_whose_snapshot_does_not_get_through_lets_another_send_it(
     product: Product, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    agent, claimed = await with_server(product), list[tuple[object, ...]]()
+    agent, claimed, real = await with_server(product), list[tuple[object, ...]](), claims.give_back
 
     async def take(tx: Transaction, *claim: object) -> bool:
         claimed.append(claim[:3])
         return True
 
     async def give_back(tx: Transaction, *claim: object) -> None:
+        await real(tx, *claim)  # type: ignore[arg-type]
         claimed.append(claim)
         raise DatabaseUnavailable("away")  # then it runs out by itself
 
@@ -537,6 +538,7 @@ async def test_what_nobody_waits_for_is_sent_as_soon_as_the_loop_is_woken(databa
     async with running_product(database, poll_seconds=60) as product:
         agent = await with_server(product)
         await create(product)
+        await until_acknowledged(product.store, agent)  # from now on it rests
         await direct.set_time_zone(product.store, "Europe/Warsaw")
         wake = product.sync.wake if by == "a use case" else product.agents.back
         wake(NODE)
@@ -614,6 +616,7 @@ async def test_what_is_known_of_each_agent_is_told(product: Product) -> None:
     await until(lambda: {"gone", "good"} <= reports().keys() and bool(reports()[NODE].contested))
     await until(lambda: bool(reports()["gone"].away) and reports()["good"].status is not None)
     assert reports()["gone"] == Report(None, "away", "no-answer")
+    assert product.sync.absent() == {"gone"}
     assert reports()["good"] == Report(product.sync.statuses()["good"])
     assert "of another database" in reports()[NODE].contested and not reports()[NODE].away
 
