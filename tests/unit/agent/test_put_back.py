@@ -153,6 +153,7 @@ def test_a_table_that_went_with_its_last_rule_begins_anew(box: Box) -> None:
 @pytest.mark.parametrize("mark", [100, 101])
 def test_rules_are_begun_anew_once(box: Box, mark: int) -> None:
     box.change(account(2))
+    box.full()
     assert box.change(replace(HEIR, mark=mark), remove=(2,)).count("change marks 10.0.1.2") == 1
 
 

@@ -700,9 +700,9 @@ def test_who_is_cut_off_without_an_uplink_is_looked_for_on_all_links_and_on_no_u
     assert scopes == {LINKS: begin, **dict.fromkeys((PEERS, LOGINS, FORWARDING), rest)}
 
 
-def test_a_plan_is_what_a_full_pass_would_change_and_changes_nothing(box: Box) -> None:
+def test_a_plan_is_what_a_full_pass_would_change_and_changes_nothing(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box.change(account(2), account(3))
-    box.kernel.mtu = 1380
+    monkeypatch.setattr(box.kernel, "tunnel_mtu", lambda uplink: {"eth0": 1380}[uplink])
     del box.kernel.peers.held["wg1", key(2)]
     box.kernel.marks.held[IPv4Address("10.0.1.3")] = Mark(IPv4Address("10.0.1.3"), 4711)
     box.kernel.qdiscs.held["eth9"] = Qdisc("eth9")
