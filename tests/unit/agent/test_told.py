@@ -237,6 +237,61 @@ def test_what_cannot_be_written_is_told_once_and_stands_in_the_status_until_it_c
     assert told.count("cut off before it is written accounts=1") == 2
 
 
+def test_who_was_cut_off_before_it_is_written_stays_out_through_a_full_pass(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with node(path) as one:
+            await one.snapshot(account(2), account(3), account(4))
+
+            def full(*_: object) -> None:
+                raise StoreError("disk is full")
+
+            monkeypatch.setattr(one.store, "save_patch", full)
+            for number in (2, 3):
+                with pytest.raises(StoreError):
+                    await one.patch(account(number, enabled=False), revision=6)
+            await cut(one, {"10.0.1.4"})
+            await one.resync()
+            await cut(one, {"10.0.1.4"})
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("by", ["an empty patch", "a patch", "a snapshot"])
+def test_a_node_that_asks_serves_nobody_until_it_hears_that_what_it_holds_stands(path: Path, by: str) -> None:
+    async def story() -> None:
+        async with node(path) as one:
+            await one.snapshot(account(2), account(3), revision=5)
+            one.reconciler.ask_first()
+            await cut(one, set())
+            status = one.reconciler.status()
+            assert (status.asks, status.problem, status.accounts) == (True, reconcile.CUT_OFF, 2)
+            assert await one.patch(revision=4) is Outcome.APPLIED
+            await one.resync()
+            assert one.reconciler.status().asks and not one.kernel.peers.held, "that is no word about what it holds"
+            if by == "a snapshot":
+                await one.snapshot(account(2), account(3), revision=6)
+            else:
+                await one.patch(revision=5 if by == "an empty patch" else 6)
+            status = one.reconciler.status()
+            assert (status.asks, status.problem) == (False, "")
+            await cut(one, {"10.0.1.2", "10.0.1.3"})
+
+    asyncio.run(story())
+
+
+def test_the_end_of_its_certificate_is_in_the_status(path: Path) -> None:
+    async def story() -> None:
+        async with node(path) as one:
+            await one.snapshot(account(2))
+            one.reconciler.certified(1_800_000_000)
+            status = one.reconciler.status()
+            assert (status.certificate_expires, status.applied_revision, status.uplink) == (1_800_000_000, 5, "eth0")
+
+    asyncio.run(story())
+
+
 async def cut(one: Node, left: set[str]) -> None:
     """Waits until only these addresses have a peer."""
     async with asyncio.timeout(LONG):
