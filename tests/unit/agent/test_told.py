@@ -281,13 +281,67 @@ def test_a_node_that_asks_serves_nobody_until_it_hears_that_what_it_holds_stands
     asyncio.run(story())
 
 
-def test_the_end_of_its_certificate_is_in_the_status(path: Path) -> None:
+def test_who_was_cut_off_is_let_in_by_a_snapshot_that_has_him(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with node(path) as one:
+            await one.snapshot(account(2), account(3))
+
+            def full(*_: object) -> None:
+                raise StoreError("disk is full")
+
+            with monkeypatch.context() as disk:
+                disk.setattr(one.store, "save_patch", full)
+                with pytest.raises(StoreError):
+                    await one.patch(account(2, enabled=False), revision=6)
+                await cut(one, {"10.0.1.3"})
+            assert await one.snapshot(account(2), account(3), revision=6) is Outcome.APPLIED
+            await cut(one, {"10.0.1.2", "10.0.1.3"})
+
+    asyncio.run(story())
+
+
+def test_a_caller_hears_of_a_server_of_his_snapshot_that_cannot_be_made(path: Path) -> None:
+    async def story() -> None:
+        async with node(path) as one:
+            one.kernel.refuses["links", "add", "wg1"] = "the name is taken"
+            settled = await one.reconciler.accept_snapshot(snapshot(), LONG)
+            assert (settled.outcome, settled.failures) == (Outcome.FAILED, (Failure(0, "s1", "the name is taken"),))
+
+    asyncio.run(story())
+
+
+def test_the_status_tells_what_was_counted_when_it_is_and_until_when_the_certificate_holds(path: Path) -> None:
     async def story() -> None:
         async with node(path) as one:
             await one.snapshot(account(2))
             one.reconciler.certified(1_800_000_000)
+            one.kernel.pass_traffic("10.0.1.2", 1000, 10)
+            await one.reconciler.sample()
             status = one.reconciler.status()
             assert (status.certificate_expires, status.applied_revision, status.uplink) == (1_800_000_000, 5, "eth0")
+            assert (status.counted_download, status.counted_upload) == (1000, 10)
+            assert one.reconciler.status().time > status.time > status.last_sample_time > 1_700_000_000
+
+    asyncio.run(story())
+
+
+def test_of_several_problems_the_status_tells_each_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with node(path) as one:
+            await one.snapshot(account(2))
+            one.kernel.trouble = "a flowtable"
+            await one.resync()
+
+            def full(*_: object) -> None:
+                raise StoreError("disk is full")
+
+            for name in ("save_patch", "save_sample"):
+                monkeypatch.setattr(one.store, name, full)
+            with pytest.raises(StoreError):
+                await one.patch(account(3), revision=6)
+            with pytest.raises(StoreError):
+                await one.reconciler.sample()
+            assert one.reconciler.status().problem == "a flowtable; disk is full"
 
     asyncio.run(story())
 
