@@ -155,6 +155,44 @@ def test_drift_is_repaired_and_counted_and_a_restore_is_no_drift(path: Path) -> 
     asyncio.run(story())
 
 
+def test_a_change_of_an_account_is_no_reason_to_look_at_everything(path: Path) -> None:
+    async def story() -> None:
+        async with node(path) as one:
+            await one.snapshot(account(2))
+            looked = one.reconciler.status().last_resync_time
+            assert await one.patch(account(3), revision=6) is Outcome.APPLIED
+            assert await one.patch(account(3, download=77), revision=7) is Outcome.APPLIED
+            assert one.reconciler.status().last_resync_time == looked
+
+    asyncio.run(story())
+
+
+def test_a_change_of_a_server_is_no_drift(path: Path) -> None:
+    async def story() -> None:
+        async with node(path) as one:
+            await one.snapshot(account(2))
+            for revision, changed in ((6, server(internal_traffic=True)), (7, server(mtu=1300))):
+                settled = await one.reconciler.accept_patch(Patch(one.store.epoch, 5, revision, (changed,)), LONG)
+                assert settled.outcome is Outcome.APPLIED
+            assert one.kernel.links.held["wg1"].mtu == 1300 and one.reconciler.status().drift_count == 0
+
+    asyncio.run(story())
+
+
+def test_what_was_refused_is_forgotten_when_the_next_change_of_that_account_is_taken(path: Path) -> None:
+    async def story() -> None:
+        async with node(path) as one:
+            await one.snapshot()
+            one.reconciler._resync_seconds = 60.0
+            one.kernel.refuses["classes", "add", ("wg1", 0x100)] = "no room"
+            assert await one.patch(account(2), revision=6) is Outcome.FAILED
+            one.kernel.refuses.clear()
+            assert await one.patch(account(2, download=30), revision=7) is Outcome.APPLIED
+            assert one.reconciler.status().failures == ()
+
+    asyncio.run(story())
+
+
 def test_a_hundred_changes_at_once_take_a_few_passes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         async with node(path) as one:
