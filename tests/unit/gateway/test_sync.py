@@ -165,6 +165,30 @@ async def test_a_node_that_is_known_to_be_away_takes_the_time_of_its_first_calle
     assert await create(product, 12) == ""
 
 
+@pytest.mark.parametrize("settle_seconds", [0.4])
+async def test_an_agent_that_says_nothing_takes_the_time_of_its_first_caller_only(
+    product: Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await with_server(product)
+    await create(product)
+
+    async def hangs(*_: object) -> Applied:
+        await asyncio.sleep(60)
+        raise AssertionError("nobody waits so long")
+
+    monkeypatch.setattr(agent, "patch", hangs)
+    early = asyncio.create_task(create(product, 1))
+    await asyncio.sleep(0.2)
+    early.cancel()
+    await asyncio.gather(early, return_exceptions=True)
+    assert product.sync.absent() == set(), "who hangs up early knows nothing of the agent"
+    assert await create(product, 2) == NODE
+    assert product.sync.absent() == {NODE}
+    started = time.monotonic()
+    assert [await create(product, number) for number in (3, 4, 5)] == [NODE] * 3
+    assert time.monotonic() - started < 0.4
+
+
 async def test_a_lost_answer_is_no_lost_change(product: Product) -> None:
     agent = await with_server(product)
     agent.lose_next_answer = True
