@@ -72,7 +72,8 @@ def test_a_server_with_everything() -> None:
     assert want[FORWARDING] == {"wg1": Forwarding("wg1", *way)}
     assert want[LINKS] == {"wg1": Link("wg1", clamped(one.private_key), 25_000, one.address, 1300, network)}
     assert want[RESPONDER] == {"ipsec0": Responder("ipsec0", ipv6=True)}
-    assert want[GATE] == {"ipsec0": Gate("ipsec0", IKEV2.digest, IKEV2, ipv6=True)} and want[GATE]["ipsec0"].credentials == IKEV2
+    assert want[GATE] == {"ipsec0": Gate("ipsec0", IKEV2.digest, IKEV2, ipv6=True)}
+    assert want[GATE]["ipsec0"].credentials == IKEV2
 
 
 def test_a_private_key_is_wanted_as_wireguard_keeps_it() -> None:
