@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import KernelError
-from agent.kernel.ikev2 import describe, missing, programs
+from agent.kernel.ikev2 import describe, missing, programs, responder
 from agent.kernel.ikev2.files import Paths
 from agent.model import IKEV2_DEVICE
 from agent.objects import Diff, LoginRow, Responder
@@ -23,7 +23,11 @@ from tests.netns.ikev2_box import is_refused
 from tests.netns.test_ikev2 import LOGIN_SECONDS, SCOPE, Box, row
 from tests.netns.tunnels import eventually, run
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "IKEv2 is here")
+pytestmark = [
+    pytest.mark.skipif(bool(missing()), reason=missing() or "IKEv2 is here"),
+    # Files and programs are the same with either; the kernel's ESP is a matter of test_ikev2.py.
+    pytest.mark.parametrize("box", ["userspace"], indirect=True),
+]
 shown, box, opened, connect = test_ikev2.shown, test_ikev2.box, test_ikev2.opened, test_ikev2.connect
 UNSOUND = {IKEV2_DEVICE: Responder(IKEV2_DEVICE, is_sound=False)}
 SOUND = {IKEV2_DEVICE: Responder(IKEV2_DEVICE)}
@@ -173,6 +177,19 @@ def test_a_program_that_hangs_is_started_anew_and_holds_up_no_pass(
     connect(0, 2)
     eventually(lambda: len(opened.who()) == 1, LOGIN_SECONDS)
     assert opened.run(opened.responders.read, SCOPE) == SOUND and opened.pid("charon") == anew
+
+
+def test_one_that_has_too_much_to_do_is_not_ended_for_that_but_not_for_ever(
+    opened: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strangers may keep it busy, and who is in would be put out for them."""
+    monkeypatch.setattr(programs.Process, "worked", lambda process: time.monotonic())
+    monkeypatch.setattr(responder, "MOST_EXCUSED", 2)
+    os.kill(opened.pid("charon"), signal.SIGSTOP)
+    found = [opened.run(opened.responders.read, SCOPE) for _ in range(3)]
+    os.kill(opened.pid("charon"), signal.SIGCONT)
+    assert found == [SOUND, SOUND, UNSOUND]
+    assert opened.run(opened.responders.read, SCOPE) == SOUND
 
 
 def test_logins_that_wait_for_one_that_hangs_hold_up_no_pass(opened: Box, connect: Callable[..., Path]) -> None:

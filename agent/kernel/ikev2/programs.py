@@ -22,7 +22,8 @@ from agent.kernel.ikev2.files import Paths, write
 CHARON, RADIUS = "/usr/sbin/charon-systemd", "/usr/sbin/freeradius"
 END_SECONDS = 5.0
 POLL_SECONDS = 0.02
-STARTED = 19  # field of /proc/PID/stat behind the name: ticks since boot
+# Fields of /proc/PID/stat behind the name: ticks in user mode, in the kernel, and when it started, since boot.
+IN_USER, IN_KERNEL, STARTED = 11, 12, 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,11 @@ class Process:
         except ChildProcessError:
             return state not in "ZX"
 
+    def worked(self) -> float:
+        """Seconds of CPU, all its threads together."""
+        words = _words(self.number)
+        return (int(words[IN_USER]) + int(words[IN_KERNEL])) / os.sysconf("SC_CLK_TCK") if words else 0.0
+
     def end(self, patience: float = END_SECONDS) -> None:
         """`patience`: for who may end by himself; one who hangs will not. Raises KernelError."""
         for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, END_SECONDS)):
@@ -58,12 +64,16 @@ class Process:
 
 def _read(number: int) -> tuple[str, int]:
     """State and start; ("X", 0) = there is none."""
+    words = _words(number)
+    return (words[0], int(words[STARTED])) if words else ("X", 0)
+
+
+def _words(number: int) -> list[str]:
+    """Of /proc/PID/stat, behind the name, which may be anything, in no alphabet too; [] = there is no process."""
     try:
-        # A process may call itself anything, in no alphabet too.
-        words = Path(f"/proc/{number}/stat").read_bytes().rpartition(b")")[2].decode().split()
+        return Path(f"/proc/{number}/stat").read_bytes().rpartition(b")")[2].decode().split()
     except (FileNotFoundError, ProcessLookupError):
-        return "X", 0
-    return words[0], int(words[STARTED])
+        return []
 
 
 def start(arguments: list[str], environment: Mapping[str, str]) -> Process:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -52,6 +53,7 @@ NEEDED = {  # by package
 }
 READY_SECONDS = 15.0
 CHARON_SECONDS = 3.0  # for an answer; one that has nothing but logins to do takes milliseconds
+BUSY_SHARE, MOST_EXCUSED = 0.1, 10  # of the time that it was waited for, in CPU; readings
 # Bytes. Of the XFRM interface: with what ESP of any cipher and UDP add, a packet fits into the 1450 of some networks.
 # Segments are clamped to it: who hears no ICMP would send 1500, which never arrive. charon gives its TUN 1400.
 MTUS: dict[Esp, int] = {"kernel": 1360, "userspace": 1400}
@@ -85,6 +87,7 @@ class Responders:
         self._esp = esp
         self._charon = Charon(self._paths.control, CHARON_SECONDS)
         self._hung: frozenset[Process] = frozenset()  # as the last reading found: nobody waits for those a second time
+        self._excused = 0  # readings one after the other in which one was too busy to answer
 
     def read(self, scope: Scope) -> dict[str, Responder]:
         """Also one that is ours and not as it should be: then it is named as one that nobody wants."""
@@ -119,11 +122,18 @@ class Responders:
         return self._silent(held, asked)
 
     def _silent(self, held: Mapping[str, Process], asked: Radius) -> str:
-        """Is one of them there and does nothing?"""
+        """Is one of them there and does nothing? One that works has too much to do: strangers may see to that, and to
+        start it anew would put everybody out for them. But not for ever: it may go round in circles."""
         silent = [name for name, process in held.items() if process in self._hung]
         if not silent:
+            worked, began = {name: process.worked() for name, process in held.items()}, time.monotonic()
             silent += [] if asked.answers() else ["freeradius"]
             silent += [] if self._has_version() else ["charon"]
+            least = BUSY_SHARE * (time.monotonic() - began)
+            busy = [name for name in silent if held[name].worked() - worked[name] > least]
+            self._excused = self._excused + 1 if busy else 0
+            if self._excused <= MOST_EXCUSED:
+                silent = [name for name in silent if name not in busy]
             self._hung = frozenset(held[name] for name in silent)
         return f"no answer from {' and '.join(silent)}" if silent else ""
 

@@ -49,6 +49,20 @@ def test_a_number_that_was_given_again_is_another_process() -> None:
         process.end()
 
 
+def test_who_works_is_told_from_who_waits() -> None:
+    words = [sys.executable, "-c"]
+    works, waits = (programs.start([*words, code], {}) for code in ("while True: pass", "import time; time.sleep(30)"))
+    try:
+        until = time.monotonic() + 20
+        while works.worked() < 0.5 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert works.worked() >= 0.5 > waits.worked()
+    finally:
+        works.end()
+        waits.end()
+    assert works.worked() == 0.0
+
+
 @pytest.mark.parametrize("patience", [0, 0.2])
 def test_one_that_is_stopped_ends_all_the_same(patience: float) -> None:
     process = programs.start([sys.executable, "-c", "import time; time.sleep(30)"], {})
