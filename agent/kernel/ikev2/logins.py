@@ -45,8 +45,8 @@ class Logins:
             self._end(frozenset(ending))
             self._users.delete(diff.remove)
         self._users.put((*diff.change.values(), *diff.add.values()))
-        asked = radius.started(self._paths.asked)
-        if asked is None or not asked.reads(self._paths.users):
+        asked, is_there = radius.started(self._paths.asked), radius.identity(self._paths.users) is not None
+        if is_there and (asked is None or not asked.reads(self._paths.users)):
             raise KernelError(f"the list of IKEv2 logins ({self._paths.users}) is not the one that FreeRADIUS reads")
         return {}
 
