@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-RUNG_SECONDS = 20 * 60  # about twice what the longest rung takes; one that hangs is ended
+RUNG_SECONDS = 35 * 60  # about twice what the longest rung takes; one that hangs is ended
 END_SECONDS = 30  # for fixtures to clean up after an interrupt
 
 BESIDE, ALONE = ("system", "contract"), ("netns", "main_job", "fleet")
